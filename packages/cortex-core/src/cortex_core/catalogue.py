@@ -1,0 +1,129 @@
+"""The catalogue: which models the fleet may serve, and how each is to be loaded."""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from cortex_core.config import load_toml, to_settings
+from cortex_core.errors import SettingsError
+from cortex_core.ids import ModelId, NodeName
+from cortex_core.units import bytes_from_mib
+
+PINNED_PRIORITY = 1000
+"""Residency priority of a pinned profile that states none."""
+
+DEFAULT_PRIORITY = 100
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199}")
+
+Mib = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[models]]` entry."""
+
+    id: ModelId
+    """Hub id or path, as the engine takes it."""
+    harness: str
+    """Which harness loads it: `vllm` or `simulated`."""
+    quant: str | None = None
+    """Quantisation to load it with; none takes what the weights say."""
+    vram_mb: Mib | None = None
+    """Estimate of the device memory over all its devices, in MiB."""
+    min_devices: Count = 1
+    """Devices that it needs together; its tensor-parallel size."""
+    min_device_vram_mb: Mib = 0
+    """Memory that each of these devices must have in all, in MiB."""
+    pinned_on: tuple[NodeName, ...] = ()
+    """Nodes on which alone it may live, and from which it is never evicted."""
+    residency_priority: int | None = None
+    """Lower is evicted first; 100 when absent, 1000 when pinned."""
+    engine: Mapping[str, object] = msgspec.field(default_factory=dict)
+    """Options passed to the engine under their own names."""
+
+    @property
+    def vram_bytes(self) -> int | None:
+        """Estimate over all its devices, in bytes; `None` when the catalogue has none."""
+        return None if self.vram_mb is None else bytes_from_mib(self.vram_mb)
+
+    @property
+    def priority(self) -> int:
+        """Effective residency priority."""
+        if self.residency_priority is not None:
+            return self.residency_priority
+        return PINNED_PRIORITY if self.pinned_on else DEFAULT_PRIORITY
+
+
+    @property
+    def context(self) -> int | None:
+        """Context in tokens as far as the engine options state it (`max_model_len`)."""
+        context = self.engine.get("max_model_len")
+        return context if isinstance(context, int) else None
+
+
+class CatalogueFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`models.toml` as it is written."""
+
+    models: tuple[Profile, ...] = ()
+    """The profiles; ids are unique."""
+    aliases: Mapping[str, ModelId] = msgspec.field(default_factory=dict)
+    """Further names, each for one model; a target need not be in the catalogue."""
+
+
+class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+    """All profiles and aliases."""
+
+    profiles: Mapping[ModelId, Profile] = msgspec.field(default_factory=dict)
+    aliases: Mapping[str, ModelId] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def from_file(cls, file: CatalogueFile, source: str) -> "Catalogue":
+        """Check what single fields cannot say.
+
+        Raises:
+            SettingsError: an id is malformed or there twice, or an alias cannot work.
+        """
+        _check(file, source)
+        return cls(
+            profiles={profile.id: profile for profile in file.models}, aliases=file.aliases
+        )
+
+
+def load_catalogue(path: pathlib.Path, environ: Mapping[str, str] | None = None) -> Catalogue:
+    """Read `models.toml`.
+
+    Args:
+        path: the file.
+        environ: taken for symmetry with the other loaders; the catalogue has no overlay.
+
+    Raises:
+        SettingsError: with file, TOML path, what is wrong and what would be right.
+    """
+    return Catalogue.from_file(to_settings(load_toml(path), CatalogueFile, str(path)), str(path))
+
+
+def _check(catalogue: CatalogueFile, source: str) -> None:
+    seen: set[str] = set()
+    for position, profile in enumerate(catalogue.models):
+        where = f"{source}: models[{position}]"
+        if not _ID.fullmatch(profile.id) and not profile.id.startswith("/"):
+            raise SettingsError(
+                f"{where}.id: {profile.id!r} is no model id; use letters, digits and ._:@/+-"
+            )
+        if profile.id in seen:
+            raise SettingsError(f"{where}.id: {profile.id!r} is there twice; ids are unique")
+        seen.add(profile.id)
+    for alias, target in catalogue.aliases.items():
+        if alias in seen:
+            raise SettingsError(
+                f"{source}: aliases.{alias!r}: is also a model's id; choose another name"
+            )
+        if target in catalogue.aliases:
+            raise SettingsError(
+                f"{source}: aliases.{alias!r}: points at the alias {target!r}; name the model itself"
+            )

@@ -1,0 +1,174 @@
+"""What an engine is told, what it says of itself, and the protocol that wraps one.
+
+A harness knows how to bring up one kind of engine; an engine is one loaded model. Both are
+implemented by the neuron (`vllm`, `simulated`); the protocol is here so that others can be.
+"""
+
+import enum
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from cortex_core.ids import DeviceIndex, ModelId, RequestId
+
+
+class Route(enum.StrEnum):
+    """The inference paths of a neuron, which are the engine-facing dialect of cortex."""
+
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
+    TOKENIZE = "/tokenize"
+    DETOKENIZE = "/detokenize"
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model can do; on the wire as an object of booleans."""
+
+    chat: bool = False
+    completions: bool = False
+    embeddings: bool = False
+    tools: bool = False
+    """Tool calls are parsed out of the text."""
+    reasoning: bool = False
+    """Reasoning is separated from the text."""
+    vision: bool = False
+    audio: bool = False
+    sleep: bool = False
+    """The harness can put it to sleep."""
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """Token limits of a model; `None` means not known."""
+
+    context: int | None = None
+    """Prompt and answer together, in tokens."""
+    output: int | None = None
+    """Longest answer, in tokens."""
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is to be loaded; two equal specs give the same engine."""
+
+    model: ModelId
+    harness: str
+    devices: tuple[DeviceIndex, ...] = ()
+    """Devices to use, in rank order; empty lets the neuron choose."""
+    quant: str | None = None
+    tensor_parallel: int | None = None
+    vram_bytes: int | None = None
+    """Estimate over all its devices together; `None` when the catalogue has none."""
+    engine: Mapping[str, object] = msgspec.field(default_factory=dict)
+    """Options of the engine under their own names, as TOML and JSON can say them."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded engine says of itself."""
+
+    capabilities: Capabilities
+    limit: Limit
+    vram_bytes: int | None = None
+    """Device memory that it holds, over all its devices; `None` when not measured."""
+
+
+class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy an engine is.
+
+    Source of the numbers for vLLM: its gauges `vllm:num_requests_running`,
+    `vllm:num_requests_waiting` and `vllm:kv_cache_usage_perc`.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache_usage: float | None = None
+    """In [0, 1]; `None` means not measured."""
+    prefill_tok_per_s: float | None = None
+    decode_tok_per_s: float | None = None
+
+
+class EngineAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A successful answer of an engine: one body, or a stream."""
+
+    body: bytes | AsyncIterator[bytes]
+    """JSON, or ready-made SSE bytes. Whoever takes the stream closes it with `aclose`."""
+    content_type: str = "application/json"
+
+
+class Engine(Protocol):
+    """One loaded model. All methods are called on the event loop that loaded it."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it can do."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Short reason why it is dead; `None` while it lives."""
+        ...
+
+    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+        """Answer one request; cancelling the call or closing the stream aborts it.
+
+        Args:
+            route: which inference path was asked.
+            body: the caller's JSON, undecoded.
+            request_id: for the engine's own log and abort.
+
+        Raises:
+            RequestError: as the caller shall see it.
+        """
+        ...
+
+    def load(self) -> EngineLoad:
+        """Return how busy it is; never blocks."""
+        ...
+
+    async def failed(self) -> str:
+        """Wait until the engine dies by itself and return the short reason."""
+        ...
+
+    async def close(self, timeout_s: float) -> None:
+        """Let running requests finish for up to `timeout_s`, then free everything."""
+        ...
+
+
+ProgressCallback = Callable[[str, int | None, int | None], None]
+"""Called with stage, bytes done and bytes in all; the numbers may be unknown."""
+
+
+class Harness(Protocol):
+    """Brings up engines of one kind."""
+
+    @property
+    def name(self) -> str:
+        """As in `harness = "..."` of a profile."""
+        ...
+
+    async def check(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec` completed with what the harness knows without a device.
+
+        Raises:
+            InvalidRequestError: an engine option does not exist or has a wrong type.
+            NotFoundError: there are no weights for the model here.
+        """
+        ...
+
+    async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> Engine:
+        """Bring up an engine for a checked spec; cancelling the call undoes it.
+
+        Raises:
+            RequestError: why it cannot be loaded, short enough to show.
+        """
+        ...
+
+    def metrics(self) -> bytes:
+        """Return the engines' own series in Prometheus' text format, possibly empty."""
+        ...
+
+    async def close(self) -> None:
+        """Free what the harness itself holds; its engines are closed already."""
+        ...

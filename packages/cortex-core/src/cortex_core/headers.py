@@ -1,0 +1,67 @@
+"""Which headers cross the gateway, in either direction."""
+
+from collections.abc import Iterable
+
+# RFC 9110 section 7.6.1, plus the two names that RFC 2616 listed and old software still sends.
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+REQUEST_ALLOWED = frozenset(
+    {
+        "accept",
+        "content-type",
+        "content-encoding",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "x-client-request-id",
+        "x-request-id",
+        "x-cortex-priority",
+        "x-cortex-session",
+    }
+)
+"""Request headers that a neuron gets to see; everything else stays at the gateway."""
+
+_RESPONSE_DROPPED = HOP_BY_HOP | {
+    # The gateway's own server writes these for its own connection.
+    "content-length",
+    "date",
+    "server",
+    "alt-svc",
+    # The gateway names the request itself.
+    "x-request-id",
+    "request-id",
+    "set-cookie",
+}
+
+
+def request_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the caller's headers that go upstream, in order, names in lower case."""
+    return [(name.lower(), value) for name, value in headers if name.lower() in REQUEST_ALLOWED]
+
+
+def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the upstream's headers that go to the caller, in order, names in lower case.
+
+    Names that the upstream lists in `Connection` are hop-by-hop too (RFC 9110 section 7.6.1).
+    """
+    pairs = [(name.lower(), value) for name, value in headers]
+    named = {
+        token.strip().lower()
+        for name, value in pairs
+        if name == "connection"
+        for token in value.split(",")
+    }
+    dropped = _RESPONSE_DROPPED | named
+    return [(name, value) for name, value in pairs if name not in dropped]

@@ -1,0 +1,121 @@
+"""A node: the machine, what its neuron discovered, and what it reports."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cortex_core.device import Device, DeviceReading
+from cortex_core.ids import BootId, DeviceIndex, ModelId, NodeName, ReplicaId
+from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
+from cortex_core.units import bytes_from_mib
+from cortex_core.wire.neuron import Activation, DeviceHealth, Discovery, Health, ModelReport
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What discovery found; the same for one life of the neuron."""
+
+    hostname: str
+    devices: tuple[Device, ...]
+    harnesses: tuple[str, ...]
+    boot_id: BootId | None = None
+    version: str | None = None
+    cuda_unavailable_reason: str | None = None
+
+
+class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a neuron said of its changing state."""
+
+    replicas: tuple[Replica, ...]
+    """In the neuron's order; each model at most once."""
+    devices: tuple[DeviceReading, ...] = ()
+    activation: Activation | None = None
+    boot_id: BootId | None = None
+    is_draining: bool = False
+
+
+def facts_from_wire(discovery: Discovery) -> NodeFacts:
+    """Return the facts in a `/discovery` answer."""
+    return NodeFacts(
+        hostname=discovery.hostname,
+        devices=tuple(
+            Device(
+                index=DeviceIndex(device.index),
+                name=device.name,
+                vram_total_bytes=bytes_from_mib(device.vram_total_mb or 0),
+                compute_capability=device.compute_capability or "",
+                uuid=device.uuid,
+                mig=device.mig,
+                numa_node=device.numa_node,
+            )
+            for device in discovery.devices
+        ),
+        harnesses=discovery.harnesses,
+        boot_id=BootId(discovery.boot_id) if discovery.boot_id else None,
+        version=discovery.version,
+        cuda_unavailable_reason=discovery.cuda_unavailable_reason,
+    )
+
+
+def report_from_wire(
+    node: NodeName, models: Sequence[ModelReport], health: Health | None
+) -> NodeReport:
+    """Join a `/models` and a `/health` answer; a neuron of the given kind may lack parts."""
+    busy = {entry.id: entry for entry in health.models} if health else {}
+    replicas = []
+    for model in models:
+        replica = _replica(node, model)
+        load = busy.get(model.id)
+        if load is not None:
+            replica = msgspec.structs.replace(
+                replica,
+                in_flight=load.in_flight,
+                queued=load.queued,
+                kv_cache_usage=load.kv_cache_usage,
+            )
+        replicas.append(replica)
+    return NodeReport(
+        replicas=tuple(replicas),
+        devices=tuple(_reading(device) for device in health.devices) if health else (),
+        activation=health.activation if health else None,
+        boot_id=BootId(health.boot_id) if health and health.boot_id else None,
+        is_draining=health.draining if health else False,
+    )
+
+
+def _replica(node: NodeName, report: ModelReport) -> Replica:
+    progress = None
+    if report.progress is not None:
+        progress = LoadProgress(
+            stage=report.progress.stage,
+            done_bytes=report.progress.done_bytes,
+            total_bytes=report.progress.total_bytes,
+            eta_s=report.progress.eta_s,
+        )
+    servable = report.servable
+    return Replica(
+        id=ReplicaId(node=node, model=ModelId(report.id)),
+        status=ReplicaStatus.from_wire(report.status),
+        harness=report.harness,
+        devices=tuple(DeviceIndex(index) for index in report.devices),
+        vram_used_bytes=None if report.vram_used_mb is None else bytes_from_mib(report.vram_used_mb),
+        capabilities=report.capabilities,
+        limit=report.limit,
+        last_used=report.last_used,
+        load_s=report.load_s,
+        progress=progress,
+        unservable_reason=None
+        if servable is None or servable.ok
+        else (servable.reason or "the neuron says that it takes no requests"),
+        error=report.error,
+    )
+
+
+def _reading(device: DeviceHealth) -> DeviceReading:
+    used, free, busy = device.vram_used_mb, device.vram_free_mb, device.utilization_pct
+    return DeviceReading(
+        index=DeviceIndex(device.index),
+        vram_used_bytes=None if used is None else bytes_from_mib(used),
+        vram_free_bytes=None if free is None else bytes_from_mib(free),
+        utilization_ratio=None if busy is None else busy / 100,
+        temp_c=device.temp_c,
+    )

@@ -1,0 +1,1 @@
+"""Messages as they cross process borders, one module per protocol."""

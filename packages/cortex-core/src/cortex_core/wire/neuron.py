@@ -1,0 +1,190 @@
+"""The neuron's control messages and reports.
+
+Fields without a default are the given ones that every neuron sends; all others may be absent.
+Sizes named `*_mb` are MiB. Unknown fields are ignored, so that a gateway and a neuron one
+version apart still work together.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from cortex_core.harness import Capabilities, Limit
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """A direct connection between two devices of a node."""
+
+    peer: int
+    """Index of the other device."""
+    kind: str
+    """Such as `nvlink` or `pcie`."""
+
+
+class DiscoveredDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device in `/discovery`."""
+
+    index: int
+    name: str
+    vram_total_mb: int | None = None
+    compute_capability: str | None = None
+    uuid: str | None = None
+    mig: bool = False
+    numa_node: int | None = None
+    links: tuple[Link, ...] = ()
+
+
+class Discovery(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of `GET /discovery`."""
+
+    hostname: str
+    devices: tuple[DiscoveredDevice, ...] = ()
+    harnesses: tuple[str, ...] = ()
+    os: str = ""
+    kernel: str = ""
+    cuda_version: str | None = None
+    driver_version: str | None = None
+    boot_id: str | None = None
+    version: str | None = None
+    cuda_unavailable_reason: str | None = None
+
+
+class DeviceHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """A device in `/health`; `None` is not known."""
+
+    index: int
+    vram_used_mb: int | None = None
+    vram_free_mb: int | None = None
+    utilization_pct: float | None = None
+    temp_c: float | None = None
+
+
+class ActivationFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """A default model that did not load."""
+
+    model_id: str
+    error: str
+
+
+class Activation(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the loading of `default_models` is."""
+
+    state: str
+    """`pre_warming` or `ready`."""
+    pending: tuple[str, ...] = ()
+    in_progress: str | None = None
+    completed: tuple[str, ...] = ()
+    failed: tuple[ActivationFailure, ...] = ()
+
+
+class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy a model is, in `/health`."""
+
+    id: str
+    status: str
+    in_flight: int = 0
+    queued: int = 0
+    kv_cache_usage: float | None = None
+    tok_s_prefill: float | None = None
+    tok_s_decode: float | None = None
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of `GET /health`."""
+
+    uptime_secs: float
+    devices: tuple[DeviceHealth, ...] = ()
+    activation: Activation | None = None
+    boot_id: str | None = None
+    models: tuple[ModelLoad, ...] = ()
+    draining: bool = False
+
+
+class Servable(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a model takes requests now."""
+
+    ok: bool
+    reason: str | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a load is."""
+
+    stage: str
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    eta_s: float | None = None
+
+
+class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A model in `GET /models` and in `model` events."""
+
+    id: str
+    harness: str = ""
+    status: str = "loaded"
+    devices: tuple[int, ...] = ()
+    vram_used_mb: int | None = None
+    capabilities: Capabilities | None = None
+    limit: Limit | None = None
+    last_used: float | None = None
+    """Epoch seconds."""
+    load_s: float | None = None
+    sleep_level: int | None = None
+    servable: Servable | None = None
+    progress: Progress | None = None
+    error: str | None = None
+
+
+class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /models/load`."""
+
+    model_id: str
+    harness: str
+    quant: str | None = None
+    tensor_parallel: int | None = None
+    devices: tuple[int, ...] | None = None
+    """`None` lets the neuron choose."""
+    engine: Mapping[str, object] = msgspec.field(default_factory=dict)
+    vram_mb: int | None = None
+    """The catalogue's estimate over all devices."""
+
+
+class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /models/unload`."""
+
+    model_id: str
+    drain_timeout_s: float | None = None
+    """How long running requests may go on; `None` takes the neuron's setting."""
+    force: bool = False
+    """Cut running requests at once."""
+
+
+class StatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of a control command that succeeded."""
+
+    status: Literal["loaded", "loading", "unloaded", "sleeping"]
+
+
+class EndpointAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of `GET /models/{id}/endpoint`."""
+
+    url: str
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Data of a `snapshot` event: everything, sent first and after a gap."""
+
+    discovery: Discovery
+    health: Health
+    models: tuple[ModelReport, ...]
+
+
+SNAPSHOT_EVENT = "snapshot"
+"""Event name of a `Snapshot`: replaces all that was known of the node."""
+
+MODEL_EVENT = "model"
+"""Event name of a `ModelReport`: replaces that model; status `unloaded` removes it."""
+
+HEALTH_EVENT = "health"
+"""Event name of a `Health`: devices, activation, how busy each model is, draining."""

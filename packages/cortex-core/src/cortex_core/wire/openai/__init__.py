@@ -1,0 +1,1 @@
+"""OpenAI's dialect, as far as cortex reads or writes it itself."""
