@@ -1,0 +1,1 @@
+"""The fleet as one immutable value, how it changes, and how it is shown."""

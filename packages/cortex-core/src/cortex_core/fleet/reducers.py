@@ -1,0 +1,170 @@
+"""How the fleet snapshot changes: each function returns the next one."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from cortex_core.fleet import breaker as breakers
+from cortex_core.fleet.state import (
+    FleetState,
+    LoadCommand,
+    LoadFailure,
+    NodeHealth,
+    NodeState,
+)
+from cortex_core.ids import NodeName, ReplicaId
+from cortex_core.node import NodeFacts, NodeReport
+from cortex_core.replica import Replica, ReplicaStatus
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MISSES_TO_DOWN = 3
+FIRST_COOL_DOWN_S = 5.0
+MAX_COOL_DOWN_S = 300.0
+
+
+def from_endpoints(endpoints: Mapping[NodeName, str]) -> FleetState:
+    """Return a fleet of nodes that have not been seen yet."""
+    return FleetState(
+        nodes={
+            name: NodeState(name=name, endpoint=url.rstrip("/"))
+            for name, url in endpoints.items()
+        }
+    )
+
+
+def with_facts(state: FleetState, name: NodeName, facts: NodeFacts) -> FleetState:
+    """Return the fleet with what discovery found on a node."""
+    return _with_node(state, msgspec.structs.replace(state.nodes[name], facts=facts))
+
+
+def with_report(state: FleetState, name: NodeName, report: NodeReport, now: float) -> FleetState:
+    """Return the fleet after a node's full report, which also proves that it is up.
+
+    A boot id that differs from that of the facts voids them, so that discovery is asked again.
+    """
+    node = state.nodes[name]
+    facts = node.facts
+    if facts is not None and report.boot_id is not None and facts.boot_id != report.boot_id:
+        facts = None
+    replicas = {
+        replica.id.model: replica
+        for replica in report.replicas
+        if replica.status is not ReplicaStatus.UNLOADED
+    }
+    node = msgspec.structs.replace(
+        node,
+        health=NodeHealth.UP,
+        misses=0,
+        facts=facts,
+        replicas=replicas,
+        readings={reading.index: reading for reading in report.devices},
+        activation=report.activation,
+        is_draining=report.is_draining,
+        reported_at=now,
+        last_error=None,
+    )
+    return _forgiven(_with_node(state, node), replicas.values())
+
+
+def with_replica(state: FleetState, replica: Replica, now: float) -> FleetState:
+    """Return the fleet after news of one replica; `unloaded` removes it."""
+    node = state.nodes[replica.id.node]
+    if replica.status is ReplicaStatus.UNLOADED:
+        replicas = _without(node.replicas, replica.id.model)
+    else:
+        replicas = {**node.replicas, replica.id.model: replica}
+    node = msgspec.structs.replace(node, replicas=replicas, reported_at=now)
+    return _forgiven(_with_node(state, node), (replica,))
+
+
+def with_doubt(state: FleetState, replica: ReplicaId) -> FleetState:
+    """Return the fleet after a neuron refused a request that the snapshot had promised it serves.
+
+    The replica's status is unknown until the next report, so nothing is routed there and a load
+    may be planned.
+    """
+    node = state.nodes[replica.node]
+    known = node.replicas.get(replica.model)
+    if known is None:
+        return state
+    doubted = msgspec.structs.replace(known, status=ReplicaStatus.UNKNOWN)
+    replicas = {**node.replicas, replica.model: doubted}
+    return _with_node(state, msgspec.structs.replace(node, replicas=replicas))
+
+
+def with_miss(state: FleetState, name: NodeName, error: str) -> FleetState:
+    """Return the fleet after a contact with a node failed.
+
+    One miss makes it suspect, three down. What it holds is kept as last known: a lost poll is
+    no evidence that a model is gone.
+    """
+    node = state.nodes[name]
+    misses = node.misses + 1
+    if misses >= MISSES_TO_DOWN:
+        health = NodeHealth.DOWN
+    elif node.health is NodeHealth.UP:
+        health = NodeHealth.SUSPECT
+    else:
+        health = node.health
+    return _with_node(
+        state, msgspec.structs.replace(node, health=health, misses=misses, last_error=error)
+    )
+
+
+def with_command(state: FleetState, replica: ReplicaId, command: LoadCommand) -> FleetState:
+    """Return the fleet with a load on its way."""
+    return _next(state, commands={**state.commands, replica: command})
+
+
+def without_command(state: FleetState, replica: ReplicaId) -> FleetState:
+    """Return the fleet after the answer to a load came, or will not come."""
+    return _next(state, commands=_without(state.commands, replica))
+
+
+def with_load_failure(
+    state: FleetState, replica: ReplicaId, reason: str, now: float
+) -> FleetState:
+    """Return the fleet after a load failed; each failure in a row doubles the cool-down."""
+    before = state.failures.get(replica)
+    failures = 1 if before is None else before.failures + 1
+    # The exponent is bounded so that a long row of failures cannot overflow a float.
+    cool_down_s = min(FIRST_COOL_DOWN_S * 2 ** min(failures - 1, 16), MAX_COOL_DOWN_S)
+    failure = LoadFailure(reason=reason, failures=failures, retry_at=now + cool_down_s)
+    return _next(state, failures={**state.failures, replica: failure})
+
+
+def with_request_failure(state: FleetState, replica: ReplicaId, now: float) -> FleetState:
+    """Return the fleet after a request failed at a replica for the replica's own fault."""
+    breaker = breakers.with_failure(state.breakers.get(replica), now)
+    return _next(state, breakers={**state.breakers, replica: breaker})
+
+
+def with_request_success(state: FleetState, replica: ReplicaId) -> FleetState:
+    """Return the fleet after a request went well; the same object when nothing changes."""
+    if replica not in state.breakers:
+        return state
+    return _next(state, breakers=_without(state.breakers, replica))
+
+
+def _forgiven(state: FleetState, replicas: Iterable[Replica]) -> FleetState:
+    """Forget the load failures of replicas that are loaded, however they came to be."""
+    loaded = {r.id for r in replicas if r.status is ReplicaStatus.LOADED} & state.failures.keys()
+    if not loaded:
+        return state
+    kept = {key: value for key, value in state.failures.items() if key not in loaded}
+    return msgspec.structs.replace(state, failures=kept)
+
+
+def _with_node(state: FleetState, node: NodeState) -> FleetState:
+    return _next(state, nodes={**state.nodes, node.name: node})
+
+
+def _next(state: FleetState, **changes: object) -> FleetState:
+    return msgspec.structs.replace(state, revision=state.revision + 1, **changes)
+
+
+def _without(mapping: Mapping[K, V], key: K) -> dict[K, V]:
+    return {k: v for k, v in mapping.items() if k != key}

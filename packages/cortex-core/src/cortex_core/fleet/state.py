@@ -1,0 +1,88 @@
+"""The fleet snapshot: everything that decisions are taken from."""
+
+import enum
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from cortex_core.device import DeviceReading
+from cortex_core.fleet.breaker import Breaker
+from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
+from cortex_core.node import NodeFacts
+from cortex_core.replica import Replica
+from cortex_core.wire.neuron import Activation
+
+
+class NodeHealth(enum.StrEnum):
+    """What the gateway believes of a node."""
+
+    UNSEEN = "unseen"
+    """It never answered since this gateway started."""
+    UP = "up"
+    SUSPECT = "suspect"
+    """It missed a beat; still routed to when nothing better is there."""
+    DOWN = "down"
+    """It missed several; its replicas are unknown, not gone."""
+
+
+class NodeState(msgspec.Struct, frozen=True, kw_only=True):
+    """One node as last seen."""
+
+    name: NodeName
+    endpoint: str
+    """Base URL without a trailing slash."""
+    health: NodeHealth = NodeHealth.UNSEEN
+    misses: int = 0
+    """Failed contacts in a row."""
+    facts: NodeFacts | None = None
+    replicas: Mapping[ModelId, Replica] = msgspec.field(default_factory=dict)
+    readings: Mapping[DeviceIndex, DeviceReading] = msgspec.field(default_factory=dict)
+    activation: Activation | None = None
+    is_draining: bool = False
+    reported_at: float | None = None
+    """Monotonic seconds of the last good report."""
+    last_error: str | None = None
+    """Why the last contact failed; `None` after a good one."""
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether requests and commands may be sent to it."""
+        return self.health in (NodeHealth.UP, NodeHealth.SUSPECT)
+
+
+class LoadFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """Loads of one model on one node that failed in a row."""
+
+    reason: str
+    """Short, fit to be shown to callers."""
+    failures: int
+    retry_at: float
+    """Monotonic seconds before which it is not tried again."""
+
+
+class LoadCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """A load that was sent and not yet answered."""
+
+    devices: tuple[DeviceIndex, ...]
+    vram_bytes: int | None
+    """What it will take over all its devices, as far as the catalogue knows."""
+    sent_at: float
+    """Monotonic seconds."""
+
+
+class FleetState(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything known of the fleet; replaced whole, never changed."""
+
+    revision: int = 0
+    """Grows by one with every change."""
+    nodes: Mapping[NodeName, NodeState] = msgspec.field(default_factory=dict)
+    failures: Mapping[ReplicaId, LoadFailure] = msgspec.field(default_factory=dict)
+    commands: Mapping[ReplicaId, LoadCommand] = msgspec.field(default_factory=dict)
+    breakers: Mapping[ReplicaId, Breaker] = msgspec.field(default_factory=dict)
+
+    def replicas_of(self, model: ModelId) -> Iterator[tuple[NodeState, Replica]]:
+        """Yield every replica of `model` with its node, in the order of the nodes."""
+        for node in self.nodes.values():
+            replica = node.replicas.get(model)
+            if replica is not None:
+                yield node, replica

@@ -1,0 +1,149 @@
+"""What to load for the models that callers wait for."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.fleet.reducers import with_command
+from cortex_core.fleet.state import FleetState, LoadCommand, NodeState
+from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.placement.fit import Fit, cooling_down, find_fit, free_bytes, infeasible_reason
+from cortex_core.replica import ReplicaStatus
+from cortex_core.units import mib_from_bytes
+from cortex_core.wire.neuron import LoadRequest
+
+
+class NodeVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What keeps one node from loading a model now."""
+
+    node: NodeName
+    reason: str
+    is_permanent: bool
+    """No passing of time and no unloading helps."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """Load a model on a node."""
+
+    replica: ReplicaId
+    request: LoadRequest
+    command: LoadCommand
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing can be loaded for a model now."""
+
+    model: ModelId
+    verdicts: tuple[NodeVerdict, ...]
+    """One per node, in the order of the nodes; empty when the catalogue lacks the model."""
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether every node could never hold it."""
+        return bool(self.verdicts) and all(verdict.is_permanent for verdict in self.verdicts)
+
+    @property
+    def why(self) -> str:
+        """All reasons in one line, node by node."""
+        return "; ".join(f"{verdict.node}: {verdict.reason}" for verdict in self.verdicts)
+
+
+UNDER_WAY = frozenset(
+    {ReplicaStatus.LOADING, ReplicaStatus.RELOADING, ReplicaStatus.RECOVERING}
+)
+"""Statuses that become `loaded` without anybody asking again."""
+
+
+def plan(
+    state: FleetState, catalogue: Catalogue, demand: Iterable[ModelId], now: float
+) -> tuple[Load | Hold, ...]:
+    """Return what to do for the models in `demand`, ordered by model id.
+
+    A model that a reachable node serves or loads, or for which a load is on its way, needs
+    nothing, so planning again with the commands noted gives an empty plan.
+    """
+    steps: list[Load | Hold] = []
+    for model in sorted(set(demand)):
+        if is_coming(state, model):
+            continue
+        step = place(state, catalogue, model, now)
+        if isinstance(step, Load):
+            # The next model of this very plan must see the memory as taken.
+            state = with_command(state, step.replica, step.command)
+        steps.append(step)
+    return tuple(steps)
+
+
+def is_coming(state: FleetState, model: ModelId) -> bool:
+    """Whether a reachable node serves or loads `model`, or was told to."""
+    for node, replica in state.replicas_of(model):
+        if node.is_reachable and (replica.is_servable or replica.status in UNDER_WAY):
+            return True
+    return any(
+        target.model == model and state.nodes[target.node].is_reachable
+        for target in state.commands
+    )
+
+
+def place(state: FleetState, catalogue: Catalogue, model: ModelId, now: float) -> Load | Hold:
+    """Choose a node for `model`, as if it were nowhere.
+
+    Preference: nodes it is pinned on (no others qualify), then the most free memory on the
+    devices that it would take, then the node's name.
+    """
+    profile = catalogue.profiles.get(model)
+    if profile is None:
+        return Hold(model=model, verdicts=())
+    fits: list[tuple[NodeState, Fit]] = []
+    verdicts: list[NodeVerdict] = []
+    for node in state.nodes.values():
+        outcome = _try(state, catalogue, profile, node, now)
+        if isinstance(outcome, Fit):
+            fits.append((node, outcome))
+        else:
+            verdicts.append(outcome)
+    if not fits:
+        return Hold(model=model, verdicts=tuple(verdicts))
+    node, fit = min(fits, key=lambda pair: (-pair[1].free_bytes, pair[0].name))
+    return Load(
+        replica=ReplicaId(node=node.name, model=model),
+        request=LoadRequest(
+            model_id=model,
+            harness=profile.harness,
+            quant=profile.quant,
+            tensor_parallel=profile.min_devices if profile.min_devices > 1 else None,
+            devices=fit.devices or None,
+            engine=profile.engine,
+            vram_mb=profile.vram_mb,
+        ),
+        command=LoadCommand(devices=fit.devices, vram_bytes=profile.vram_bytes, sent_at=now),
+    )
+
+
+def _try(
+    state: FleetState, catalogue: Catalogue, profile: Profile, node: NodeState, now: float
+) -> Fit | NodeVerdict:
+    def no(reason: str, *, permanent: bool = False) -> NodeVerdict:
+        return NodeVerdict(node=node.name, reason=reason, is_permanent=permanent)
+
+    reason = infeasible_reason(profile, node)
+    if reason is not None:
+        is_elsewhere = bool(profile.pinned_on) and node.name not in profile.pinned_on
+        return no(reason, permanent=node.facts is not None or is_elsewhere)
+    if not node.is_reachable:
+        return no(f"the node is {node.health}")
+    if node.is_draining:
+        return no("the node is draining")
+    replica = node.replicas.get(profile.id)
+    if replica is not None and replica.status is ReplicaStatus.POISONED:
+        return no("its device there is poisoned")
+    target = ReplicaId(node=node.name, model=profile.id)
+    if cooling_down(state, target, now):
+        return no(f"the last load failed: {state.failures[target].reason}")
+    free = free_bytes(state, catalogue, node)
+    fit = find_fit(profile, node, free)
+    if fit is None:
+        sizes = ", ".join(str(mib_from_bytes(size)) for size in free.values())
+        return no(f"no room now: it takes {profile.vram_mb} MiB, free are {sizes} MiB")
+    return fit

@@ -1,0 +1,127 @@
+"""What the rooms of the gateway need of each other, as protocols."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Protocol
+
+import msgspec
+
+from cortex_core.catalogue import Catalogue
+from cortex_core.fleet.state import FleetState
+from cortex_core.ids import ModelId, NodeName
+from cortex_core.node import NodeFacts, NodeReport
+from cortex_core.routing.retry import Failure
+from cortex_core.wire.neuron import LoadRequest
+
+
+class Store(Protocol):
+    """The fleet snapshot: one writer at a time, readers get immutable values."""
+
+    @property
+    def state(self) -> FleetState:
+        """The newest snapshot."""
+        ...
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue in force."""
+        ...
+
+    def update(self, reducer: Callable[[FleetState], FleetState]) -> None:
+        """Replace the snapshot by `reducer(snapshot)` and wake who waits for a change."""
+        ...
+
+    async def changed(self, revision: int) -> FleetState:
+        """Wait until the snapshot is newer than `revision` and return it."""
+        ...
+
+    def demand(self, model: ModelId) -> AbstractContextManager[None]:
+        """Count one waiter for `model` while the context is open; wakes the reconciler."""
+        ...
+
+    def demanded(self) -> frozenset[ModelId]:
+        """Models that at least one request waits for."""
+        ...
+
+    def refresh(self, node: NodeName) -> None:
+        """Ask for a fresh report of `node` at once."""
+        ...
+
+
+class UpstreamFailure(Exception):
+    """An attempt at a node that failed before its answer began, or within it."""
+
+    def __init__(self, failure: Failure, reason: str) -> None:
+        super().__init__(reason)
+        self.failure = failure
+        self.reason = reason
+
+
+class UpstreamAnswer(Protocol):
+    """A node's answer whose head has arrived."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """Header pairs in order, names in lower case, as the node sent them."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body's bytes as they come; whatever is buffered comes at once.
+
+        Raises:
+            UpstreamFailure: cut, or silent for longer than the idle limit.
+        """
+        ...
+
+
+class Upstream(Protocol):
+    """Sends requests to neurons' inference paths."""
+
+    def post(
+        self, url: str, headers: Sequence[tuple[str, str]], body: bytes
+    ) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        """Send a request; leaving the context early closes the connection and aborts it.
+
+        Raises:
+            UpstreamFailure: no answer began.
+        """
+        ...
+
+
+class NodeClient(Protocol):
+    """Speaks the control API of one neuron."""
+
+    async def discovery(self) -> NodeFacts:
+        """Ask `/discovery`."""
+        ...
+
+    async def report(self) -> NodeReport:
+        """Ask `/models` and `/health`."""
+        ...
+
+    def events(self) -> AsyncIterator["NodeNews"]:
+        """Subscribe to `/events`; ends or raises when the stream does."""
+        ...
+
+    async def load(self, request: LoadRequest) -> None:
+        """Load a model; returns when it serves.
+
+        Raises:
+            RequestError: why it could not be loaded.
+        """
+        ...
+
+
+class NodeNews(msgspec.Struct, frozen=True, kw_only=True):
+    """One item of a neuron's event stream, already in our terms."""
+
+    facts: NodeFacts | None = None
+    report: NodeReport | None = None
+    """A full report: replaces what was known."""
+
+
