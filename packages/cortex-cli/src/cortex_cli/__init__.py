@@ -1,0 +1,1 @@
+"""The command `cortex`: start a fleet, look at it, change it."""

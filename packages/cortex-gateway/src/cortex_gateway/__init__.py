@@ -1,0 +1,1 @@
+"""The gateway: one address in front of a fleet of neurons."""
