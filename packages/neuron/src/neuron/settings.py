@@ -1,0 +1,197 @@
+"""Settings of a neuron: `neuron.toml` with the variables that start with `NEURON_` over it."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from cortex_core.config import load_toml, overlay_environment, to_settings
+from cortex_core.errors import SettingsError
+from cortex_core.ids import ModelId
+from msgspec import Meta
+
+ENVIRONMENT_PREFIX = "NEURON_"
+
+KNOWN_HARNESSES = ("vllm", "simulated")
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Mib = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+Whole = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Period = Annotated[float, Meta(gt=0)]
+Rate = Annotated[float, Meta(gt=0)]
+
+
+class HarnessEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[harnesses]]` entry: a harness that this neuron offers."""
+
+    name: str
+    """`vllm` or `simulated`; its own table is `[harness.NAME]`."""
+
+
+class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[harness.vllm]`."""
+
+    hf_cache: str | None = None
+    """Folder of the hub cache; absent takes HF_HUB_CACHE, HF_HOME/hub, the library's default."""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[harness.simulated.faults."MODEL"]`: what goes wrong with one model, on purpose."""
+
+    fail_to_load: bool | Whole = False
+    """`true` fails every load, a number the first so many."""
+    die_after_tokens: Count | None = None
+    """The engine dies when it has generated so many tokens in all."""
+    hang: bool = False
+    """Requests are taken and never answered."""
+    hang_load: bool = False
+    """Loads never end."""
+    slow: Rate = 1.0
+    """Factor on every duration of the model."""
+
+
+class SimulatedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[harness.simulated]`: an engine of arithmetic, for tests, demos and planning."""
+
+    load_s: Seconds = 2.0
+    """Seconds that a load takes besides the reading of weights."""
+    load_mb_per_s: Rate | None = None
+    """Speed at which weights are read, in MiB per second; absent reads them in no time."""
+    wake_s: Seconds | None = None
+    """Seconds to bring back a model whose weights this process still holds in host memory,
+    because it had it loaded before; absent takes as long as the first load."""
+    prefill_tok_per_s: Rate = 5000.0
+    """Prompt tokens per second, one prompt at a time."""
+    decode_tok_per_s: Rate = 50.0
+    """Tokens per second of each running request."""
+    max_in_flight: Count = 64
+    """Requests that run together; more wait in order."""
+    context: Count = 8192
+    """Context of every model in tokens, unless `max_model_len` is given with the load."""
+    vram_mb: Mapping[str, Mib] = msgspec.field(default_factory=dict)
+    """Memory that each model holds once it is loaded, in MiB."""
+    faults: Mapping[str, Fault] = msgspec.field(default_factory=dict)
+    """What goes wrong, by model."""
+
+
+class HarnessTables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[harness.*]`."""
+
+    vllm: VllmSettings = VllmSettings()
+    simulated: SimulatedSettings = SimulatedSettings()
+
+
+class DefaultModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[default_models]]` entry: loaded at start, one after the other."""
+
+    model_id: ModelId
+    harness: str
+    quant: str | None = None
+    tensor_parallel: Count | None = None
+    devices: tuple[Whole, ...] | None = None
+    """Devices to use; absent lets the neuron choose."""
+    vram_mb: Mib | None = None
+    """Estimate of the device memory over all its devices, in MiB."""
+    engine: Mapping[str, object] = msgspec.field(default_factory=dict)
+    """Options passed to the engine under their own names."""
+
+
+class DeclaredDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[devices]]` entry: a device that is declared instead of discovered."""
+
+    index: Whole
+    name: str
+    vram_total_mb: Mib
+    compute_capability: str = ""
+
+
+class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`neuron.toml`."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a node serves its fleet
+    """Address to listen on."""
+    port: Port = 13131
+    """Port to listen on; 0 takes any free one."""
+    harnesses: tuple[HarnessEntry, ...] = (HarnessEntry(name="vllm"),)
+    """Harnesses that this neuron offers."""
+    harness: HarnessTables = HarnessTables()
+    default_models: tuple[DefaultModel, ...] = ()
+    """Models to load at start, in this order."""
+    devices: tuple[DeclaredDevice, ...] = ()
+    """Declared devices; when there is one, the driver is not asked."""
+    drain_timeout_s: Seconds = 30.0
+    """How long running requests may go on when a model is unloaded or the neuron stops."""
+    memory_wait_s: Seconds = 60.0
+    """How long a load waits for memory that an unload under way will free."""
+    close_timeout_s: Period = 30.0
+    """How long an engine may take to shut down before it is given up."""
+    reading_interval_s: Period = 1.0
+    """Time between two readings of the devices."""
+    heartbeat_s: Period = 5.0
+    """Silence on an event stream after which a comment is sent."""
+    max_body_mb: Count = 64
+    """Largest request body, in MiB."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log lines."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> NeuronSettings:
+    """Read settings.
+
+    Args:
+        path: the TOML file; `None` takes the defaults.
+        environ: variables such as `NEURON_PORT` or `NEURON_HARNESS__VLLM__HF_CACHE`.
+
+    Raises:
+        SettingsError: with file, TOML path, what is wrong and what would be right.
+    """
+    source = str(path) if path is not None else "environment"
+    table = load_toml(path) if path is not None else {}
+    table = overlay_environment(table, environ, ENVIRONMENT_PREFIX)
+    settings = to_settings(table, NeuronSettings, source)
+    _check_harnesses(settings, source)
+    _check_default_models(settings, source)
+    _check_devices(settings, source)
+    return settings
+
+
+def _check_harnesses(settings: NeuronSettings, source: str) -> None:
+    seen: set[str] = set()
+    for position, entry in enumerate(settings.harnesses):
+        where = f"{source}: harnesses[{position}].name"
+        if entry.name not in KNOWN_HARNESSES:
+            raise SettingsError(
+                f"{where}: {entry.name!r} is no harness; use {' or '.join(KNOWN_HARNESSES)}"
+            )
+        if entry.name in seen:
+            raise SettingsError(f"{where}: {entry.name!r} is there twice; once is enough")
+        seen.add(entry.name)
+
+
+def _check_default_models(settings: NeuronSettings, source: str) -> None:
+    offered = [entry.name for entry in settings.harnesses]
+    seen: set[str] = set()
+    for position, model in enumerate(settings.default_models):
+        where = f"{source}: default_models[{position}]"
+        if model.harness not in offered:
+            raise SettingsError(
+                f"{where}.harness: {model.harness!r} is not under [[harnesses]]; "
+                f"offered: {', '.join(offered) or 'none'}"
+            )
+        if model.model_id in seen:
+            raise SettingsError(f"{where}.model_id: {model.model_id!r} is there twice")
+        seen.add(model.model_id)
+
+
+def _check_devices(settings: NeuronSettings, source: str) -> None:
+    seen: set[int] = set()
+    for position, device in enumerate(settings.devices):
+        if device.index in seen:
+            raise SettingsError(
+                f"{source}: devices[{position}].index: {device.index} is there twice; "
+                "each device has its own"
+            )
+        seen.add(device.index)
