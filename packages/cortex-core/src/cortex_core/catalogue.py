@@ -58,7 +58,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return self.residency_priority
         return PINNED_PRIORITY if self.pinned_on else DEFAULT_PRIORITY
 
-
     @property
     def context(self) -> int | None:
         """Context in tokens as far as the engine options state it (`max_model_len`)."""
@@ -89,9 +88,7 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
             SettingsError: an id is malformed or there twice, or an alias cannot work.
         """
         _check(file, source)
-        return cls(
-            profiles={profile.id: profile for profile in file.models}, aliases=file.aliases
-        )
+        return cls(profiles={profile.id: profile for profile in file.models}, aliases=file.aliases)
 
 
 def load_catalogue(path: pathlib.Path, environ: Mapping[str, str] | None = None) -> Catalogue:

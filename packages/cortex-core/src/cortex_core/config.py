@@ -19,7 +19,9 @@ from cortex_core.errors import SettingsError
 T = TypeVar("T")
 Table = dict[str, object]
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<path>[^`]*)`)?")
+_UNKNOWN = re.compile(
+    r"Object contains unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<path>[^`]*)`)?"
+)
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
 
@@ -116,7 +118,9 @@ def _fields_at(kind: type, path: str) -> list[str]:
     for step in re.findall(r"[^.\[\]]+|\[[^\]]*\]", path):
         info = _step(info, step)
     while isinstance(info, msgspec.inspect.UnionType):
-        info = next((t for t in info.types if isinstance(t, msgspec.inspect.StructType)), info.types[0])
+        info = next(
+            (t for t in info.types if isinstance(t, msgspec.inspect.StructType)), info.types[0]
+        )
     if isinstance(info, msgspec.inspect.StructType):
         return [field.encode_name for field in info.fields]
     return []
@@ -124,11 +128,13 @@ def _fields_at(kind: type, path: str) -> list[str]:
 
 def _step(info: msgspec.inspect.Type, step: str) -> msgspec.inspect.Type:
     while isinstance(info, msgspec.inspect.UnionType):
-        info = next((t for t in info.types if isinstance(t, msgspec.inspect.StructType)), info.types[0])
+        info = next(
+            (t for t in info.types if isinstance(t, msgspec.inspect.StructType)), info.types[0]
+        )
     if step.startswith("["):
         if isinstance(info, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
             return info.item_type
-        if isinstance(info, msgspec.inspect.DictType | msgspec.inspect.MappingType):
+        if isinstance(info, msgspec.inspect.DictType):
             return info.value_type
     elif isinstance(info, msgspec.inspect.StructType):
         for field in info.fields:

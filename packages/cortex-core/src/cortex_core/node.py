@@ -97,7 +97,9 @@ def _replica(node: NodeName, report: ModelReport) -> Replica:
         status=ReplicaStatus.from_wire(report.status),
         harness=report.harness,
         devices=tuple(DeviceIndex(index) for index in report.devices),
-        vram_used_bytes=None if report.vram_used_mb is None else bytes_from_mib(report.vram_used_mb),
+        vram_used_bytes=None
+        if report.vram_used_mb is None
+        else bytes_from_mib(report.vram_used_mb),
         capabilities=report.capabilities,
         limit=report.limit,
         last_used=report.last_used,

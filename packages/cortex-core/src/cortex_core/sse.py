@@ -88,13 +88,13 @@ class SseDecoder:
             self._id = value.decode("utf-8", "replace")
 
 
-def encode_event(data: bytes, *, event: str | None = None, id: str | None = None) -> bytes:
+def encode_event(data: bytes, *, event: str | None = None, event_id: str | None = None) -> bytes:
     """Return one event whose data is `data`, which must not contain a line break."""
     head = b""
     if event is not None:
         head += b"event: " + event.encode() + b"\n"
-    if id is not None:
-        head += b"id: " + id.encode() + b"\n"
+    if event_id is not None:
+        head += b"id: " + event_id.encode() + b"\n"
     return head + b"data: " + data + b"\n\n"
 
 

@@ -29,8 +29,7 @@ def from_endpoints(endpoints: Mapping[NodeName, str]) -> FleetState:
     """Return a fleet of nodes that have not been seen yet."""
     return FleetState(
         nodes={
-            name: NodeState(name=name, endpoint=url.rstrip("/"))
-            for name, url in endpoints.items()
+            name: NodeState(name=name, endpoint=url.rstrip("/")) for name, url in endpoints.items()
         }
     )
 
@@ -124,9 +123,7 @@ def without_command(state: FleetState, replica: ReplicaId) -> FleetState:
     return _next(state, commands=_without(state.commands, replica))
 
 
-def with_load_failure(
-    state: FleetState, replica: ReplicaId, reason: str, now: float
-) -> FleetState:
+def with_load_failure(state: FleetState, replica: ReplicaId, reason: str, now: float) -> FleetState:
     """Return the fleet after a load failed; each failure in a row doubles the cool-down."""
     before = state.failures.get(replica)
     failures = 1 if before is None else before.failures + 1

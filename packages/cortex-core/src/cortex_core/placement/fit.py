@@ -99,11 +99,14 @@ def _claims(state: FleetState, catalogue: Catalogue, node: NodeState) -> dict[De
             profile = catalogue.profiles.get(model)
             estimate = profile.vram_bytes if profile else None
             claims.append(
-                (replica.devices, estimate if replica.vram_used_bytes is None else replica.vram_used_bytes)
+                (
+                    replica.devices,
+                    estimate if replica.vram_used_bytes is None else replica.vram_used_bytes,
+                )
             )
     for target, command in state.commands.items():
-        replica = node.replicas.get(target.model)
-        if target.node == node.name and (replica is None or not replica.holds_memory):
+        known = node.replicas.get(target.model)
+        if target.node == node.name and (known is None or not known.holds_memory):
             claims.append((command.devices, command.vram_bytes))
     claimed: dict[DeviceIndex, int] = {}
     for devices, size in claims:

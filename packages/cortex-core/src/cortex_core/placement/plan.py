@@ -49,9 +49,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
         return "; ".join(f"{verdict.node}: {verdict.reason}" for verdict in self.verdicts)
 
 
-UNDER_WAY = frozenset(
-    {ReplicaStatus.LOADING, ReplicaStatus.RELOADING, ReplicaStatus.RECOVERING}
-)
+UNDER_WAY = frozenset({ReplicaStatus.LOADING, ReplicaStatus.RELOADING, ReplicaStatus.RECOVERING})
 """Statuses that become `loaded` without anybody asking again."""
 
 
@@ -81,8 +79,7 @@ def is_coming(state: FleetState, model: ModelId) -> bool:
         if node.is_reachable and (replica.is_servable or replica.status in UNDER_WAY):
             return True
     return any(
-        target.model == model and state.nodes[target.node].is_reachable
-        for target in state.commands
+        target.model == model and state.nodes[target.node].is_reachable for target in state.commands
     )
 
 

@@ -44,6 +44,4 @@ def may_retry(
         in_flight: requests running in this gateway now.
     """
     budget = max(MIN_RETRY_BUDGET, RETRY_BUDGET_RATIO * in_flight)
-    return (
-        failure in _SAFE and attempts < MAX_ATTEMPTS and not bytes_sent and retries < budget
-    )
+    return failure in _SAFE and attempts < MAX_ATTEMPTS and not bytes_sent and retries < budget

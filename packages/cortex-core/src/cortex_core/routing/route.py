@@ -14,10 +14,11 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
 from cortex_core.ids import ModelId, ReplicaId
-from cortex_core.placement.plan import UNDER_WAY, Hold, Load, place
+from cortex_core.placement.plan import UNDER_WAY, Hold, place
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 
-COMING = UNDER_WAY | {ReplicaStatus.UNLOADING}
+COMING = UNDER_WAY | {ReplicaStatus.UNLOADING, ReplicaStatus.UNKNOWN}
+"""Statuses that a report will change soon; a request waits for it."""
 
 
 class RouteHints(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,9 +98,7 @@ def route(
             msgspec.structs.replace(seen, score=scores.get(seen.replica)) for seen in candidates
         )
         chosen = pick(scores)
-        return Serve(
-            replica=chosen, endpoint=state.nodes[chosen.node].endpoint, candidates=scored
-        )
+        return Serve(replica=chosen, endpoint=state.nodes[chosen.node].endpoint, candidates=scored)
     return _not_ready(state, catalogue, model, hints, now, pairs, tuple(candidates))
 
 
@@ -177,17 +176,17 @@ def _not_ready(
     candidates: tuple[Candidate, ...],
 ) -> Decision:
     if hints.excluded and any(seen.replica in hints.excluded for seen in candidates):
-        error = NoReplicaError(f"every replica of {model!r} failed to answer")
-        return Refuse(error=error, candidates=candidates)
+        tried = NoReplicaError(f"every replica of {model!r} failed to answer")
+        return Refuse(error=tried, candidates=candidates)
     waiting = _under_way(state, model, pairs)
     if waiting is None:
         step = place(state, catalogue, model, now)
         if isinstance(step, Hold):
             return Refuse(error=_refusal(state, model, step, pairs, now), candidates=candidates)
-        waiting = f"it is about to be loaded on {_place_of(step)}"
+        waiting = f"it is about to be loaded on {step.replica.node}"
     if not hints.cold_ok:
-        error = ModelLoadingError(f"{model!r} is not loaded: {waiting}")
-        return Refuse(error=error, candidates=candidates)
+        cold = ModelLoadingError(f"{model!r} is not loaded: {waiting}")
+        return Refuse(error=cold, candidates=candidates)
     progress = next((r.progress for _, r in pairs if r.progress is not None), None)
     return Wait(model=model, reason=waiting, progress=progress, candidates=candidates)
 
@@ -202,10 +201,6 @@ def _under_way(
         if target.model == model:
             return f"it is being loaded on {target.node}"
     return None
-
-
-def _place_of(step: Load) -> str:
-    return step.replica.node
 
 
 def _refusal(

@@ -1,0 +1,188 @@
+"""The fleet as an operator sees it: `GET /admin/fleet`, and what `cortex status` shows."""
+
+import msgspec
+
+from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.device import Device, DeviceReading
+from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
+from cortex_core.ids import DeviceIndex, ModelId, NodeName
+from cortex_core.placement.fit import infeasible_reason
+from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
+from cortex_core.wire.neuron import Activation
+
+
+class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
+    """A device and its latest reading; `None` is not known."""
+
+    index: DeviceIndex
+    name: str = ""
+    """Empty when discovery has not told of it yet."""
+    vram_total_bytes: int | None = None
+    vram_used_bytes: int | None = None
+    vram_free_bytes: int | None = None
+    utilization_ratio: float | None = None
+    temp_c: float | None = None
+
+
+class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on the node under which it is listed."""
+
+    id: ModelId
+    status: str
+    """As in `ReplicaStatus`; `unknown` on a node that cannot be reached."""
+    devices: tuple[DeviceIndex, ...] = ()
+    vram_used_bytes: int | None = None
+    in_flight: int = 0
+    queued: int = 0
+    progress: LoadProgress | None = None
+    error: str | None = None
+    """Why it failed, or why it takes no requests."""
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A node with its devices and models, the devices by index and the models by id."""
+
+    name: NodeName
+    endpoint: str
+    health: str
+    """As in `NodeHealth`."""
+    last_error: str | None = None
+    """Why the last contact failed; `None` after a good one."""
+    version: str | None = None
+    hostname: str | None = None
+    devices: tuple[DeviceView, ...] = ()
+    models: tuple[ReplicaView, ...] = ()
+    cuda_unavailable_reason: str | None = None
+    activation: Activation | None = None
+    draining: bool = False
+
+
+class UnloadedView(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of the catalogue that is on no node."""
+
+    id: ModelId
+    harness: str
+    feasible_on: tuple[NodeName, ...] = ()
+    """Nodes that could ever hold it, by name."""
+    reason: str | None = None
+    """Why its last load failed, else why no node could ever hold it."""
+
+
+class FleetOverview(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of the gateway's `GET /admin/fleet`."""
+
+    status: str
+    """`ok` when every node is up and none drains, else `degraded`; a fleet without nodes is
+    degraded. Stricter than `/health`, which counts a node that missed one beat as healthy."""
+    revision: int = 0
+    """Of the snapshot; grows with every change."""
+    nodes: tuple[NodeView, ...] = ()
+    """By name."""
+    unloaded: tuple[UnloadedView, ...] = ()
+    """By id."""
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether an operator should look."""
+        return self.status != "ok"
+
+
+def fleet_overview(state: FleetState, catalogue: Catalogue) -> FleetOverview:
+    """Return everything that an operator wants to know of a snapshot."""
+    nodes = sorted(state.nodes.values(), key=lambda node: node.name)
+    is_well = bool(nodes) and all(
+        node.health is NodeHealth.UP and not node.is_draining for node in nodes
+    )
+    placed = {model for node in nodes for model in node.replicas}
+    return FleetOverview(
+        status="ok" if is_well else "degraded",
+        revision=state.revision,
+        nodes=tuple(_node_view(node) for node in nodes),
+        unloaded=tuple(
+            _unloaded_view(state, profile)
+            for model, profile in sorted(catalogue.profiles.items())
+            if model not in placed
+        ),
+    )
+
+
+def _node_view(node: NodeState) -> NodeView:
+    facts = node.facts
+    known = {device.index: device for device in facts.devices} if facts else {}
+    indexes = sorted(known.keys() | node.readings.keys())
+    return NodeView(
+        name=node.name,
+        endpoint=node.endpoint,
+        health=node.health.value,
+        last_error=node.last_error,
+        version=facts.version if facts else None,
+        hostname=facts.hostname if facts else None,
+        devices=tuple(
+            _device_view(index, known.get(index), node.readings.get(index)) for index in indexes
+        ),
+        models=tuple(
+            _replica_view(replica, is_reachable=node.is_reachable)
+            for _, replica in sorted(node.replicas.items())
+        ),
+        cuda_unavailable_reason=facts.cuda_unavailable_reason if facts else None,
+        activation=node.activation,
+        draining=node.is_draining,
+    )
+
+
+def _device_view(
+    index: DeviceIndex, device: Device | None, reading: DeviceReading | None
+) -> DeviceView:
+    return DeviceView(
+        index=index,
+        name=device.name if device else "",
+        # 0 is what discovery puts where the driver gave no size.
+        vram_total_bytes=(device.vram_total_bytes or None) if device else None,
+        vram_used_bytes=reading.vram_used_bytes if reading else None,
+        vram_free_bytes=reading.vram_free_bytes if reading else None,
+        utilization_ratio=reading.utilization_ratio if reading else None,
+        temp_c=reading.temp_c if reading else None,
+    )
+
+
+def _replica_view(replica: Replica, *, is_reachable: bool) -> ReplicaView:
+    status = replica.status if is_reachable else ReplicaStatus.UNKNOWN
+    return ReplicaView(
+        id=replica.id.model,
+        status=status.value,
+        devices=replica.devices,
+        vram_used_bytes=replica.vram_used_bytes,
+        in_flight=replica.in_flight,
+        queued=replica.queued,
+        progress=replica.progress if is_reachable else None,
+        error=replica.error if replica.error is not None else replica.unservable_reason,
+    )
+
+
+def _unloaded_view(state: FleetState, profile: Profile) -> UnloadedView:
+    verdicts = {
+        name: infeasible_reason(profile, node) for name, node in sorted(state.nodes.items())
+    }
+    feasible = tuple(name for name, reason in verdicts.items() if reason is None)
+    failed = _last_failure(state, profile.id)
+    if failed is not None:
+        node, failure = failed
+        reason = f"the last load on {node} failed: {failure.reason}"
+    elif not feasible:
+        reason = "; ".join(f"{name}: {why}" for name, why in verdicts.items()) or "no nodes"
+    else:
+        reason = None
+    return UnloadedView(id=profile.id, harness=profile.harness, feasible_on=feasible, reason=reason)
+
+
+def _last_failure(state: FleetState, model: ModelId) -> tuple[NodeName, LoadFailure] | None:
+    """Return the failure that will be retried last, which is the newest as far as is known."""
+    failed = [
+        (failure.retry_at, target.node, failure)
+        for target, failure in state.failures.items()
+        if target.model == model
+    ]
+    if not failed:
+        return None
+    _, node, failure = max(failed, key=lambda entry: (entry[0], entry[1]))
+    return node, failure

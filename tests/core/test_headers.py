@@ -1,0 +1,38 @@
+"""Which headers cross the gateway."""
+
+from hypothesis import given, strategies as st
+
+from cortex_core.headers import HOP_BY_HOP, REQUEST_ALLOWED, request_headers, response_headers
+
+names = st.sampled_from(
+    [*sorted(HOP_BY_HOP), "Content-Type", "X-Custom", "authorization", "Set-Cookie", "host"]
+)
+pairs = st.lists(st.tuples(names, st.sampled_from(["a", "close", "x-custom", "keep-alive"])))
+
+
+@given(pairs)
+def test_hop_by_hop_headers_never_cross(headers: list[tuple[str, str]]) -> None:
+    """RFC 9110 section 7.6.1, including what `Connection` names."""
+    named = {value for name, value in headers if name.lower() == "connection"}
+
+    passed = {name for name, _ in response_headers(headers)}
+
+    assert not passed & HOP_BY_HOP
+    assert not passed & named
+
+
+@given(pairs)
+def test_only_listed_request_headers_reach_a_neuron(headers: list[tuple[str, str]]) -> None:
+    """Ours: keys and cookies of callers stay at the gateway."""
+    assert {name for name, _ in request_headers(headers)} <= REQUEST_ALLOWED
+
+
+def test_what_describes_the_body_is_kept_in_order() -> None:
+    """Ours: a compressed upstream stays readable."""
+    headers = [("Content-Type", "application/json"), ("Content-Encoding", "gzip"), ("Vary", "a")]
+
+    assert response_headers(headers) == [
+        ("content-type", "application/json"),
+        ("content-encoding", "gzip"),
+        ("vary", "a"),
+    ]

@@ -1,0 +1,147 @@
+"""How the fleet snapshot changes."""
+
+from hypothesis import given, strategies as st
+
+from cortex_core.fleet.breaker import FAILURES_TO_EJECT, MAX_EJECTION_S, Breaker, with_failure
+from cortex_core.fleet.reducers import (
+    MAX_COOL_DOWN_S,
+    from_endpoints,
+    with_doubt,
+    with_facts,
+    with_load_failure,
+    with_miss,
+    with_replica,
+    with_report,
+    with_request_failure,
+    with_request_success,
+)
+from cortex_core.fleet.state import FleetState, NodeHealth
+from cortex_core.ids import BootId, ModelId, NodeName, ReplicaId
+from cortex_core.node import NodeFacts, NodeReport
+from cortex_core.replica import Replica, ReplicaStatus
+
+BEAST = NodeName("beast")
+MODEL = ModelId("a/b")
+RID = ReplicaId(node=BEAST, model=MODEL)
+
+
+def fresh() -> FleetState:
+    return from_endpoints({BEAST: "http://beast:13131/"})
+
+
+def report(status: ReplicaStatus = ReplicaStatus.LOADED, boot: str = "b1") -> NodeReport:
+    return NodeReport(replicas=(Replica(id=RID, status=status),), boot_id=BootId(boot))
+
+
+def facts(boot: str = "b1") -> NodeFacts:
+    return NodeFacts(hostname="beast", devices=(), harnesses=("vllm",), boot_id=BootId(boot))
+
+
+def test_one_miss_makes_suspect_three_make_down_and_one_report_brings_it_back() -> None:
+    """Ours (architecture, "Health")."""
+    state = with_report(fresh(), BEAST, report(), 1.0)
+    seen = []
+    for _ in range(3):
+        state = with_miss(state, BEAST, "refused")
+        seen.append(state.nodes[BEAST].health)
+
+    assert seen == [NodeHealth.SUSPECT, NodeHealth.SUSPECT, NodeHealth.DOWN]
+    assert state.nodes[BEAST].replicas  # unknown, not gone
+    assert with_report(state, BEAST, report(), 2.0).nodes[BEAST].health is NodeHealth.UP
+
+
+def test_a_node_that_never_answered_is_not_taken_for_well() -> None:
+    """Lesson: never-healthy stays unhealthy."""
+    state = with_miss(fresh(), BEAST, "refused")
+
+    assert not state.nodes[BEAST].is_reachable
+
+
+def test_another_boot_id_voids_the_facts() -> None:
+    """Ours: a rebuilt host is discovered again."""
+    state = with_report(with_facts(fresh(), BEAST, facts("b1")), BEAST, report(boot="b1"), 1.0)
+
+    assert state.nodes[BEAST].facts is not None
+    assert with_report(state, BEAST, report(boot="b2"), 2.0).nodes[BEAST].facts is None
+
+
+def test_a_loaded_replica_clears_its_load_failures() -> None:
+    """Ours: level-triggered; whoever loaded it, it works."""
+    state = with_load_failure(fresh(), RID, "oom", 0.0)
+
+    assert RID in state.failures
+    assert RID not in with_report(state, BEAST, report(), 1.0).failures
+
+
+@given(st.integers(1, 200))
+def test_cool_down_doubles_to_a_cap(failures: int) -> None:
+    """Ours: 5, 10, 20 ... 300 s."""
+    state = fresh()
+    for _ in range(failures):
+        state = with_load_failure(state, RID, "oom", 0.0)
+
+    assert state.failures[RID].retry_at == min(5.0 * 2 ** (failures - 1), MAX_COOL_DOWN_S)
+
+
+def test_unload_news_removes_the_replica() -> None:
+    """Contract: status `unloaded` removes it."""
+    state = with_report(fresh(), BEAST, report(), 1.0)
+
+    state = with_replica(state, Replica(id=RID, status=ReplicaStatus.UNLOADED), 2.0)
+
+    assert MODEL not in state.nodes[BEAST].replicas
+
+
+def test_a_doubted_replica_is_unknown_until_the_next_report() -> None:
+    """Ours: a neuron's refusal outweighs an older report."""
+    state = with_doubt(with_report(fresh(), BEAST, report(), 1.0), RID)
+
+    assert state.nodes[BEAST].replicas[MODEL].status is ReplicaStatus.UNKNOWN
+    after = with_report(state, BEAST, report(), 2.0)
+    assert after.nodes[BEAST].replicas[MODEL].is_servable
+
+
+def test_success_without_earlier_failure_changes_nothing() -> None:
+    """Ours: the common path makes no new snapshot."""
+    state = fresh()
+
+    assert with_request_success(state, RID) is state
+
+
+def test_success_closes_the_breaker() -> None:
+    """Ours."""
+    state = with_request_failure(fresh(), RID, 0.0)
+
+    assert with_request_success(state, RID).breakers == {}
+
+
+@given(st.lists(st.floats(0, 100), max_size=40))
+def test_breaker_opens_only_after_enough_failures_and_never_for_longer_than_the_cap(
+    gaps: list[float],
+) -> None:
+    """Ours, after Envoy's outlier detection."""
+    breaker: Breaker | None = None
+    now = 0.0
+    for count, gap in enumerate(gaps, start=1):
+        now += gap
+        breaker = with_failure(breaker, now)
+        assert count >= FAILURES_TO_EJECT or not breaker.is_open(now)
+        assert breaker.ejected_until <= now + MAX_EJECTION_S
+
+
+@given(st.lists(st.sampled_from(["miss", "report", "fail", "doubt"]), max_size=30))
+def test_every_change_raises_the_revision(steps: list[str]) -> None:
+    """Ours: waiters wake by it."""
+    state = fresh()
+    for step in steps:
+        before = state
+        match step:
+            case "miss":
+                state = with_miss(state, BEAST, "x")
+            case "report":
+                state = with_report(state, BEAST, report(), 1.0)
+            case "fail":
+                state = with_load_failure(state, RID, "x", 1.0)
+            case _:
+                state = with_doubt(state, RID)
+        assert state is before or state.revision > before.revision

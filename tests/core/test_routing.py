@@ -1,0 +1,272 @@
+"""Where requests go, and why not elsewhere."""
+
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.errors import (
+    ModelDoesNotFitError,
+    ModelLoadFailedError,
+    ModelLoadingError,
+    ModelNotFoundError,
+    NoReplicaError,
+)
+from cortex_core.fleet.reducers import with_load_failure, with_request_failure
+from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
+from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.node import NodeFacts
+from cortex_core.placement.plan import Load, place
+from cortex_core.replica import Replica, ReplicaStatus
+from cortex_core.routing.resolve import resolve
+from cortex_core.routing.retry import MAX_ATTEMPTS, Failure, may_retry
+from cortex_core.routing.route import Refuse, RouteHints, Serve, Wait, pick, route
+from tests.core.strategies import MODELS, NODES, NOW, catalogues, fleets
+
+MODEL = MODELS[0]
+in_flights = st.dictionaries(
+    st.builds(ReplicaId, node=st.sampled_from(NODES), model=st.sampled_from(MODELS)),
+    st.integers(0, 30),
+)
+
+
+def node(name: str, *held: Replica, health: NodeHealth = NodeHealth.UP) -> NodeState:
+    return NodeState(
+        name=NodeName(name),
+        endpoint=f"http://{name}",
+        health=health,
+        facts=NodeFacts(hostname=name, devices=(), harnesses=("simulated",)),
+        replicas={replica.id.model: replica for replica in held},
+    )
+
+
+def replica(name: str, status: ReplicaStatus = ReplicaStatus.LOADED, **more: object) -> Replica:
+    rid = ReplicaId(node=NodeName(name), model=MODEL)
+    return msgspec.structs.replace(Replica(id=rid, status=status), **more)
+
+
+def fleet(*nodes: NodeState) -> FleetState:
+    return FleetState(nodes={n.name: n for n in nodes})
+
+
+CATALOGUE = Catalogue(profiles={MODEL: Profile(id=MODEL, harness="simulated")})
+
+
+def ask(state: FleetState, catalogue: Catalogue = CATALOGUE, **hints: object) -> object:
+    return route(
+        state,
+        catalogue,
+        MODEL,
+        hints=RouteHints(**hints),  # type: ignore[arg-type]
+        in_flight={},
+        now=NOW,
+    )
+
+
+@given(fleets(), catalogues(), in_flights, st.sampled_from(MODELS))
+def test_only_servable_replicas_of_reachable_nodes_are_served_from(
+    state: FleetState,
+    catalogue: Catalogue,
+    in_flight: dict[ReplicaId, int],
+    model: ModelId,
+) -> None:
+    """Ours: never a down, unseen or draining node, never an unknown status."""
+    decision = route(state, catalogue, model, hints=RouteHints(), in_flight=in_flight, now=NOW)
+
+    if isinstance(decision, Serve):
+        chosen = state.nodes[decision.replica.node]
+        assert chosen.is_reachable
+        assert not chosen.is_draining
+        assert chosen.replicas[model].status is ReplicaStatus.LOADED
+
+
+@given(fleets(), catalogues(), in_flights, st.sampled_from(MODELS))
+def test_a_sound_idle_replica_is_always_found(
+    state: FleetState,
+    catalogue: Catalogue,
+    in_flight: dict[ReplicaId, int],
+    model: ModelId,
+) -> None:
+    """Ours: a request is never refused or held while a replica could take it."""
+    exists = any(
+        n.is_reachable and not n.is_draining and r.is_servable for n, r in state.replicas_of(model)
+    )
+
+    decision = route(state, catalogue, model, hints=RouteHints(), in_flight=in_flight, now=NOW)
+
+    assert isinstance(decision, Serve) == exists
+
+
+@given(fleets(), catalogues(), st.sampled_from(MODELS))
+def test_nothing_waits_in_vain(state: FleetState, catalogue: Catalogue, model: ModelId) -> None:
+    """Ours: a request is held only when a load is under way or can be planned."""
+    decision = route(state, catalogue, model, hints=RouteHints(), in_flight={}, now=NOW)
+
+    if isinstance(decision, Wait):
+        changing = any(
+            n.is_reachable and r.status is not ReplicaStatus.LOADED
+            for n, r in state.replicas_of(model)
+        )
+        assert changing or isinstance(place(state, catalogue, model, NOW), Load)
+
+
+@given(fleets(), catalogues(), st.sampled_from(MODELS))
+def test_every_candidate_is_either_rejected_with_a_reason_or_scored(
+    state: FleetState, catalogue: Catalogue, model: ModelId
+) -> None:
+    """Ours: each decision can be explained."""
+    decision = route(state, catalogue, model, hints=RouteHints(), in_flight={}, now=NOW)
+
+    assert len(decision.candidates) == len(list(state.replicas_of(model)))
+    for candidate in decision.candidates:
+        if isinstance(decision, Serve):
+            assert (candidate.rejected is None) == (candidate.score is not None)
+        else:
+            assert candidate.rejected
+
+
+def test_the_least_loaded_replica_is_picked() -> None:
+    """Ours: in flight plus twice what waits; own count and report, whichever is larger."""
+    state = fleet(
+        node("a", replica("a", in_flight=3)), node("b", replica("b", in_flight=1, queued=2))
+    )
+
+    first = ask(state)
+    own = {ReplicaId(node=NodeName("a"), model=MODEL): 9}
+    second = route(state, CATALOGUE, MODEL, hints=RouteHints(), in_flight=own, now=NOW)
+
+    assert isinstance(first, Serve)
+    assert first.replica.node == "a"
+    assert isinstance(second, Serve)
+    assert second.replica.node == "b"
+
+
+def test_a_suspect_node_is_used_only_in_want_of_a_better() -> None:
+    """Ours: no new work for it if an alternative exists."""
+    suspect = node("a", replica("a"), health=NodeHealth.SUSPECT)
+
+    alone = ask(fleet(suspect))
+    both = ask(fleet(suspect, node("b", replica("b", in_flight=50))))
+
+    assert isinstance(alone, Serve)
+    assert isinstance(both, Serve)
+    assert both.replica.node == "b"
+
+
+def test_an_ejected_replica_is_avoided_but_never_the_last_one() -> None:
+    """Ours: panic routing rather than an outage of our own making."""
+    state = fleet(node("a", replica("a")), node("b", replica("b", in_flight=50)))
+    lonely = fleet(node("a", replica("a")))
+    for _ in range(5):
+        state = with_request_failure(state, ReplicaId(node=NodeName("a"), model=MODEL), NOW)
+        lonely = with_request_failure(lonely, ReplicaId(node=NodeName("a"), model=MODEL), NOW)
+
+    avoided, last = ask(state), ask(lonely)
+
+    assert isinstance(avoided, Serve)
+    assert avoided.replica.node == "b"
+    assert isinstance(last, Serve)
+
+
+def test_a_cold_model_is_waited_for_or_refused_as_the_caller_likes() -> None:
+    """Contract: `x-cortex-cold-ok: false`."""
+    state = fleet(node("a"))
+
+    waits, refused = ask(state), ask(state, cold_ok=False)
+
+    assert isinstance(waits, Wait)
+    assert isinstance(refused, Refuse)
+    assert isinstance(refused.error, ModelLoadingError)
+
+
+def test_a_model_that_fits_nowhere_says_so_node_by_node() -> None:
+    """Contract: model_does_not_fit, with the reason of each node."""
+    catalogue = Catalogue(profiles={MODEL: Profile(id=MODEL, harness="vllm")})
+
+    decision = ask(fleet(node("a"), node("b")), catalogue)
+
+    assert isinstance(decision, Refuse)
+    assert isinstance(decision.error, ModelDoesNotFitError)
+    assert "a: it has no harness 'vllm'" in decision.error.message
+    assert "b: it has no harness 'vllm'" in decision.error.message
+
+
+def test_a_feasible_model_on_an_unreachable_fleet_is_transient() -> None:
+    """Lesson: a transient outage answered 404 makes clients give up for good."""
+    decision = ask(fleet(node("a", health=NodeHealth.DOWN)))
+
+    assert isinstance(decision, Refuse)
+    assert isinstance(decision.error, NoReplicaError)
+    assert decision.error.retry_after_s is not None
+
+
+def test_after_a_failed_load_callers_get_the_reason_and_when_to_retry() -> None:
+    """Ours: a failing load is not repeated for every caller."""
+    rid = ReplicaId(node=NodeName("a"), model=MODEL)
+    state = with_load_failure(fleet(node("a")), rid, "out of memory", NOW)
+
+    decision = ask(state)
+
+    assert isinstance(decision, Refuse)
+    assert isinstance(decision.error, ModelLoadFailedError)
+    assert "out of memory" in decision.error.message
+    assert decision.error.retry_after_s == pytest.approx(5.0)
+
+
+def test_a_tried_replica_is_not_tried_again() -> None:
+    """Ours: the second attempt goes elsewhere or nowhere."""
+    a = ReplicaId(node=NodeName("a"), model=MODEL)
+    both = fleet(node("a", replica("a")), node("b", replica("b")))
+
+    second = ask(both, excluded=frozenset({a}))
+    alone = ask(fleet(node("a", replica("a"))), excluded=frozenset({a}))
+
+    assert isinstance(second, Serve)
+    assert second.replica.node == "b"
+    assert isinstance(alone, Refuse)
+
+
+def test_names_resolve_through_aliases_catalogue_and_nodes() -> None:
+    """Ours: what a node has is served even when the catalogue lacks it."""
+    catalogue = Catalogue(aliases={"small": MODEL, "dangling": ModelId("x")})
+    state = fleet(node("a", replica("a")))
+
+    assert resolve(state, catalogue, "small").model == MODEL
+    assert resolve(state, catalogue, "small").is_alias
+    assert not resolve(state, catalogue, MODEL).is_alias
+    for unknown in ("dangling", "nope"):
+        with pytest.raises(ModelNotFoundError):
+            resolve(state, catalogue, unknown)
+
+
+def test_picking_from_nothing_is_an_error() -> None:
+    """Ours."""
+    with pytest.raises(NoReplicaError):
+        pick({})
+
+
+@given(
+    st.sampled_from(Failure),
+    st.integers(1, 5),
+    st.booleans(),
+    st.integers(0, 100),
+    st.integers(0, 1000),
+)
+def test_a_retry_never_follows_a_visible_byte_or_a_running_request(
+    failure: Failure, attempts: int, bytes_sent: bool, retries: int, in_flight: int
+) -> None:
+    """Ours: no request is ever answered twice."""
+    allowed = may_retry(
+        failure, attempts=attempts, bytes_sent=bytes_sent, retries=retries, in_flight=in_flight
+    )
+
+    if allowed:
+        assert not bytes_sent
+        assert attempts < MAX_ATTEMPTS
+        assert failure not in (Failure.TIMEOUT, Failure.CUT_MID_ANSWER, Failure.BAD_ANSWER)
+        assert retries < max(3, in_flight * 0.2)
+
+
+def test_a_refused_connection_is_retried_once() -> None:
+    """Ours."""
+    assert may_retry(Failure.CONNECT, attempts=1, bytes_sent=False, retries=0, in_flight=1)
