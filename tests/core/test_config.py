@@ -95,7 +95,7 @@ def test_an_unknown_variable_is_refused_like_an_unknown_key() -> None:
     """Ours: a typing error in a unit file must not pass unseen."""
     merged = overlay_environment({}, {"CORTEX_GATEWAY__LISTN": "x"}, "CORTEX_")
 
-    with pytest.raises(SettingsError, match="gateway.listn: unknown key; did you mean 'listen'"):
+    with pytest.raises(SettingsError, match=r"gateway\.listn: unknown key; did you mean 'listen'"):
         to_settings(merged, Outer, "environment")
 
 
