@@ -1,0 +1,1 @@
+"""The gateway's HTTP surface, one module per dialect or subject."""
