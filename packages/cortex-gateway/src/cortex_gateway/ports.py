@@ -93,6 +93,61 @@ class Upstream(Protocol):
         ...
 
 
+class ProxySettings(Protocol):
+    """What the data path reads of the gateway's settings."""
+
+    @property
+    def hold_s(self) -> float:
+        """Longest wait for a model that is not loaded."""
+        ...
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Seconds between comments to a streaming caller for whom nothing happens yet."""
+        ...
+
+
+class RequestMetrics(Protocol):
+    """Where the data path counts; `model` and `node` are names the fleet knows, or `unknown`."""
+
+    def began(self, model: str) -> None:
+        """Count a request whose model is known as in flight; `ended` follows without fail."""
+        ...
+
+    def attempted(self, outcome: str) -> None:
+        """Count one attempt at a node: `ok` or a `Failure`'s value."""
+        ...
+
+    def ended(self, request: "RequestFigures") -> None:
+        """Count one request at its end, whatever became of it."""
+        ...
+
+
+class RequestFigures(Protocol):
+    """The figures of one request at its end; durations in seconds, `None` = not known."""
+
+    model: str
+    """`unknown` when the request named no model of the fleet."""
+    node: str
+    """`unknown` when it reached none."""
+    outcome: str
+    """`ok`, `client_gone`, `draining`, or the code of the error that it ended in."""
+    status: int
+    has_begun: bool
+    """Whether `RequestMetrics.began` was called for it."""
+    is_cold_start: bool
+    """Whether it waited for a load."""
+    duration_s: float
+    queue_s: float
+    load_s: float
+    ttft_s: float | None
+    inter_token_s: float | None
+    """Mean gap between tokens after the first."""
+    prompt_tokens: int | None
+    cached_prompt_tokens: int | None
+    completion_tokens: int | None
+
+
 class NodeClient(Protocol):
     """Speaks the control API of one neuron."""
 
