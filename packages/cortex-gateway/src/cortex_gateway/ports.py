@@ -118,34 +118,41 @@ class RequestMetrics(Protocol):
         """Count one attempt at a node: `ok` or a `Failure`'s value."""
         ...
 
-    def ended(self, request: "RequestFigures") -> None:
-        """Count one request at its end, whatever became of it."""
+    def ended(
+        self,
+        *,
+        model: str,
+        node: str,
+        outcome: str,
+        has_begun: bool,
+        is_cold_start: bool,
+        duration_s: float,
+        queue_s: float,
+        load_s: float,
+        ttft_s: float | None,
+        inter_token_s: float | None,
+        prompt_tokens: int | None,
+        cached_prompt_tokens: int | None,
+        completion_tokens: int | None,
+    ) -> None:
+        """Count one request at its end, whatever became of it; `None` is not known.
+
+        Args:
+            model: `unknown` when the request named no model of the fleet.
+            node: `unknown` when it reached none.
+            outcome: `ok`, `client_gone`, or the code of the error that it ended in.
+            has_begun: whether `began` was called for it.
+            is_cold_start: whether it waited for a load.
+            duration_s: from its arrival to the last byte of the answer.
+            queue_s: from its arrival to its dispatch, without `load_s`.
+            load_s: how long it waited for a load.
+            ttft_s: from its arrival to the first content; streams only.
+            inter_token_s: mean gap between tokens after the first.
+            prompt_tokens: as the engine counted.
+            cached_prompt_tokens: the part of `prompt_tokens` that came from a cache.
+            completion_tokens: as the engine counted.
+        """
         ...
-
-
-class RequestFigures(Protocol):
-    """The figures of one request at its end; durations in seconds, `None` = not known."""
-
-    model: str
-    """`unknown` when the request named no model of the fleet."""
-    node: str
-    """`unknown` when it reached none."""
-    outcome: str
-    """`ok`, `client_gone`, `draining`, or the code of the error that it ended in."""
-    status: int
-    has_begun: bool
-    """Whether `RequestMetrics.began` was called for it."""
-    is_cold_start: bool
-    """Whether it waited for a load."""
-    duration_s: float
-    queue_s: float
-    load_s: float
-    ttft_s: float | None
-    inter_token_s: float | None
-    """Mean gap between tokens after the first."""
-    prompt_tokens: int | None
-    cached_prompt_tokens: int | None
-    completion_tokens: int | None
 
 
 class NodeClient(Protocol):
@@ -178,5 +185,3 @@ class NodeNews(msgspec.Struct, frozen=True, kw_only=True):
     facts: NodeFacts | None = None
     report: NodeReport | None = None
     """A full report: replaces what was known."""
-
-
