@@ -156,7 +156,11 @@ class RequestMetrics(Protocol):
 
 
 class NodeClient(Protocol):
-    """Speaks the control API of one neuron."""
+    """Speaks the control API of one neuron.
+
+    Every method raises `UpstreamError` when the neuron cannot be reached, cuts or answers
+    nonsense, and `UpstreamTimeoutError` when it is silent for too long.
+    """
 
     async def discovery(self) -> NodeFacts:
         """Ask `/discovery`."""
@@ -167,7 +171,11 @@ class NodeClient(Protocol):
         ...
 
     def events(self) -> AsyncIterator["NodeNews"]:
-        """Subscribe to `/events`; ends or raises when the stream does."""
+        """Subscribe to `/events`; ends when the neuron ends the stream.
+
+        Raises:
+            NotFoundError: the neuron has no event stream.
+        """
         ...
 
     async def load(self, request: LoadRequest) -> None:

@@ -1,0 +1,209 @@
+"""Settings of the gateway: `cortex.toml` with the variables that start with `CORTEX_` over it."""
+
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cortex_core.config import Table, load_toml, overlay_environment, to_settings
+from cortex_core.errors import SettingsError
+from cortex_core.ids import NodeName
+
+DEFAULT_PATH = pathlib.Path("/etc/cortex/cortex.toml")
+
+ENVIRONMENT_PREFIX = "CORTEX_"
+
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>\d{1,5})")
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to listen."""
+
+    host: str
+    port: int
+    """0 takes any free one."""
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gateway.timeouts]`: how long the gateway waits for what, in seconds."""
+
+    connect_s: Seconds = 2.0
+    """For a connection to a neuron."""
+    first_byte_s: Seconds = 600.0
+    """For the head of a neuron's answer; prefill is slow, and heartbeats keep the caller."""
+    idle_s: Seconds = 120.0
+    """Between two chunks of a neuron's answer; there is no limit on the whole."""
+    keep_alive_s: Seconds = 30.0
+    """How long an idle connection to a neuron is kept; must stay below the neuron's 75."""
+    hold_s: Seconds = 600.0
+    """How long a request waits for its model to be loaded; callers may ask for less."""
+    load_s: Seconds = 1800.0
+    """How long a neuron may take to load a model before the load counts as failed."""
+    first_heartbeat_s: Seconds = 1.0
+    """When a streaming caller that has to wait gets its first sign of life."""
+    heartbeat_s: Seconds = 5.0
+    """Time between the signs of life after it."""
+    drain_s: Seconds = 30.0
+    """How long running requests may go on at shutdown."""
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gateway]`: the gateway's own listeners and limits."""
+
+    listen: str = "0.0.0.0:31313"
+    """HOST:PORT of the API; an IPv6 host stands in brackets, port 0 takes any free one."""
+    metrics_listen: str = "0.0.0.0:31314"
+    """HOST:PORT of `/metrics`."""
+    timeouts: Timeouts = Timeouts()
+    max_body_mb: Count = 64
+    """Largest request body, in MiB."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log lines."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines that are written."""
+
+    @property
+    def listen_address(self) -> Address:
+        """Where the API listens."""
+        return parse_address(self.listen)
+
+    @property
+    def metrics_address(self) -> Address:
+        """Where `/metrics` listens."""
+        return parse_address(self.metrics_listen)
+
+
+class EvictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[eviction]`: how room is made for models; checked, but nothing evicts yet."""
+
+    strategy: Literal["lru", "priority", "cost"] = "lru"
+    """Which replica gives way first."""
+    defrag_after_cycles: Annotated[int, Meta(ge=0)] = 50
+    """Loads and unloads after which a node's engines are recycled; 0 is never."""
+
+
+class NeuronEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[neurons]]` entry: a node of the fleet."""
+
+    name: NodeName
+    """Unique; shown in `/v1/models`, metrics and `x-cortex-node`, used in `pinned_on`."""
+    endpoint: str
+    """Base URL of its neuron, such as `http://beast.internal:13131`."""
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`cortex.toml`."""
+
+    models_config: str | None = None
+    """The catalogue file, relative to the file that names it; absent serves what nodes have."""
+    gateway: ApiSettings = ApiSettings()
+    eviction: EvictionSettings = EvictionSettings()
+    neurons: tuple[NeuronEntry, ...] = ()
+
+    @property
+    def catalogue_path(self) -> pathlib.Path | None:
+        """The catalogue file, resolved; `None` when there is none."""
+        return None if self.models_config is None else pathlib.Path(self.models_config)
+
+    @property
+    def endpoints(self) -> dict[NodeName, str]:
+        """Base URLs by node, in the order of the file."""
+        return {entry.name: entry.endpoint for entry in self.neurons}
+
+
+def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> GatewaySettings:
+    """Read settings.
+
+    Args:
+        path: the TOML file; `None` takes the defaults.
+        environ: variables such as `CORTEX_GATEWAY__LISTEN`.
+
+    Returns:
+        Settings whose `models_config` is relative to nothing but the working directory.
+
+    Raises:
+        SettingsError: with file, TOML path, what is wrong and what would be right.
+    """
+    table: Table = {} if path is None else load_toml(path)
+    named = table.get("models_config")
+    if path is not None and isinstance(named, str):
+        # A name from the environment has no file to be relative to and stays as it is.
+        table["models_config"] = str(path.parent / named)
+    source = _source(path, environ)
+    table = overlay_environment(table, environ, ENVIRONMENT_PREFIX)
+    settings = to_settings(table, GatewaySettings, source)
+    _check_listeners(settings.gateway, source)
+    _check_neurons(settings.neurons, source)
+    return settings
+
+
+def parse_address(text: str) -> Address:
+    """Return the address in `HOST:PORT`.
+
+    Raises:
+        SettingsError: it is not of that form.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:
+        raise SettingsError(
+            f"{text!r} is no address; use HOST:PORT such as '127.0.0.1:31313' or '[::1]:31313'"
+        )
+    return Address(host=match["v6"] or match["host"], port=int(match["port"]))
+
+
+def _source(path: pathlib.Path | None, environ: Mapping[str, str]) -> str:
+    """Name what a wrong value may come from."""
+    variables = sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX))
+    if path is None:
+        return "environment"
+    return f"{path} (with {', '.join(variables)})" if variables else str(path)
+
+
+def _check_listeners(gateway: ApiSettings, source: str) -> None:
+    for key, text in (("listen", gateway.listen), ("metrics_listen", gateway.metrics_listen)):
+        try:
+            parse_address(text)
+        except SettingsError as error:
+            raise SettingsError(f"{source}: gateway.{key}: {error.message}") from None
+    if gateway.listen == gateway.metrics_listen and gateway.listen_address.port:
+        raise SettingsError(
+            f"{source}: gateway.metrics_listen: is the same as gateway.listen; choose another port"
+        )
+
+
+def _check_neurons(neurons: tuple[NeuronEntry, ...], source: str) -> None:
+    seen: set[str] = set()
+    for position, entry in enumerate(neurons):
+        where = f"{source}: neurons[{position}]"
+        if not entry.name:
+            raise SettingsError(f"{where}.name: is empty; give the node a name")
+        if entry.name in seen:
+            raise SettingsError(f"{where}.name: {entry.name!r} is there twice; names are unique")
+        seen.add(entry.name)
+        if not _is_base_url(entry.endpoint):
+            raise SettingsError(
+                f"{where}.endpoint: {entry.endpoint!r} is no base URL; "
+                "use one such as 'http://beast.internal:13131'"
+            )
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        url = urllib.parse.urlsplit(text)
+        # Reading the port is what checks it.
+        _ = url.port
+    except ValueError:
+        return False
+    return (
+        url.scheme in ("http", "https")
+        and bool(url.hostname)
+        and not (url.query or url.fragment or url.username)
+        and not any(character.isspace() for character in text)
+    )
