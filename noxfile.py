@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -50,9 +51,8 @@ def up(session: nox.Session) -> None:
     reaches it and nothing else; sessions named after this one do not run.
     """
     need_engine_python(session)
-    session.log("Installing cortex and its engine. The first time this fetches about 700 MB.")
     install(session, "build", "runtime", "engine-cpu")
-    session.log("Installed. Starting the fleet; the first answer is some 20 seconds away.")
+    session.log("Starting gateway, neuron and engine; the line `ready: URL` says when they answer.")
     command = Path(session.bin, "cortex")
     path = os.pathsep.join([session.bin, os.environ.get("PATH", os.defpath)])
     env = {**os.environ, "PATH": path, "VIRTUAL_ENV": str(Path(session.virtualenv.location))}
@@ -111,6 +111,8 @@ def standalone(session: nox.Session) -> None:
     out = Path(session.create_tmp()).resolve()
     wheels = build_wheels(session, out / "dist")
     env = index_environment()
+    core = (ROOT / "packages" / "cortex-core" / "pyproject.toml").read_text()
+    version = tomllib.loads(core)["project"]["version"]
     for name in PACKAGES:
         venv = out / name
         python = str(venv / "bin" / "python")
@@ -120,7 +122,7 @@ def standalone(session: nox.Session) -> None:
         pins = str(REQUIREMENTS / "runtime.txt")
         command = ("uv", "pip", "install", "-q", "--python", python, "--only-binary", ":all:")
         session.run_install(*command, "-c", pins, *ours, env=env)
-        session.run(python, "-I", "tests/packaging/check_alone.py", name, external=True)
+        session.run(python, "-I", "tests/packaging/check_alone.py", name, version, external=True)
 
 
 @nox.session(python=PYTHON)
@@ -194,6 +196,8 @@ def install(session: nox.Session, *groups: str) -> None:
         return
     stamp.unlink(missing_ok=True)
     with_engine = "engine-cpu" in groups
+    if with_engine:
+        session.log("Installing the engine: about 500 MB to fetch the first time, 2 GB on disk.")
     env = torch_environment() if with_engine else index_environment()
     # The builders come first: what is built here is built without an environment of its own.
     batches = [[REQUIREMENTS / "build.txt"], [path for path in files if path.stem != "build"]]
