@@ -21,6 +21,8 @@ NO_NODE = "none"
 _DURATION_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 # From a cached prompt on a fast card to a cold start.
 _FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+# From speculative decoding to a CPU engine.
+_GAP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
 # From a CPU engine to speculative decoding.
 _RATE_BUCKETS = (1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 # From a model that was there to one that is downloaded first.
@@ -29,12 +31,7 @@ _LOAD_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
 _REPLICA = ("model", "node")
 
 
-class GatewayMetrics:
-    """Counters, gauges and histograms that the gateway's rooms write to.
-
-    `model` is a name from `model_label`, `node` a node's name or `NO_NODE`.
-    """
-
+class _RequestCounters:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "cortex_requests_total",
@@ -60,27 +57,22 @@ class GatewayMetrics:
             _REPLICA,
             registry=registry,
         )
-        self.request_duration_s = Histogram(
-            "cortex_request_duration_seconds",
-            "From the arrival of a request to the end of its answer.",
-            _REPLICA,
-            buckets=_DURATION_BUCKETS,
+        self.upstream_attempts = Counter(
+            "cortex_upstream_attempts_total",
+            "Attempts at a replica: `answered`, or how they failed.",
+            (*_REPLICA, "outcome"),
             registry=registry,
         )
-        self.time_to_first_token_s = Histogram(
-            "cortex_time_to_first_token_seconds",
-            "From the arrival of a streaming request to its first token.",
-            _REPLICA,
-            buckets=_FIRST_TOKEN_BUCKETS,
+        self.rejections = Counter(
+            "cortex_rejections_total",
+            "Requests that the gateway refused itself, by error code.",
+            ("model", "reason"),
             registry=registry,
         )
-        self.tokens_per_s = Histogram(
-            "cortex_tokens_per_second",
-            "Completion tokens of a request per second of generation.",
-            _REPLICA,
-            buckets=_RATE_BUCKETS,
-            registry=registry,
-        )
+
+
+class _TokenCounters:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.prompt_tokens = Counter(
             "cortex_prompt_tokens_total",
             "Prompt tokens, as the engines counted them.",
@@ -99,6 +91,38 @@ class GatewayMetrics:
             _REPLICA,
             registry=registry,
         )
+
+
+class _Latencies:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.request_duration_s = Histogram(
+            "cortex_request_duration_seconds",
+            "From the arrival of a request to the end of its answer.",
+            _REPLICA,
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.time_to_first_token_s = Histogram(
+            "cortex_time_to_first_token_seconds",
+            "From the arrival of a streaming request to its first token.",
+            _REPLICA,
+            buckets=_FIRST_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self.inter_token_s = Histogram(
+            "cortex_inter_token_seconds",
+            "Mean gap between the tokens of a stream after the first.",
+            _REPLICA,
+            buckets=_GAP_BUCKETS,
+            registry=registry,
+        )
+        self.tokens_per_s = Histogram(
+            "cortex_tokens_per_second",
+            "Completion tokens of a request per second of generation.",
+            _REPLICA,
+            buckets=_RATE_BUCKETS,
+            registry=registry,
+        )
         self.queue_s = Histogram(
             "cortex_queue_seconds",
             "Time that a request was held for want of a replica; requests that were not, at 0.",
@@ -113,22 +137,22 @@ class GatewayMetrics:
             buckets=_LOAD_BUCKETS,
             registry=registry,
         )
+
+
+class GatewayMetrics(_RequestCounters, _TokenCounters, _Latencies):
+    """Counters, gauges and histograms that the gateway's rooms write to.
+
+    `model` is a name from `model_label`, `node` a node's name or `NO_NODE`.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        _RequestCounters.__init__(self, registry)
+        _TokenCounters.__init__(self, registry)
+        _Latencies.__init__(self, registry)
         self.in_flight = Gauge(
             "cortex_requests_in_flight",
             "Requests that were sent to a replica and have not ended.",
             _REPLICA,
-            registry=registry,
-        )
-        self.upstream_attempts = Counter(
-            "cortex_upstream_attempts_total",
-            "Attempts at a replica: `answered`, or how they failed.",
-            (*_REPLICA, "outcome"),
-            registry=registry,
-        )
-        self.rejections = Counter(
-            "cortex_rejections_total",
-            "Requests that the gateway refused itself, by error code.",
-            ("model", "reason"),
             registry=registry,
         )
 
