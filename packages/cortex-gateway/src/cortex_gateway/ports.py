@@ -93,6 +93,68 @@ class Upstream(Protocol):
         ...
 
 
+class ProxySettings(Protocol):
+    """What the data path reads of the gateway's settings."""
+
+    @property
+    def hold_s(self) -> float:
+        """Longest wait for a model that is not loaded."""
+        ...
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Seconds between comments to a streaming caller for whom nothing happens yet."""
+        ...
+
+
+class RequestMetrics(Protocol):
+    """Where the data path counts; `model` and `node` are names the fleet knows, or `unknown`."""
+
+    def began(self, model: str) -> None:
+        """Count a request whose model is known as in flight; `ended` follows without fail."""
+        ...
+
+    def attempted(self, outcome: str) -> None:
+        """Count one attempt at a node: `ok` or a `Failure`'s value."""
+        ...
+
+    def ended(
+        self,
+        *,
+        model: str,
+        node: str,
+        outcome: str,
+        has_begun: bool,
+        is_cold_start: bool,
+        duration_s: float,
+        queue_s: float,
+        load_s: float,
+        ttft_s: float | None,
+        inter_token_s: float | None,
+        prompt_tokens: int | None,
+        cached_prompt_tokens: int | None,
+        completion_tokens: int | None,
+    ) -> None:
+        """Count one request at its end, whatever became of it; `None` is not known.
+
+        Args:
+            model: `unknown` when the request named no model of the fleet.
+            node: `unknown` when it reached none.
+            outcome: `ok`, `client_gone`, or the code of the error that it ended in.
+            has_begun: whether `began` was called for it.
+            is_cold_start: whether it waited for a load.
+            duration_s: from its arrival to the last byte of the answer.
+            queue_s: from its arrival to its dispatch, without `load_s`.
+            load_s: how long it waited for a load.
+            ttft_s: from its arrival to the first content; streams only.
+            inter_token_s: mean gap between tokens after the first.
+            prompt_tokens: as the engine counted.
+            cached_prompt_tokens: the part of `prompt_tokens` that came from a cache.
+            completion_tokens: as the engine counted.
+        """
+        ...
+
+
 class NodeClient(Protocol):
     """Speaks the control API of one neuron.
 
