@@ -113,10 +113,11 @@ def standalone(session: nox.Session) -> None:
     env = index_environment()
     core = (ROOT / "packages" / "cortex-core" / "pyproject.toml").read_text()
     version = tomllib.loads(core)["project"]["version"]
+    own = str(Path(session.bin, "python"))
     for name in PACKAGES:
         venv = out / name
         python = str(venv / "bin" / "python")
-        session.run_install("uv", "venv", "-q", "--clear", "-p", str(session.python), str(venv))
+        session.run_install("uv", "venv", "-q", "--clear", "-p", own, str(venv))
         # By path, never by name: strangers own three of our four names on the public index.
         ours = [str(wheels[dist]) for dist in sorted({name, "cortex-core"})]
         pins = str(REQUIREMENTS / "runtime.txt")
@@ -226,7 +227,7 @@ def build_wheels(session: nox.Session, out: Path) -> dict[str, Path]:
     for name in PACKAGES:
         source = str(ROOT / "packages" / name)
         command = ("uv", "build", "-q", "--wheel", "--no-build-isolation", "-o", str(out), source)
-        session.run("uv", *command[1:], env={**env, "UV_PYTHON": str(session.python)})
+        session.run("uv", *command[1:], env={**env, "UV_PYTHON": str(Path(session.bin, "python"))})
         (wheels[name],) = out.glob(f"{name.replace('-', '_')}-*.whl")
     return wheels
 

@@ -1,6 +1,7 @@
 """Tests bind what is free, never a number: several runs share one machine."""
 
 import ast
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,7 @@ def bound_ports(tree: ast.AST) -> list[str]:
                 found += [str(v) for v in values if type(v) is int and v >= 1024]
         elif isinstance(node, ast.List | ast.Tuple):
             words = [n.value if isinstance(n, ast.Constant) else None for n in node.elts]
-            pairs = zip(words, words[1:], strict=False)
-            found += [str(b) for a, b in pairs if a in BINDING_OPTIONS and is_fixed(b)]
+            found += [str(b) for a, b in pairwise(words) if a in BINDING_OPTIONS and is_fixed(b)]
     return found
 
 
