@@ -37,6 +37,10 @@ PYTHONS: Final = ("3.11", "3.12", "3.13")
 ENGINE_PYTHON: Final = "3.11"
 """What the CPU engine is pinned for: torch's CPU build has one wheel, and one hash, per Python."""
 HERE: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
+# Interpreters that pyenv has and has not put forward count as present.
+PYENV: Final = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+PYENV_BINS: Final = [str(p) for version in PYTHONS for p in sorted(PYENV.glob(f"{version}.*/bin"))]
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), *PYENV_BINS])
 PYTHON: Final = ENGINE_PYTHON if shutil.which(f"python{ENGINE_PYTHON}") else HERE
 
 TORCH_INDEX: Final = "https://download.pytorch.org/whl/cpu"

@@ -12,6 +12,3 @@ html_title = "cortex"
 myst_enable_extensions = ["colon_fence", "deflist"]
 # Headings of these levels can be linked to, as on the pages of a forge.
 myst_heading_anchors = 3
-
-# A section of the index may have no page yet.
-suppress_warnings = ["toc.empty_glob"]
