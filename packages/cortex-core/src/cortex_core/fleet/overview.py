@@ -30,6 +30,8 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     id: ModelId
     status: str
     """As in `ReplicaStatus`; `unknown` on a node that cannot be reached."""
+    servable: bool = False
+    """Whether a request may be sent to it."""
     devices: tuple[DeviceIndex, ...] = ()
     vram_used_bytes: int | None = None
     in_flight: int = 0
@@ -150,6 +152,7 @@ def _replica_view(replica: Replica, *, is_reachable: bool) -> ReplicaView:
     return ReplicaView(
         id=replica.id.model,
         status=status.value,
+        servable=is_reachable and replica.is_servable,
         devices=replica.devices,
         vram_used_bytes=replica.vram_used_bytes,
         in_flight=replica.in_flight,

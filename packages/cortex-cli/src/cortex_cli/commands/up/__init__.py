@@ -1,0 +1,1 @@
+"""`cortex up`: a fleet on this machine, in the foreground."""
