@@ -1,6 +1,6 @@
 """What the rooms of the gateway need of each other, as protocols."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -170,7 +170,7 @@ class NodeClient(Protocol):
         """Ask `/models` and `/health`."""
         ...
 
-    def events(self) -> AsyncIterator["NodeNews"]:
+    def events(self) -> AsyncGenerator["NodeNews", None]:
         """Subscribe to `/events`; ends when the neuron ends the stream.
 
         Raises:

@@ -1,0 +1,1 @@
+"""The only rooms that speak HTTP as a client: to neurons, through aiohttp."""

@@ -1,0 +1,310 @@
+"""The control API of a neuron, as a client."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from cortex_core.codec import encode_json
+from cortex_core.errors import (
+    ConflictError,
+    DrainingError,
+    EngineError,
+    InsufficientVramError,
+    InvalidRequestError,
+    NotFoundError,
+    RequestError,
+    UnavailableError,
+    UpstreamCutError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
+from cortex_core.ids import BootId, NodeName
+from cortex_core.node import NodeFacts, NodeReport, facts_from_wire, report_from_wire
+from cortex_core.sse import SseDecoder, SseEvent
+from cortex_core.wire.neuron import (
+    HEALTH_EVENT,
+    MODEL_EVENT,
+    SNAPSHOT_EVENT,
+    Discovery,
+    Health,
+    LoadRequest,
+    ModelReport,
+    Snapshot,
+)
+from cortex_gateway.ports import NodeNews
+
+POLL_TIMEOUT_S = 1.0
+"""A neuron answers `/health` within 50 ms whatever its engines do."""
+
+EVENTS_SILENCE_S = 15.0
+"""Three times the interval of the comments that a neuron sends when nothing happens."""
+
+MAX_REASON_CHARACTERS = 300
+
+# The statuses with which servers say that they do not have a path or method.
+_NOT_THERE = frozenset({404, 405, 501})
+
+_EVENTS = frozenset({SNAPSHOT_EVENT, MODEL_EVENT, HEALTH_EVENT})
+
+_GONE = "unloaded"
+
+T = TypeVar("T")
+
+
+# Lenient: a neuron that writes a number as text, or a whole one as 1.0, is understood.
+_DISCOVERY = msgspec.json.Decoder(Discovery, strict=False)
+_HEALTH = msgspec.json.Decoder(Health, strict=False)
+_MODELS = msgspec.json.Decoder(tuple[ModelReport, ...], strict=False)
+_MODEL = msgspec.json.Decoder(ModelReport, strict=False)
+_SNAPSHOT = msgspec.json.Decoder(Snapshot, strict=False)
+
+
+class _ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    message: str = ""
+    code: str | int | None = None
+    needed_bytes: int = 0
+    free_bytes: int = 0
+
+
+class _ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    error: _ErrorDetail | str = ""
+
+
+class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a neuron's control API may be silent, in seconds."""
+
+    poll_s: float = POLL_TIMEOUT_S
+    """For a whole answer, and for the head of the event stream."""
+    events_s: float = EVENTS_SILENCE_S
+    """Within the event stream."""
+    load_s: float
+    """For the answer to a load."""
+
+
+class HttpNodeClient:
+    """`NodeClient` over aiohttp.
+
+    A neuron of the given kind has no boot ids. Its uptime going backwards tells as well that it
+    was restarted, so a boot id is made up from that.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: NodeName,
+        endpoint: str,
+        session: aiohttp.ClientSession,
+        patience: NodePatience,
+    ) -> None:
+        self._name = name
+        self._endpoint = endpoint.rstrip("/")
+        self._session = session
+        self._patience = patience
+        self._lives = _Lives()
+
+    async def discovery(self) -> NodeFacts:
+        """Ask `/discovery`; see `NodeClient`."""
+        return self._facts(await self._get("/discovery", _DISCOVERY))
+
+    async def report(self) -> NodeReport:
+        """Ask `/health` and `/models`; see `NodeClient`."""
+        # One after the other: two connections to save a millisecond are no bargain. Health
+        # first, so that a model that it does not mention yet is merely without a load.
+        health = await self._get("/health", _HEALTH)
+        models = await self._get("/models", _MODELS)
+        return self._report(models, health)
+
+    async def events(self) -> AsyncGenerator[NodeNews, None]:
+        """Subscribe to `/events`; see `NodeClient`.
+
+        Each item has a full report: single events are joined with what came before them.
+        """
+        stream = _EventState()
+        with _as_errors(self._name):
+            async with asyncio.timeout(self._patience.poll_s):
+                response = await self._session.get(
+                    f"{self._endpoint}/events",
+                    headers={"Accept": "text/event-stream"},
+                    allow_redirects=False,
+                )
+        try:
+            _check_is_stream(self._name, response)
+            async with aclosing(self._decoded(response)) as events:
+                async for event in events:
+                    with _as_errors(self._name):
+                        discovery = stream.take(event)
+                    if stream.health is not None:
+                        facts = None if discovery is None else self._facts(discovery)
+                        report = self._report(tuple(stream.models.values()), stream.health)
+                        yield NodeNews(facts=facts, report=report)
+        finally:
+            response.close()
+
+    async def load(self, request: LoadRequest) -> None:
+        """Load a model; see `NodeClient`."""
+        with _as_errors(self._name):
+            async with (
+                asyncio.timeout(self._patience.load_s),
+                self._session.post(
+                    f"{self._endpoint}/models/load",
+                    data=_encode_load(request),
+                    headers={"Content-Type": "application/json"},
+                    allow_redirects=False,
+                ) as response,
+            ):
+                body = await response.read()
+        if response.status >= 300:
+            raise _load_error(response.status, body)
+
+    async def _get(self, path: str, decoder: msgspec.json.Decoder[T]) -> T:
+        with _as_errors(self._name):
+            async with (
+                asyncio.timeout(self._patience.poll_s),
+                self._session.get(self._endpoint + path, allow_redirects=False) as response,
+            ):
+                body = await response.read()
+            if response.status != 200:
+                raise UpstreamError(f"{self._name} answers {path} with status {response.status}")
+            return decoder.decode(body)
+
+    async def _decoded(self, response: aiohttp.ClientResponse) -> AsyncGenerator[SseEvent, None]:
+        decoder = SseDecoder()
+        while True:
+            with _as_errors(self._name):
+                async with asyncio.timeout(self._patience.events_s):
+                    chunk = await response.content.readany()
+            if not chunk:
+                return
+            for event in decoder.feed(chunk):
+                if event.event in _EVENTS:
+                    yield event
+
+    def _facts(self, discovery: Discovery) -> NodeFacts:
+        facts = facts_from_wire(discovery)
+        return msgspec.structs.replace(facts, boot_id=self._lives.of_discovery(facts.boot_id))
+
+    def _report(self, models: tuple[ModelReport, ...], health: Health) -> NodeReport:
+        report = report_from_wire(self._name, models, health)
+        boot_id = self._lives.of_health(report.boot_id, health.uptime_secs)
+        return msgspec.structs.replace(report, boot_id=boot_id)
+
+
+class _EventState:
+    """What an event stream has told so far."""
+
+    def __init__(self) -> None:
+        self.health: Health | None = None
+        """`None` until the snapshot came."""
+        self.models: dict[str, ModelReport] = {}
+
+    def take(self, event: SseEvent) -> Discovery | None:
+        """Take one event and return the discovery, when it has one."""
+        if event.event == MODEL_EVENT:
+            model = _MODEL.decode(event.data)
+            self.models.pop(model.id, None)
+            if model.status != _GONE:
+                self.models[model.id] = model
+        elif event.event == HEALTH_EVENT:
+            self.health = _HEALTH.decode(event.data)
+        else:
+            snapshot = _SNAPSHOT.decode(event.data)
+            self.health = snapshot.health
+            self.models = {model.id: model for model in snapshot.models}
+            return snapshot.discovery
+        return None
+
+
+class _Lives:
+    """The boot id of the neuron's present life, told or made up."""
+
+    def __init__(self) -> None:
+        self._told: BootId | None = None
+        self._uptime_s = 0.0
+        self._restarts = 0
+
+    def of_discovery(self, told: BootId | None) -> BootId:
+        self._told = told or self._told
+        return self._current()
+
+    def of_health(self, told: BootId | None, uptime_s: float) -> BootId:
+        if uptime_s < self._uptime_s:
+            self._told = None
+            self._restarts += 1
+        self._uptime_s = uptime_s
+        self._told = told or self._told
+        return self._current()
+
+    def _current(self) -> BootId:
+        return self._told or BootId(f"restart-{self._restarts}")
+
+
+def _encode_load(request: LoadRequest) -> bytes:
+    """Leave out what is not set: a neuron of the given kind may know fewer fields."""
+    fields = msgspec.structs.asdict(request)
+    return encode_json({k: v for k, v in fields.items() if v is not None and v != {}})
+
+
+def _check_is_stream(name: NodeName, response: aiohttp.ClientResponse) -> None:
+    if response.status in _NOT_THERE:
+        raise NotFoundError(f"{name} has no event stream")
+    if response.status != 200 or response.content_type != "text/event-stream":
+        raise UpstreamError(
+            f"{name} answers /events with status {response.status}, {response.content_type}"
+        )
+
+
+@contextmanager
+def _as_errors(name: NodeName) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise UpstreamTimeoutError(f"{name} is silent") from None
+    except aiohttp.ClientConnectorError as error:
+        # The library's own text has the address in it, and these texts reach callers.
+        code = error.errno or 0
+        why = os.strerror(code) if code > 0 else "its name does not resolve"
+        raise UpstreamError(f"{name} cannot be reached: {why}") from None
+    except aiohttp.ClientPayloadError:
+        raise UpstreamCutError(f"{name} cut its answer") from None
+    except aiohttp.ClientConnectionError:
+        raise UpstreamCutError(f"{name} cut the connection") from None
+    except aiohttp.ClientError as error:
+        raise UpstreamError(f"{name} gave no HTTP answer: {type(error).__name__}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UpstreamError(f"{name} gave an answer that cannot be read: {error}") from None
+
+
+def _load_error(status: int, body: bytes) -> RequestError:
+    detail = _error_detail(body)
+    lines = detail.message.strip().splitlines() or [f"the neuron answered with status {status}"]
+    message = lines[0][:MAX_REASON_CHARACTERS]
+    match status:
+        case 400 | 422:
+            return InvalidRequestError(message)
+        case 404:
+            return NotFoundError(message)
+        case 409:
+            return ConflictError(message)
+        case 507:
+            return InsufficientVramError(
+                message, needed_bytes=detail.needed_bytes, free_bytes=detail.free_bytes
+            )
+        case 503 if detail.code == DrainingError.code:
+            return DrainingError(message)
+        case 503:
+            return UnavailableError(message)
+        case _:
+            return EngineError(message)
+
+
+def _error_detail(body: bytes) -> _ErrorDetail:
+    try:
+        error = msgspec.json.decode(body, type=_ErrorBody).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _ErrorDetail()
+    return _ErrorDetail(message=error) if isinstance(error, str) else error

@@ -1,0 +1,82 @@
+"""The fleet snapshot, who waits for it, and which models are wanted."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cortex_core.catalogue import Catalogue
+from cortex_core.fleet.state import FleetState
+from cortex_core.ids import ModelId, NodeName
+
+
+class FleetStore:
+    """`Store`: one immutable snapshot, replaced whole. Used from one event loop."""
+
+    def __init__(self, state: FleetState, catalogue: Catalogue) -> None:
+        self._state = state
+        self._catalogue = catalogue
+        self._waiters: Counter[ModelId] = Counter()
+        self._changed = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._refreshes = {name: asyncio.Event() for name in state.nodes}
+
+    @property
+    def state(self) -> FleetState:
+        """The newest snapshot."""
+        return self._state
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue in force."""
+        return self._catalogue
+
+    def update(self, reducer: Callable[[FleetState], FleetState]) -> None:
+        """Replace the snapshot; a reducer that returns its argument wakes nobody."""
+        state = reducer(self._state)
+        if state is not self._state:
+            self._state = state
+            # Whoever waits holds the old event, so none can miss a change or see it twice.
+            self._changed.set()
+            self._changed = asyncio.Event()
+            self._wanted.set()
+
+    async def changed(self, revision: int) -> FleetState:
+        """Wait until the snapshot is newer than `revision` and return it."""
+        while self._state.revision <= revision:
+            await self._changed.wait()
+        return self._state
+
+    @contextmanager
+    def demand(self, model: ModelId) -> Iterator[None]:
+        """Count one waiter for `model` while the context is open."""
+        self._waiters[model] += 1
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            self._waiters[model] -= 1
+            if not self._waiters[model]:
+                del self._waiters[model]
+
+    def demanded(self) -> frozenset[ModelId]:
+        """Models that at least one request waits for."""
+        return frozenset(self._waiters)
+
+    async def wanted(self) -> None:
+        """Wait until there was a change or new demand since this returned last.
+
+        For the reconciler alone: a second caller would take the wake-ups of the first.
+        """
+        await self._wanted.wait()
+        self._wanted.clear()
+
+    def refresh(self, node: NodeName) -> None:
+        """Ask for a fresh report of `node` at once."""
+        self._refreshes[node].set()
+
+    async def refresh_asked(self, node: NodeName) -> None:
+        """Wait until somebody asks for a report of `node`; for its watcher alone."""
+        asked = self._refreshes[node]
+        await asked.wait()
+        asked.clear()
