@@ -164,7 +164,10 @@ def pin(session: nox.Session) -> None:
     # Where the engine runs: nothing newer than the C library of Debian 12.
     engine = ["--python-platform", "x86_64-manylinux_2_36"]
     engine += ["--override", str(REQUIREMENTS / "engine-cpu.overrides")]
-    env = torch_environment()
+    env = index_environment()
+    if not finds_torch(env):
+        others = env.get("UV_INDEX", os.environ.get("UV_INDEX", ""))
+        env |= {"UV_INDEX": f"{others} {TORCH_INDEX}", "UV_INDEX_STRATEGY": "unsafe-best-match"}
     pins = everything.with_suffix(".txt")
     pins.unlink(missing_ok=True)
     compile_pins(session, env, everything, pins, *engine)
@@ -203,14 +206,19 @@ def install(session: nox.Session, *groups: str) -> None:
     with_engine = "engine-cpu" in groups
     if with_engine:
         session.log("Installing the engine: about 500 MB to fetch the first time, 2 GB on disk.")
-    env = torch_environment() if with_engine else index_environment()
+    env = index_environment()
     # The builders come first: what is built here is built without an environment of its own.
-    batches = [[REQUIREMENTS / "build.txt"], [path for path in files if path.stem != "build"]]
-    for batch in batches:
-        options = [f"--requirement={path}" for path in batch]
-        # Bytecode now, in parallel, instead of some 20 seconds at the engine's first start.
-        options += ["--compile-bytecode"] if with_engine else []
-        uv_install(session, env, "--require-hashes", *options)
+    uv_install(session, env, "--require-hashes", f"--requirement={REQUIREMENTS / 'build.txt'}")
+    if with_engine and not finds_torch(env):
+        session.log("No configured index has the CPU build of torch: asking PyTorch's own.")
+        alone = Path(session.create_tmp()).resolve() / "torch.txt"
+        alone.write_text(torch_pin())
+        elsewhere = {**env, "UV_DEFAULT_INDEX": TORCH_INDEX, "UV_INDEX": ""}
+        uv_install(session, elsewhere, "--require-hashes", f"--requirement={alone}")
+    options = [f"--requirement={path}" for path in files if path.stem != "build"]
+    # Bytecode now, in parallel, instead of some 20 seconds at the engine's first start.
+    options += ["--compile-bytecode"] if with_engine else []
+    uv_install(session, env, "--require-hashes", *options)
     ours = [f"--editable={ROOT / 'packages' / name}" for name in PACKAGES]
     if uv_install(session, env, *ours):
         stamp.write_text(digest.hexdigest())
@@ -245,17 +253,19 @@ def need_engine_python(session: nox.Session) -> None:
         )
 
 
-def torch_environment() -> dict[str, str]:
-    """Give `index_environment`, with PyTorch's own index added where no other has its CPU build."""
-    env = index_environment()
-    found = re.search(r"^torch==\S+", (REQUIREMENTS / "engine-cpu.txt").read_text(), re.MULTILINE)
+def torch_pin() -> str:
+    """Give torch's entry in engine-cpu.txt: its version and its hashes."""
+    text = (REQUIREMENTS / "engine-cpu.txt").read_text()
+    found = re.search(r"^torch==\S+( \\\n +--hash=\S+)*", text, re.MULTILINE)
     assert found, "engine-cpu.txt pins no torch"
+    return found[0]
+
+
+def finds_torch(env: Mapping[str, str]) -> bool:
+    """Tell whether the indexes of `env` have the CPU build of torch that is pinned."""
     ask = [find_uv_bin(), "pip", "install", "--dry-run", "--no-deps", "--python", sys.executable]
-    probe = subprocess.run([*ask, found[0]], env={**os.environ, **env}, capture_output=True)
-    if probe.returncode:
-        env["UV_INDEX"] = f"{env.get('UV_INDEX', os.environ.get('UV_INDEX', ''))} {TORCH_INDEX}"
-        env["UV_INDEX_STRATEGY"] = "unsafe-best-match"
-    return env
+    command = [*ask, torch_pin().split()[0]]
+    return not subprocess.run(command, env={**os.environ, **env}, capture_output=True).returncode
 
 
 def index_environment() -> dict[str, str]:
