@@ -27,6 +27,13 @@ def test_only_listed_request_headers_reach_a_neuron(headers: list[tuple[str, str
     assert {name for name, _ in request_headers(headers)} <= REQUEST_ALLOWED
 
 
+def test_what_connection_names_is_dropped_too() -> None:
+    """RFC 9110 section 7.6.1."""
+    headers = [("Connection", "close, X-Private"), ("x-private", "1"), ("x-public", "2")]
+
+    assert response_headers(headers) == [("x-public", "2")]
+
+
 def test_what_describes_the_body_is_kept_in_order() -> None:
     """Ours: a compressed upstream stays readable."""
     headers = [("Content-Type", "application/json"), ("Content-Encoding", "gzip"), ("Vary", "a")]

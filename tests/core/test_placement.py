@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+import msgspec
 from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.device import Device
+from cortex_core.device import Device, DeviceReading
 from cortex_core.fleet.reducers import with_command
 from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
 from cortex_core.ids import DeviceIndex, ModelId, NodeName
@@ -100,6 +101,20 @@ def test_a_model_goes_where_most_memory_is_free() -> None:
 
     placed = {step.replica.model: step.replica.node for step in steps if isinstance(step, Load)}
     assert placed == {"a": "big", "b": "big"}
+
+
+def test_within_a_node_the_emptiest_device_is_taken_as_the_driver_sees_it() -> None:
+    """Ours: memory that a foreign process holds is not free, whatever the ledger says."""
+    node = gpu_node("n", 24_000, 24_000)
+    reading = DeviceReading(index=DeviceIndex(0), vram_free_bytes=12_000 * MIB)
+    state = fleet(msgspec.structs.replace(node, readings={DeviceIndex(0): reading}))
+
+    small = place(state, catalogue(a=10_000), ModelId("a"), NOW)
+    both = plan(state, catalogue(a=20_000, b=20_000), [ModelId("a"), ModelId("b")], NOW)
+
+    assert isinstance(small, Load)
+    assert small.command.devices == (1,)
+    assert isinstance(both[1], Hold)
 
 
 def test_two_models_in_one_plan_do_not_share_the_same_room() -> None:

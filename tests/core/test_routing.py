@@ -141,6 +141,17 @@ def test_the_least_loaded_replica_is_picked() -> None:
     assert second.replica.node == "b"
 
 
+@pytest.mark.parametrize("health", [NodeHealth.DOWN, NodeHealth.UNSEEN])
+def test_a_node_that_is_not_reachable_gets_no_request(health: NodeHealth) -> None:
+    """Ours: whatever it last reported."""
+    state = fleet(node("a", replica("a"), health=health), node("b", replica("b", in_flight=50)))
+
+    decision = ask(state)
+
+    assert isinstance(decision, Serve)
+    assert decision.replica.node == "b"
+
+
 def test_a_suspect_node_is_used_only_in_want_of_a_better() -> None:
     """Ours: no new work for it if an alternative exists."""
     suspect = node("a", replica("a"), health=NodeHealth.SUSPECT)
@@ -267,6 +278,20 @@ def test_a_retry_never_follows_a_visible_byte_or_a_running_request(
         assert retries < max(3, in_flight * 0.2)
 
 
-def test_a_refused_connection_is_retried_once() -> None:
-    """Ours."""
-    assert may_retry(Failure.CONNECT, attempts=1, bytes_sent=False, retries=0, in_flight=1)
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({}, True),
+        ({"bytes_sent": True}, False),
+        ({"attempts": MAX_ATTEMPTS}, False),
+        ({"retries": 3}, False),
+        ({"retries": 3, "in_flight": 100}, True),
+    ],
+)
+def test_a_refused_connection_is_retried_within_bounds(
+    change: dict[str, int], allowed: bool
+) -> None:
+    """Ours: each bound alone is enough to stop it."""
+    asked = {"attempts": 1, "bytes_sent": False, "retries": 0, "in_flight": 1} | change
+
+    assert may_retry(Failure.CONNECT, **asked) is allowed

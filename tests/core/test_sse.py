@@ -41,6 +41,15 @@ def test_any_split_of_the_bytes_gives_the_same_events(
     assert got == sent
 
 
+def test_a_crlf_cut_in_two_ends_one_line_only() -> None:
+    """The standard's (9.2.6): else the second half would end the event early."""
+    decoder = SseDecoder()
+
+    got = [*decoder.feed(b"data: a\r"), *decoder.feed(b"\ndata: b\r\n\r\n")]
+
+    assert got == [SseEvent(data="a\nb")]
+
+
 def test_comments_unknown_fields_and_events_without_data_are_skipped() -> None:
     """The standard's (9.2.6)."""
     got = SseDecoder().feed(b": hi\n\nretry: 5\nevent: x\n\nfoo: bar\ndata:a\n\n")
