@@ -1,21 +1,22 @@
 """The gateway's series. All of them live on the registry that the process was given."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.state import FleetState, NodeState
-from cortex_core.ids import ModelId
 
-UNKNOWN_MODEL = "unknown"
-"""Label of a model that is in no catalogue and on no node, so that callers cannot add series."""
+UNKNOWN = "unknown"
+"""Label of a model or node that is in no catalogue and no fleet, so that callers add no series."""
 
-NO_NODE = "none"
-"""Label of a request that reached no node."""
+OK = "ok"
+"""Outcome of a request that was answered as it should be."""
+
+CLIENT_GONE = "client_gone"
+"""Outcome of a request whose caller hung up."""
 
 # From a refusal to a long agent turn.
 _DURATION_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -23,7 +24,7 @@ _DURATION_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300
 _FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # From speculative decoding to a CPU engine.
 _GAP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
-# From a CPU engine to speculative decoding.
+# The same, the other way round.
 _RATE_BUCKETS = (1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 # From a model that was there to one that is downloaded first.
 _LOAD_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
@@ -31,138 +32,154 @@ _LOAD_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
 _REPLICA = ("model", "node")
 
 
-class _RequestCounters:
+class _Counters:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
+        def counter(name: str, text: str, labels: Sequence[str] = _REPLICA) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        self.requests = counter(
             "cortex_requests_total",
             "Requests, counted when they end, whatever becomes of them.",
             (*_REPLICA, "outcome"),
-            registry=registry,
         )
-        self.request_errors = Counter(
-            "cortex_request_errors_total",
-            "Requests that ended in an error answer or an error event.",
-            _REPLICA,
-            registry=registry,
+        self.errors = counter(
+            "cortex_request_errors_total", "Requests that ended in an error answer or event."
         )
-        self.cold_starts = Counter(
-            "cortex_cold_starts_total",
-            "Loads that this gateway asked for because requests waited, and that succeeded.",
-            _REPLICA,
-            registry=registry,
+        self.cold_starts = counter(
+            "cortex_cold_starts_total", "Requests that waited for their model to be loaded."
         )
-        self.evictions = Counter(
-            "cortex_evictions_total",
-            "Replicas that were unloaded to make room.",
-            _REPLICA,
-            registry=registry,
-        )
-        self.upstream_attempts = Counter(
+        # Nothing evicts yet; the name is given, and dashboards expect the family to be there.
+        counter("cortex_evictions_total", "Replicas that were unloaded to make room.")
+        self.attempts = counter(
             "cortex_upstream_attempts_total",
-            "Attempts at a replica: `answered`, or how they failed.",
-            (*_REPLICA, "outcome"),
-            registry=registry,
+            "Attempts at a node: `ok`, or how they failed.",
+            ("outcome",),
         )
-        self.rejections = Counter(
+        self.rejections = counter(
             "cortex_rejections_total",
-            "Requests that the gateway refused itself, by error code.",
-            ("model", "reason"),
-            registry=registry,
+            "Requests that were refused before they reached a node, by error code.",
+            ("reason",),
+        )
+        self.prompt_tokens = counter(
+            "cortex_prompt_tokens_total", "Prompt tokens, as the engines counted them."
+        )
+        self.cached_tokens = counter(
+            "cortex_cached_prompt_tokens_total", "Prompt tokens that came from a prefix cache."
+        )
+        self.completion_tokens = counter(
+            "cortex_completion_tokens_total", "Completion tokens, as the engines counted them."
         )
 
 
-class _TokenCounters:
+class _Histograms:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.prompt_tokens = Counter(
-            "cortex_prompt_tokens_total",
-            "Prompt tokens, as the engines counted them.",
-            _REPLICA,
-            registry=registry,
-        )
-        self.completion_tokens = Counter(
-            "cortex_completion_tokens_total",
-            "Completion tokens, as the engines counted them.",
-            _REPLICA,
-            registry=registry,
-        )
-        self.cached_prompt_tokens = Counter(
-            "cortex_cached_prompt_tokens_total",
-            "Prompt tokens that an engine had in its prefix cache.",
-            _REPLICA,
-            registry=registry,
-        )
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(name, text, _REPLICA, buckets=buckets, registry=registry)
 
-
-class _Latencies:
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.request_duration_s = Histogram(
+        self.duration = histogram(
             "cortex_request_duration_seconds",
             "From the arrival of a request to the end of its answer.",
-            _REPLICA,
-            buckets=_DURATION_BUCKETS,
-            registry=registry,
+            _DURATION_BUCKETS,
         )
-        self.time_to_first_token_s = Histogram(
+        self.first_token = histogram(
             "cortex_time_to_first_token_seconds",
             "From the arrival of a streaming request to its first token.",
-            _REPLICA,
-            buckets=_FIRST_TOKEN_BUCKETS,
-            registry=registry,
+            _FIRST_TOKEN_BUCKETS,
         )
-        self.inter_token_s = Histogram(
-            "cortex_inter_token_seconds",
-            "Mean gap between the tokens of a stream after the first.",
-            _REPLICA,
-            buckets=_GAP_BUCKETS,
-            registry=registry,
+        self.inter_token = histogram(
+            "cortex_inter_token_seconds", "Mean gap between the tokens of a stream.", _GAP_BUCKETS
         )
-        self.tokens_per_s = Histogram(
+        self.rate = histogram(
             "cortex_tokens_per_second",
             "Completion tokens of a request per second of generation.",
-            _REPLICA,
-            buckets=_RATE_BUCKETS,
-            registry=registry,
+            _RATE_BUCKETS,
         )
-        self.queue_s = Histogram(
+        self.queue = histogram(
             "cortex_queue_seconds",
-            "Time that a request was held for want of a replica; requests that were not, at 0.",
-            _REPLICA,
-            buckets=(0.001, *_LOAD_BUCKETS),
-            registry=registry,
+            "From the arrival of a request to its dispatch to a node, loads included.",
+            (0.001, 0.01, *_LOAD_BUCKETS),
         )
-        self.load_s = Histogram(
+        self.load = histogram(
             "cortex_load_seconds",
             "From a load command to the answer that the model serves.",
-            _REPLICA,
-            buckets=_LOAD_BUCKETS,
-            registry=registry,
+            _LOAD_BUCKETS,
         )
 
 
-class GatewayMetrics(_RequestCounters, _TokenCounters, _Latencies):
-    """Counters, gauges and histograms that the gateway's rooms write to.
-
-    `model` is a name from `model_label`, `node` a node's name or `NO_NODE`.
-    """
+class GatewayMetrics:
+    """The counters and histograms; the rooms above write to them through its methods."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        _RequestCounters.__init__(self, registry)
-        _TokenCounters.__init__(self, registry)
-        _Latencies.__init__(self, registry)
-        self.in_flight = Gauge(
+        self._counters = _Counters(registry)
+        self._histograms = _Histograms(registry)
+        self._in_flight = Gauge(
             "cortex_requests_in_flight",
-            "Requests that were sent to a replica and have not ended.",
-            _REPLICA,
+            "Requests for a known model that have arrived and not ended.",
+            ("model",),
             registry=registry,
         )
 
+    def began(self, model: str) -> None:
+        """Count a request whose model is known as in flight; `ended` follows without fail."""
+        self._in_flight.labels(model).inc()
 
-def model_label(state: FleetState, catalogue: Catalogue, model: str) -> str:
-    """Return `model` when the catalogue or a node knows it, else `UNKNOWN_MODEL`."""
-    known = ModelId(model)
-    if known in catalogue.profiles or any(True for _ in state.replicas_of(known)):
-        return model
-    return UNKNOWN_MODEL
+    def attempted(self, outcome: str) -> None:
+        """Count one attempt at a node: `ok` or a `Failure`'s value."""
+        self._counters.attempts.labels(outcome).inc()
+
+    def loaded(self, *, model: str, node: str, load_s: float) -> None:
+        """Count a load that this gateway asked for and that succeeded."""
+        self._histograms.load.labels(model, node).observe(load_s)
+
+    def ended(
+        self,
+        *,
+        model: str,
+        node: str,
+        outcome: str,
+        has_begun: bool,
+        is_cold_start: bool,
+        duration_s: float,
+        queue_s: float,
+        load_s: float,
+        ttft_s: float | None,
+        inter_token_s: float | None,
+        prompt_tokens: int | None,
+        cached_prompt_tokens: int | None,
+        completion_tokens: int | None,
+    ) -> None:
+        """Count one request at its end; for the arguments see `RequestMetrics.ended`."""
+        if has_begun:
+            self._in_flight.labels(model).dec()
+        self._count(model, node, outcome, is_cold_start=is_cold_start)
+        counters, histograms = self._counters, self._histograms
+        for counter, tokens in (
+            (counters.prompt_tokens, prompt_tokens),
+            (counters.cached_tokens, cached_prompt_tokens),
+            (counters.completion_tokens, completion_tokens),
+        ):
+            if tokens is not None:
+                counter.labels(model, node).inc(tokens)
+        generation_s = duration_s - (queue_s + load_s if ttft_s is None else ttft_s)
+        rate = completion_tokens / generation_s if completion_tokens and generation_s > 0 else None
+        for histogram, value in (
+            (histograms.duration, duration_s),
+            (histograms.queue, queue_s + load_s),
+            (histograms.first_token, ttft_s),
+            (histograms.inter_token, inter_token_s),
+            (histograms.rate, rate),
+        ):
+            if value is not None:
+                histogram.labels(model, node).observe(value)
+
+    def _count(self, model: str, node: str, outcome: str, *, is_cold_start: bool) -> None:
+        self._counters.requests.labels(model, node, outcome).inc()
+        if outcome not in (OK, CLIENT_GONE):
+            self._counters.errors.labels(model, node).inc()
+            if node == UNKNOWN:
+                self._counters.rejections.labels(outcome).inc()
+        if is_cold_start:
+            self._counters.cold_starts.labels(model, node).inc()
 
 
 class FleetCollector(Collector):

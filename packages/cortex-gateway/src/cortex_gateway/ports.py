@@ -48,7 +48,7 @@ class Store(Protocol):
         ...
 
 
-class UpstreamFailure(Exception):
+class UpstreamFailure(Exception):  # noqa: N818 - it never reaches a caller as an error
     """An attempt at a node that failed before its answer began, or within it."""
 
     def __init__(self, failure: Failure, reason: str) -> None:

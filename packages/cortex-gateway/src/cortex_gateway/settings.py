@@ -46,10 +46,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a request waits for its model to be loaded; callers may ask for less."""
     load_s: Seconds = 1800.0
     """How long a neuron may take to load a model before the load counts as failed."""
-    first_heartbeat_s: Seconds = 1.0
-    """When a streaming caller that has to wait gets its first sign of life."""
     heartbeat_s: Seconds = 5.0
-    """Time between the signs of life after it."""
+    """Time between the signs of life that a streaming caller gets while it waits."""
     drain_s: Seconds = 30.0
     """How long running requests may go on at shutdown."""
 

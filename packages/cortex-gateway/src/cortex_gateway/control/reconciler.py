@@ -107,7 +107,7 @@ class Reconciler:
             return "internal error"
         load_s = self._now() - began
         logger.info("loaded %s in %.1f s", step.replica, load_s)
-        self._metrics.load_s.labels(step.replica.model, step.replica.node).observe(load_s)
+        self._metrics.loaded(model=step.replica.model, node=step.replica.node, load_s=load_s)
         return None
 
     async def _reported(self, replica: ReplicaId) -> None:
