@@ -33,6 +33,8 @@ def main(dist: str, version: str) -> None:
     files = {str(path) for path in importlib.metadata.files(dist) or ()}
     assert f"{package}/py.typed" in files, "the wheel has no py.typed"
     assert any(path.endswith("licenses/LICENSE") for path in files), "the wheel has no licence"
+    if dist == "neuron":
+        assert any(path.endswith(".safetensors") for path in files), "the wheel has no model"
     entries = [e for e in importlib.metadata.distribution(dist).entry_points if e.group in GROUPS]
     for entry in entries:
         assert callable(entry.load()), f"{entry.value} is not callable"
