@@ -1,0 +1,1 @@
+"""Harnesses: what brings up engines, real and simulated."""

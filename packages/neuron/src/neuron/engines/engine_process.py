@@ -1,0 +1,104 @@
+"""What runs first inside an engine's own processes: their log, temporary folder, watchdog.
+
+vLLM configures logging in each process that it starts from a file of the caller's, before it
+does anything else. That file names `start` as the maker of a log handler, which is how a
+setting of one engine reaches its processes and no others.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import tempfile
+
+from neuron.engines import watchdog
+
+LOG_NAME = "load.log"
+"""File in the engine's scratch folder that its processes log to until the daemon removes it."""
+
+
+def write_logging_config(scratch: pathlib.Path, level: str) -> pathlib.Path:
+    """Write the logging configuration of one engine.
+
+    Args:
+        scratch: the engine's folder; its processes put their temporary files there.
+        level: least severity that goes to standard error.
+
+    Returns:
+        Path of the file, in the form of `logging.config.dictConfig`.
+    """
+    (scratch / LOG_NAME).touch()
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(levelname)s %(name)s[%(process)d]: %(message)s"}},
+        "handlers": {
+            "console": {
+                "class": "logging.StreamHandler",
+                "stream": "ext://sys.stderr",
+                "formatter": "plain",
+                "level": level,
+            },
+            "load": {
+                "()": "neuron.engines.engine_process.start",
+                "scratch": str(scratch),
+                "daemon": os.getpid(),
+                "level": "INFO",
+            },
+        },
+        "loggers": {
+            "vllm": {"handlers": ["console", "load"], "level": "INFO", "propagate": False},
+            # The serving classes log their callers' mistakes as errors, with tracebacks and
+            # values; the answers say them.
+            "vllm.entrypoints": {"level": "CRITICAL"},
+        },
+    }
+    path = scratch / "logging.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def start(scratch: str, daemon: int) -> logging.Handler:
+    """Prepare an engine process and return the handler for its load's log.
+
+    In the daemon itself, which vLLM configures from the same file, nothing is prepared and
+    the handler drops every record.
+    """
+    if os.getpid() == daemon:
+        return logging.NullHandler()
+    # vLLM leaves the rendezvous files of its process groups behind in the temporary folder.
+    tempfile.tempdir = scratch
+    watchdog.register()
+    return _LoadLog(str(pathlib.Path(scratch, LOG_NAME)))
+
+
+def read_log(scratch: pathlib.Path) -> str:
+    """Return what the engine's processes logged; empty when nothing is there."""
+    try:
+        return (scratch / LOG_NAME).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def remove_log(scratch: pathlib.Path) -> None:
+    """Remove the log, after which the processes write no more to it."""
+    (scratch / LOG_NAME).unlink(missing_ok=True)
+
+
+class _LoadLog(logging.Handler):
+    """Appends to a file as long as somebody else keeps it there."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            # No O_CREAT: the daemon removes the file when the load is over.
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        except OSError:
+            return
+        try:
+            os.write(descriptor, f"{self.format(record)}\n".encode(errors="replace"))
+        finally:
+            os.close(descriptor)

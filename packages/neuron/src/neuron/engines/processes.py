@@ -1,0 +1,63 @@
+"""Processes that belong to an engine, from /proc."""
+
+import contextlib
+import os
+import pathlib
+import signal
+from collections.abc import Iterable
+
+import msgspec
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """One process, told apart from a later one with the same id by when it began."""
+
+    pid: int
+    started_ticks: int
+    """Clock ticks after boot (proc(5), `starttime`)."""
+
+
+def family(pids: Iterable[int]) -> frozenset[Process]:
+    """Return the processes `pids` that are alive, with all that descend from them."""
+    table = _read_table()
+    members = {pid for pid in pids if pid in table}
+    grown = True
+    while grown:
+        children = {pid for pid, (parent, _) in table.items() if parent in members} - members
+        members |= children
+        grown = bool(children)
+    return frozenset(Process(pid=pid, started_ticks=table[pid][1]) for pid in members)
+
+
+def alive(processes: Iterable[Process]) -> frozenset[Process]:
+    """Return those of `processes` that have not ended."""
+    table = _read_table()
+    return frozenset(
+        process
+        for process in processes
+        if process.pid in table and table[process.pid][1] == process.started_ticks
+    )
+
+
+def kill(processes: Iterable[Process]) -> None:
+    """End `processes` at once; those that are gone already are passed over."""
+    for process in alive(processes):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _read_table() -> dict[int, tuple[int, int]]:
+    """Return parent and start of every process that has not ended; zombies have."""
+    table: dict[int, tuple[int, int]] = {}
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+        except OSError:
+            continue
+        # The name, in parentheses, may hold blanks and parentheses of its own.
+        fields = stat.rpartition(")")[2].split()
+        if fields[0] not in ("Z", "X"):
+            table[int(entry.name)] = (int(fields[1]), int(fields[19]))
+    return table

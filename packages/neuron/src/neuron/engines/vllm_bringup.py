@@ -1,0 +1,320 @@
+"""How a spec becomes an engine of vLLM: options, configuration, start, what it can do."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import time
+import typing
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from cortex_core.errors import InvalidRequestError
+from cortex_core.harness import Capabilities, EngineAnswer, Limit, ModelInfo, ModelSpec, Route
+from cortex_core.ids import RequestId
+from neuron.engines.vllm_engine import VllmEngine
+from neuron.engines.vllm_families import parsers_for
+from neuron.engines.vllm_options import (
+    NO_PARSER,
+    EngineOptions,
+    ServingOptions,
+    check_parser,
+    read_options,
+)
+from neuron.engines.vllm_serving import Stack
+from neuron.engines.vllm_stats import LoadWindow
+from neuron.engines.vllm_weights import read_architecture, weights_bytes
+
+LOAD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What vLLM and the libraries below it raise when a model cannot be loaded."""
+
+_CPU_KV_CACHE_BYTES = 2 << 30
+"""KV cache of an engine on the CPU when nobody says; vLLM would take 92 % of the memory."""
+
+_MAX_UTILIZATION_RATIO = 0.95
+"""Of a device's memory: the driver and other processes need some."""
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a load has put together before the engine starts."""
+
+    config: Any
+    """vLLM's `VllmConfig`."""
+    serving: ServingOptions
+    reasoning_parser: str | None
+    registry: CollectorRegistry
+    window: LoadWindow
+
+
+def import_vllm() -> None:
+    """Import what loads and requests need; seconds, and half a gigabyte."""
+    import vllm.entrypoints.openai.chat_completion.serving
+    import vllm.entrypoints.openai.completion.serving
+    import vllm.entrypoints.pooling.embed.serving
+    import vllm.entrypoints.pooling.scoring.serving
+    import vllm.entrypoints.serve.tokenize.serving
+    import vllm.v1.engine.async_llm  # noqa: F401
+
+
+def is_offline() -> bool:
+    """Return whether the operator has forbidden to ask the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+def total_bytes(folder: pathlib.Path | None) -> int | None:
+    """Return how much a load has to read; `None` when it is not known."""
+    return weights_bytes(folder) if folder is not None else None
+
+
+def check_options(spec: ModelSpec) -> EngineOptions:
+    """Return the options of a spec, checked against the installed vLLM.
+
+    Raises:
+        InvalidRequestError: one does not exist or has a wrong type.
+    """
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    options = read_options(spec.engine, _engine_fields())
+    check_parser(
+        "tool_call_parser",
+        options.serving.tool_call_parser,
+        ToolParserManager.list_registered(),
+    )
+    reasoning = options.engine.get("reasoning_parser")
+    check_parser(
+        "reasoning_parser",
+        reasoning if isinstance(reasoning, str) else None,
+        ReasoningParserManager.list_registered(),
+    )
+    return options
+
+
+def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: pathlib.Path) -> Parts:
+    """Make vLLM's configuration of an engine; blocks, and may ask the hub.
+
+    Args:
+        spec: checked.
+        folder: the weights; `None` lets vLLM download them.
+        logging_config: file that its processes configure their logging from.
+    """
+    from vllm.config.logging import LoggingConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    options = check_options(spec)
+    tool_parser, reasoning_parser = _settle_parsers(spec.model, folder, options)
+    fields = _engine_fields()
+    arguments = _device_arguments(spec, options.engine)
+    arguments |= {name: _to_config(value, fields[name]) for name, value in options.engine.items()}
+    arguments["reasoning_parser"] = reasoning_parser or ""
+    # As long as the cache allows, where vLLM would refuse a model whose context is longer.
+    arguments.setdefault("max_model_len", -1)
+    arguments.setdefault("use_tqdm_on_load", False)
+    if spec.quant is not None:
+        arguments.setdefault("quantization", spec.quant)
+    args = AsyncEngineArgs(
+        **arguments,
+        model=str(folder) if folder is not None else spec.model,
+        served_model_name=spec.model,
+        # Stops only the text log; ours and Prometheus' loggers are given below.
+        disable_log_stats=True,
+        enable_log_requests=False,
+        logging_config=LoggingConfig(
+            configure_logging=True, pylogging_config_file=str(logging_config)
+        ),
+    )
+    return Parts(
+        config=args.create_engine_config(),
+        serving=msgspec.structs.replace(options.serving, tool_call_parser=tool_parser),
+        reasoning_parser=reasoning_parser,
+        registry=CollectorRegistry(),
+        window=LoadWindow(),
+    )
+
+
+def start(parts: Parts) -> Any:
+    """Start the engine and wait until it is up; blocks.
+
+    Returns:
+        vLLM's `AsyncLLM`, with stat loggers that write into `parts`.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_vllm_config(
+        parts.config,
+        stat_loggers=[_window_logger(parts.window), _prometheus_logger(parts.registry)],
+        disable_log_stats=True,
+    )
+
+
+def make_stack(llm: Any, model: str, parts: Parts, tasks: tuple[str, ...]) -> Stack:
+    """Return the routes over a started engine."""
+    return Stack(llm, model, parts.serving, parts.reasoning_parser, tasks)
+
+
+def describe(llm: Any, stack: Stack, parts: Parts) -> ModelInfo:
+    """Return what a started engine can do."""
+    config = llm.model_config
+    has_chat = Route.CHAT_COMPLETIONS in stack.routes
+    modalities = config.multimodal_config is not None and config.is_multimodal_model
+    return ModelInfo(
+        capabilities=Capabilities(
+            chat=has_chat,
+            completions=Route.COMPLETIONS in stack.routes,
+            embeddings=Route.EMBEDDINGS in stack.routes,
+            tools=has_chat and parts.serving.tool_call_parser is not None,
+            reasoning=has_chat and parts.reasoning_parser is not None,
+            vision=has_chat and modalities,
+        ),
+        limit=Limit(context=config.max_model_len),
+    )
+
+
+async def warm_up(engine: VllmEngine, model: str) -> None:
+    """Let a new engine answer once, so that the first caller does not wait for it.
+
+    Raises:
+        RequestError: it could not.
+    """
+    capabilities = engine.info.capabilities
+    if capabilities.completions:
+        body = {"model": model, "prompt": "1", "max_tokens": 1}
+        answer = await engine.serve(*_request(Route.COMPLETIONS, body))
+    elif capabilities.embeddings:
+        answer = await engine.serve(*_request(Route.EMBEDDINGS, {"model": model, "input": "1"}))
+    else:
+        return
+    assert isinstance(answer, EngineAnswer)
+
+
+def _request(route: Route, body: object) -> tuple[Route, bytes, RequestId]:
+    return route, msgspec.json.encode(body), RequestId("warm-up")
+
+
+@functools.cache
+def _engine_fields() -> dict[str, object]:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    return {
+        field.name: field.type
+        for field in dataclasses.fields(AsyncEngineArgs)
+        if field.init and not field.name.startswith("_")
+    }
+
+
+def _to_config(value: object, hint: object) -> object:
+    """Return a table of options as the configuration class of vLLM that `hint` names."""
+    if isinstance(value, dict):
+        for kind in (hint, *typing.get_args(hint)):
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                return kind(**value)
+    return value
+
+
+def _settle_parsers(
+    model: str, folder: pathlib.Path | None, options: EngineOptions
+) -> tuple[str | None, str | None]:
+    """Return tool and reasoning parser: those asked for, else those of the model's family."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    known = (*ToolParserManager.list_registered(), *ReasoningParserManager.list_registered())
+    architectures = read_architecture(folder).architectures if folder is not None else ()
+    family = parsers_for(model, architectures, known)
+    tool_parser = options.serving.tool_call_parser or family.tool_call
+    reasoning = options.engine.get("reasoning_parser") or family.reasoning
+    return (
+        None if tool_parser == NO_PARSER else tool_parser,
+        None if reasoning == NO_PARSER else str(reasoning) if reasoning else None,
+    )
+
+
+def _device_arguments(spec: ModelSpec, given: dict[str, object]) -> dict[str, object]:
+    """Return where the engine runs and how much memory it takes, as vLLM says it."""
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, object] = {}
+    ranks = spec.tensor_parallel or max(1, len(spec.devices))
+    if ranks > 1:
+        arguments["tensor_parallel_size"] = ranks
+    if current_platform.is_cpu():
+        if "kv_cache_memory_bytes" not in given:
+            arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        return arguments
+    if spec.devices:
+        if spec.tensor_parallel is not None and spec.tensor_parallel != len(spec.devices):
+            raise InvalidRequestError(
+                f"tensor_parallel {spec.tensor_parallel} needs as many devices, "
+                f"not {len(spec.devices)}",
+                param="devices",
+            )
+        arguments["device_ids"] = list(spec.devices)
+    if spec.vram_bytes is not None and "gpu_memory_utilization" not in given:
+        totals = [current_platform.get_device_total_memory(d) for d in spec.devices or (0,)]
+        # vLLM asks for this share of the whole to be free, also when the cache's size is given.
+        share = spec.vram_bytes / ranks / min(totals)
+        arguments["gpu_memory_utilization"] = min(round(share, 4), _MAX_UTILIZATION_RATIO)
+    return arguments
+
+
+def _window_logger(window: LoadWindow) -> Any:
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class WindowLogger(StatLoggerBase):  # type: ignore[misc]
+        """Writes the scheduler's counts and the tokens of each step into `window`."""
+
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            pass
+
+        def record(
+            self,
+            scheduler_stats: Any,
+            iteration_stats: Any,
+            mm_cache_stats: Any = None,
+            engine_idx: int = 0,
+        ) -> None:
+            if scheduler_stats is not None:
+                window.set_scheduler(
+                    scheduler_stats.num_running_reqs,
+                    scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs,
+                    scheduler_stats.kv_cache_usage,
+                )
+            if iteration_stats is not None:
+                window.add_tokens(
+                    time.monotonic(),
+                    iteration_stats.num_prompt_tokens,
+                    iteration_stats.num_generation_tokens,
+                )
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    return WindowLogger
+
+
+def _prometheus_logger(registry: CollectorRegistry) -> Any:
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    # The stock logger takes the process-wide registry and first clears it of the series of
+    # all other engines. A subclass of it keeps vLLM from adding the stock one.
+    return type(
+        "EnginePrometheusLogger",
+        (PrometheusStatLogger,),
+        {
+            "_gauge_cls": functools.partial(Gauge, registry=registry),
+            "_counter_cls": functools.partial(Counter, registry=registry),
+            "_histogram_cls": functools.partial(Histogram, registry=registry),
+        },
+    )

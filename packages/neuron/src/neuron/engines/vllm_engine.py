@@ -1,0 +1,194 @@
+"""One loaded model of vLLM: serving, its load, its death, its end."""
+
+import asyncio
+import contextlib
+import logging
+import pathlib
+import shutil
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Executor
+from typing import Any
+
+from cortex_core.errors import EngineError, UnavailableError
+from cortex_core.harness import EngineAnswer, EngineLoad, ModelInfo, Route
+from cortex_core.ids import ModelId, RequestId
+from neuron.engines import processes
+from neuron.engines.vllm_failures import describe_exit
+from neuron.engines.vllm_serving import EventStream, Stack, event_error, is_error
+from neuron.engines.vllm_stats import LoadWindow
+
+_CHECK_S = 0.25
+"""vLLM learns of a dead process in a thread and sets a flag; this is how often it is read."""
+
+_EXIT_S = 10.0
+"""Time that an engine's processes get to end by themselves before they are killed."""
+
+_CUT_S = 2.0
+"""Time in which requests that are cut off must let go of the engine."""
+
+logger = logging.getLogger(__name__)
+
+
+class VllmEngine:
+    """A loaded model; see `cortex_core.harness.Engine`.
+
+    Args:
+        model: its id.
+        llm: vLLM's `AsyncLLM`; owned by this from here on.
+        stack: the routes over it.
+        info: what it says of itself.
+        window: where its stat logger writes.
+        scratch: folder of its processes' files; removed at the end.
+        threads: for calls that block.
+        on_closed: called once, when nothing is left of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelId,
+        llm: Any,
+        stack: Stack,
+        info: ModelInfo,
+        window: LoadWindow,
+        scratch: pathlib.Path,
+        threads: Executor,
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._model = model
+        self._llm = llm
+        self._stack = stack
+        self._info = info
+        self._window = window
+        self._scratch = scratch
+        self._threads = threads
+        self._on_closed = on_closed
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._cut: str | None = None
+        self._is_closing = False
+        self._processes = processes.family(_process_ids(llm))
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it can do."""
+        return self._info
+
+    @property
+    def failure(self) -> str | None:
+        """Short reason why it is dead; `None` while it lives, and while it is being closed."""
+        if self._is_closing or not self._llm.errored:
+            return None
+        statuses = [process.exitcode for process in _engine_processes(self._llm)]
+        ended = [status for status in statuses if status is not None]
+        return describe_exit(ended[0]) if ended else "the engine stopped working"
+
+    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+        """Answer one request; cancelling the call or closing the stream aborts it.
+
+        A stream is returned when its first event is there, so that whatever fails before the
+        first token is an error with a status of its own.
+        """
+        if self._is_closing:
+            raise UnavailableError(f"{self._model!r} is being unloaded")
+        failure = self.failure
+        if failure is not None:
+            raise EngineError(f"the engine is dead: {failure}")
+        with contextlib.ExitStack() as counted:
+            counted.enter_context(self._counted())
+            result = await self._stack.answer(route, body, request_id)
+            if isinstance(result, EngineAnswer):
+                self._check_cut()
+                return result
+            first = await self._first_event(result, route)
+            stream = EventStream(first, result, route, counted.pop_all().close, lambda: self._cut)
+            return EngineAnswer(body=stream, content_type="text/event-stream")
+
+    def load(self) -> EngineLoad:
+        """Return how busy it is; never blocks."""
+        return self._window.read(time.monotonic())
+
+    async def failed(self) -> str:
+        """Wait until the engine dies by itself and return the short reason."""
+        while True:
+            failure = self.failure
+            if failure is not None:
+                return failure
+            await asyncio.sleep(_CHECK_S)
+
+    async def close(self, timeout_s: float) -> None:
+        """Let running requests finish for up to `timeout_s`, then free everything."""
+        if self._is_closing:
+            return
+        is_dead = self.failure is not None
+        self._is_closing = True
+        try:
+            if not is_dead:
+                await self._drain(timeout_s)
+        finally:
+            await self._shut_down()
+
+    async def _first_event(self, events: AsyncGenerator[str, None], route: Route) -> str:
+        try:
+            first = await anext(events)
+            if is_error(first):
+                raise event_error(first, route)
+            self._check_cut()
+        except BaseException:
+            await events.aclose()
+            raise
+        return first
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+    def _check_cut(self) -> None:
+        if self._cut is not None:
+            raise EngineError(self._cut)
+
+    async def _drain(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            return
+        logger.warning("%s: %d requests are cut off by unloading", self._model, self._in_flight)
+        self._cut = f"{self._model!r} was unloaded before the answer was complete"
+        await self._llm.abort(list(self._llm.output_processor.request_states), internal=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), _CUT_S)
+
+    async def _shut_down(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._llm.output_handler is not None:
+            # It would log the end of its processes as an error, with a traceback.
+            self._llm.output_handler.cancel()
+        members = self._processes | processes.family(_process_ids(self._llm))
+        try:
+            await loop.run_in_executor(self._threads, self._llm.shutdown, _EXIT_S)
+        finally:
+            left = processes.alive(members)
+            if left:
+                logger.warning("%s: %d engine processes had to be killed", self._model, len(left))
+                processes.kill(left)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            # vLLM's objects hold each other and much memory; nothing of ours may hold them.
+            del self._llm, self._stack
+            self._on_closed()
+
+
+def _engine_processes(llm: Any) -> list[Any]:
+    manager = llm.engine_core.resources.engine_manager
+    return list(manager.processes) if manager is not None else []
+
+
+def _process_ids(llm: Any) -> list[int]:
+    return [process.pid for process in _engine_processes(llm) if process.pid is not None]
