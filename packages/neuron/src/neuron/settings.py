@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
 from cortex_core.config import load_toml, overlay_environment, to_settings
 from cortex_core.errors import SettingsError
 from cortex_core.ids import ModelId
-from msgspec import Meta
 
 ENVIRONMENT_PREFIX = "NEURON_"
 

@@ -1,0 +1,1 @@
+"""Devices: what the driver says of them, and one worker for each."""

@@ -1,0 +1,78 @@
+"""The latest reading of every device, taken in the background."""
+
+import asyncio
+from collections.abc import Callable
+
+from cortex_core.device import DeviceReading
+from cortex_core.ids import DeviceIndex
+from cortex_core.server.clock import Clock
+from neuron.devices.driver import DriverThread
+from neuron.ports import DeviceFacts, DeviceSource
+
+# A driver needs well under a second to start; one that takes longer than this is stuck.
+_DISCOVERY_TIMEOUT_S = 20.0
+
+# After so many missed readings the last one says nothing of now.
+_STALE_INTERVALS = 10
+
+
+class DeviceMonitor:
+    """Discovers devices once and reads them again and again.
+
+    Args:
+        source: asked in a thread of its own.
+        clock: says when it is time.
+        interval_s: between two readings.
+    """
+
+    def __init__(self, source: DeviceSource, clock: Clock, interval_s: float) -> None:
+        self._source = source
+        self._clock = clock
+        self._interval_s = interval_s
+        self._thread = DriverThread()
+        self._readings: tuple[DeviceReading, ...] = ()
+        self._read_at = 0.0
+        self.facts = DeviceFacts()
+
+    async def discover(self) -> DeviceFacts:
+        """Ask for the devices; a driver that does not answer is a reason, not a wait."""
+        try:
+            async with asyncio.timeout(_DISCOVERY_TIMEOUT_S):
+                self.facts = await self._thread.call(self._source.discover)
+                await self.refresh()
+        except TimeoutError:
+            self.facts = DeviceFacts(
+                unavailable_reason=f"the driver did not answer within {_DISCOVERY_TIMEOUT_S:.0f} s"
+            )
+        return self.facts
+
+    async def run(self, on_reading: Callable[[], None]) -> None:
+        """Read for ever, and call `on_reading` after each time."""
+        while True:
+            await self._clock.sleep(self._interval_s)
+            await self.refresh()
+            on_reading()
+
+    async def refresh(self) -> None:
+        """Take one reading."""
+        self._readings = await self._thread.call(self._source.read)
+        self._read_at = self._clock.monotonic()
+
+    def latest(self) -> tuple[DeviceReading, ...]:
+        """Return the last reading at once; all unknown when it is too old to mean anything."""
+        if self._clock.monotonic() - self._read_at > _STALE_INTERVALS * self._interval_s:
+            return tuple(DeviceReading(index=reading.index) for reading in self._readings)
+        return self._readings
+
+    async def used_bytes(self, devices: tuple[DeviceIndex, ...]) -> dict[DeviceIndex, int]:
+        """Return a fresh reading of the memory in use; devices that are not known are absent."""
+        await self.refresh()
+        return {
+            reading.index: reading.vram_used_bytes
+            for reading in self._readings
+            if reading.index in devices and reading.vram_used_bytes is not None
+        }
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        self._thread.close(self._source.close)

@@ -1,0 +1,125 @@
+"""The simulated harness: engines that take time and memory by arithmetic, and never a device.
+
+The same settings and the same requests give the same answers at the same times of the clock, so
+that a fleet can be shown, tested and planned without weights or devices.
+"""
+
+import asyncio
+
+import msgspec
+
+from cortex_core.errors import InvalidRequestError, ModelLoadFailedError
+from cortex_core.harness import ModelSpec, ProgressCallback
+from cortex_core.ids import ModelId
+from cortex_core.server.clock import Clock
+from cortex_core.units import MIB, bytes_from_mib
+from neuron.engines.simulation.engine import SimulatedEngine, options_of
+from neuron.settings import Fault, SimulatedSettings
+
+# Progress reports of one load; enough for a bar that moves.
+_LOAD_STEPS = 10
+
+_NO_FAULT = Fault()
+
+
+class SimulatedHarness:
+    """Brings up simulated engines.
+
+    Args:
+        settings: `[harness.simulated]`.
+        clock: passes the time that loads and tokens take.
+        tasks: owns the loop of every engine.
+    """
+
+    name = "simulated"
+
+    def __init__(self, settings: SimulatedSettings, clock: Clock, tasks: asyncio.TaskGroup) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._tasks = tasks
+        self._engines: dict[ModelId, SimulatedEngine] = {}
+        self._loads: dict[ModelId, int] = {}
+        self._in_host_memory: set[ModelId] = set()
+
+    async def check(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec` with the memory that the settings say."""
+        options = options_of(spec)
+        for name in ("max_model_len", "max_num_seqs"):
+            value = getattr(options, name)
+            if value is not None and value < 1:
+                raise InvalidRequestError(
+                    f"engine.{name} is {value}; use 1 or more", param="engine"
+                )
+        if options.runner not in (None, "generate", "pooling"):
+            raise InvalidRequestError(
+                f"engine.runner is {options.runner!r}; use 'generate' or 'pooling'", param="engine"
+            )
+        known_mb = self._settings.vram_mb.get(spec.model)
+        if spec.vram_bytes is None and known_mb is not None:
+            return msgspec.structs.replace(spec, vram_bytes=bytes_from_mib(known_mb))
+        return spec
+
+    async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> SimulatedEngine:
+        """Bring up an engine after the time that a load takes."""
+        fault = self._settings.faults.get(spec.model, _NO_FAULT)
+        attempt = self._loads[spec.model] = self._loads.get(spec.model, 0) + 1
+        size = self._size_bytes(spec)
+        if fault.hang_load:
+            on_progress("weights", 0, size)
+            await asyncio.Event().wait()
+        duration_s = self._load_s(spec.model, size) * fault.slow
+        for done in range(_LOAD_STEPS):
+            on_progress("weights", size * done // _LOAD_STEPS, size)
+            await self._clock.sleep(duration_s / _LOAD_STEPS)
+        if fault.fail_to_load is True or attempt <= fault.fail_to_load:
+            raise ModelLoadFailedError(f"{spec.model!r} does not load, as its fault says")
+        engine = SimulatedEngine(spec, self._settings, fault, self._clock)
+        engine.start(self._tasks)
+        self._in_host_memory.add(spec.model)
+        self._engines[spec.model] = engine
+        return engine
+
+    def metrics(self) -> bytes:
+        """Return the series of all engines that live."""
+        alive = [
+            (model, engine)
+            for model, engine in sorted(self._engines.items())
+            if not engine.is_closed
+        ]
+        if not alive:
+            return b""
+        running = [(model, engine.load().running) for model, engine in alive]
+        waiting = [(model, engine.load().waiting) for model, engine in alive]
+        made = [(model, engine.generated_tokens) for model, engine in alive]
+        return (
+            _family("simulated_requests_running", "gauge", running)
+            + _family("simulated_requests_waiting", "gauge", waiting)
+            + _family("simulated_generation_tokens_total", "counter", made)
+        )
+
+    async def close(self) -> None:
+        """Forget the weights."""
+        self._in_host_memory.clear()
+        self._engines.clear()
+
+    def _size_bytes(self, spec: ModelSpec) -> int:
+        known_mb = self._settings.vram_mb.get(spec.model)
+        return bytes_from_mib(known_mb) if known_mb is not None else spec.vram_bytes or 0
+
+    def _load_s(self, model: ModelId, size_bytes: int) -> float:
+        settings = self._settings
+        if model in self._in_host_memory and settings.wake_s is not None:
+            return settings.wake_s
+        if settings.load_mb_per_s is None:
+            return settings.load_s
+        return settings.load_s + size_bytes / MIB / settings.load_mb_per_s
+
+
+def _family(name: str, kind: str, rows: list[tuple[ModelId, int]]) -> bytes:
+    lines = [f"# HELP {name} Of the simulated engine.", f"# TYPE {name} {kind}"]
+    lines += [f'{name}{{model_name="{_escaped(model)}"}} {value}' for model, value in rows]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _escaped(label: str) -> str:
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

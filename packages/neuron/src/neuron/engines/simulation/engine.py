@@ -1,0 +1,296 @@
+"""One simulated model: answers by arithmetic, at the times that its scheduler says."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import msgspec
+
+from cortex_core.codec import decode_request, encode_json
+from cortex_core.errors import InvalidRequestError
+from cortex_core.harness import (
+    Capabilities,
+    EngineAnswer,
+    EngineLoad,
+    Limit,
+    ModelInfo,
+    ModelSpec,
+    Route,
+)
+from cortex_core.ids import ModelId, RequestId
+from cortex_core.server.clock import Clock
+from cortex_core.sse import DONE
+from cortex_core.units import bytes_from_mib
+from neuron.engines.simulation.answers import Usage, Writer
+from neuron.engines.simulation.plan import (
+    Plan,
+    check_context,
+    conversation_text,
+    plan_chat,
+    plan_completion,
+    texts_of,
+)
+from neuron.engines.simulation.requests import (
+    CHAT_DECODER,
+    COMPLETION_DECODER,
+    DETOKENIZE_DECODER,
+    EMBEDDING_DECODER,
+    TOKENIZE_DECODER,
+)
+from neuron.engines.simulation.scheduler import Job, Pace, Scheduler
+from neuron.engines.simulation.text import count_tokens, decode_tokens, encode_token, tokens_of
+from neuron.engines.simulation.vectors import (
+    DEFAULT_DIMENSIONS,
+    EmbeddingList,
+    as_embedding,
+    embed,
+)
+from neuron.settings import Fault, SimulatedSettings
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[models.engine]` of a simulated model; the names are vLLM's."""
+
+    max_model_len: int | None = None
+    """Context in tokens."""
+    max_num_seqs: int | None = None
+    """Requests that run together."""
+    runner: str | None = None
+    """`generate` or `pooling`; absent goes by the name: a model called embed... embeds."""
+
+
+class Tokenized(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of a `/tokenize` answer."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of a `/detokenize` answer."""
+
+    prompt: str
+
+
+class SimulatedEngine:
+    """One loaded model; made by `SimulatedHarness.load`."""
+
+    def __init__(
+        self, spec: ModelSpec, settings: SimulatedSettings, fault: Fault, clock: Clock
+    ) -> None:
+        options = options_of(spec)
+        self._clock = clock
+        self._context = options.max_model_len or settings.context
+        self._embeds = _embeds(spec.model, options)
+        self._settings = settings
+        self._scheduler = Scheduler(clock, _pace(settings, options, fault))
+        self._task: asyncio.Task[None] | None = None
+        self._dead = asyncio.Event()
+        self.is_closed = False
+        known_mb = settings.vram_mb.get(spec.model)
+        self.info = ModelInfo(
+            capabilities=Capabilities(
+                chat=not self._embeds,
+                completions=not self._embeds,
+                tools=not self._embeds,
+                embeddings=self._embeds,
+            ),
+            limit=Limit(context=self._context, output=None if self._embeds else self._context - 1),
+            vram_bytes=bytes_from_mib(known_mb) if known_mb is not None else spec.vram_bytes,
+        )
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Start making tokens."""
+        self._task = tasks.create_task(self._run(), name="simulated-engine")
+
+    @property
+    def failure(self) -> str | None:
+        """Why it is dead; `None` while it lives."""
+        return self._scheduler.failure
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that it made in all."""
+        return self._scheduler.generated_tokens
+
+    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+        """Answer one request."""
+        match route:
+            case Route.CHAT_COMPLETIONS if not self._embeds:
+                chat = decode_request(body, CHAT_DECODER)
+                plan = plan_chat(chat, self._context)
+                return await self._answer(plan, bool(chat.stream), chat.model, request_id)
+            case Route.COMPLETIONS if not self._embeds:
+                completion = decode_request(body, COMPLETION_DECODER)
+                plan = plan_completion(completion, self._context)
+                return await self._answer(
+                    plan, bool(completion.stream), completion.model, request_id
+                )
+            case Route.EMBEDDINGS if self._embeds:
+                return await self._embed(body)
+            case Route.TOKENIZE:
+                return self._tokenize(body)
+            case Route.DETOKENIZE:
+                wanted = decode_request(body, DETOKENIZE_DECODER)
+                text = decode_tokens(wanted.tokens)
+                return EngineAnswer(body=encode_json(Detokenized(prompt=text)))
+            case _:
+                raise InvalidRequestError(f"this model does not do {route.value}", param="model")
+
+    def load(self) -> EngineLoad:
+        """Return how busy it is."""
+        settings = self._settings
+        return EngineLoad(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            prefill_tok_per_s=settings.prefill_tok_per_s,
+            decode_tok_per_s=settings.decode_tok_per_s * self._scheduler.running,
+        )
+
+    async def failed(self) -> str:
+        """Wait until it dies by its fault."""
+        await self._dead.wait()
+        return self.failure or "the engine died"
+
+    async def close(self, timeout_s: float) -> None:
+        """Let requests finish for up to `timeout_s` of the clock, then stop."""
+        if timeout_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await self._clock.timeout(self._scheduler.idle(), timeout_s)
+        self._scheduler.die("the model was unloaded")
+        self.is_closed = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            await self._scheduler.run()
+        finally:
+            if not self.is_closed:
+                self._dead.set()
+
+    async def _answer(
+        self, plan: Plan, is_stream: bool, model: str, request_id: RequestId
+    ) -> EngineAnswer:
+        writer = Writer(plan, request_id, int(self._clock.now()), model)
+        if not is_stream:
+            with contextlib.ExitStack() as stack:
+                for job in self._jobs(plan, stack):
+                    await job.complete()
+            return EngineAnswer(body=writer.whole())
+        stream = self._stream(plan, writer)
+        # The first token is awaited here, so that an engine that dies before it can still be
+        # answered with a status.
+        first = await anext(stream)
+        return EngineAnswer(body=_Primed(first, stream), content_type="text/event-stream")
+
+    def _jobs(self, plan: Plan, stack: contextlib.ExitStack) -> list[Job]:
+        return [
+            stack.enter_context(self._scheduler.job(choice.prompt_tokens, len(choice.tokens)))
+            for choice in plan.choices
+        ]
+
+    async def _stream(self, plan: Plan, writer: Writer) -> AsyncGenerator[bytes, None]:
+        made = 0
+        with contextlib.ExitStack() as stack:
+            jobs = self._jobs(plan, stack)
+            for position in range(max(len(choice.tokens) for choice in plan.choices) + 1):
+                for index, (job, choice) in enumerate(zip(jobs, plan.choices, strict=True)):
+                    if position < len(choice.tokens):
+                        await job.next_token()
+                        made += 1
+                    parts = [] if position else writer.opening(index)
+                    if position < len(choice.tokens):
+                        parts.append(writer.token(index, choice.tokens[position]))
+                    elif position == len(choice.tokens):
+                        parts.append(writer.closing(index))
+                    for part in parts:
+                        yield writer.chunk(part, made)
+        if plan.has_usage:
+            yield writer.usage_chunk(made)
+        yield DONE
+
+    async def _embed(self, body: bytes) -> EngineAnswer:
+        request = decode_request(body, EMBEDDING_DECODER)
+        texts = texts_of(request.input, "input")
+        counts = [count_tokens(text) for text in texts]
+        for count in counts:
+            check_context(count, self._context)
+        with self._scheduler.job(sum(counts), 1) as job:
+            await job.complete()
+        dimensions = request.dimensions or DEFAULT_DIMENSIONS
+        encoding = request.encoding_format or "float"
+        answer = EmbeddingList(
+            data=tuple(
+                as_embedding(index, embed(text, dimensions), encoding)
+                for index, text in enumerate(texts)
+            ),
+            model=request.model,
+            usage=Usage(prompt_tokens=sum(counts), total_tokens=sum(counts)),
+        )
+        return EngineAnswer(body=encode_json(answer))
+
+    def _tokenize(self, body: bytes) -> EngineAnswer:
+        request = decode_request(body, TOKENIZE_DECODER)
+        if request.prompt is None and request.messages is None:
+            raise InvalidRequestError("give a prompt or messages", param="prompt")
+        text = request.prompt or conversation_text(request.messages or ())
+        tokens = tokens_of(text)
+        answer = Tokenized(
+            count=len(tokens),
+            max_model_len=self._context,
+            tokens=[encode_token(token) for token in tokens],
+            token_strs=tokens if request.return_token_strs else None,
+        )
+        return EngineAnswer(body=encode_json(answer))
+
+
+class _Primed:
+    """A stream whose first chunk is there already; closing it closes the rest."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        self._first: bytes | None = first
+        self._rest = rest
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return await anext(self._rest)
+
+    async def aclose(self) -> None:
+        await self._rest.aclose()
+
+
+def options_of(spec: ModelSpec) -> EngineOptions:
+    """Return the engine options of `spec`.
+
+    Raises:
+        InvalidRequestError: one does not exist or has a wrong type.
+    """
+    try:
+        return msgspec.convert(spec.engine, EngineOptions)
+    except msgspec.ValidationError as error:
+        known = ", ".join(EngineOptions.__struct_fields__)
+        raise InvalidRequestError(
+            f"engine: {error}; a simulated model takes {known}", param="engine"
+        ) from None
+
+
+def _embeds(model: ModelId, options: EngineOptions) -> bool:
+    return options.runner == "pooling" if options.runner else "embed" in model.lower()
+
+
+def _pace(settings: SimulatedSettings, options: EngineOptions, fault: Fault) -> Pace:
+    return Pace(
+        prefill_tok_per_s=settings.prefill_tok_per_s / fault.slow,
+        decode_tok_per_s=settings.decode_tok_per_s / fault.slow,
+        max_in_flight=options.max_num_seqs or settings.max_in_flight,
+        die_after_tokens=fault.die_after_tokens,
+        hangs=fault.hang,
+    )

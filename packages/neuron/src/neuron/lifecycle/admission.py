@@ -1,0 +1,52 @@
+"""Whether a request may go to a model's engine now."""
+
+from typing import assert_never
+
+from cortex_core.errors import (
+    DrainingError,
+    ModelLoadFailedError,
+    ModelLoadingError,
+    ModelNotFoundError,
+    NoReplicaError,
+    RecoveringError,
+    RequestError,
+)
+from cortex_core.ids import ModelId
+from cortex_core.replica import ReplicaStatus
+from neuron.lifecycle.replica import ReplicaState
+
+
+def refusal(
+    model: ModelId, state: ReplicaState | None, *, is_draining: bool
+) -> RequestError | None:
+    """Return why a request for `model` is not admitted, or `None` when it is.
+
+    Args:
+        model: as the caller named it.
+        state: of that model; `None` when the node does not have it.
+        is_draining: whether the whole neuron is going down.
+    """
+    if is_draining:
+        return DrainingError("this neuron is shutting down; ask another one")
+    if state is None:
+        return ModelNotFoundError(model)
+    return _status_refusal(model, state)
+
+
+def _status_refusal(model: ModelId, state: ReplicaState) -> RequestError | None:
+    match state.status:
+        case ReplicaStatus.LOADED:
+            return None
+        case ReplicaStatus.LOADING | ReplicaStatus.RELOADING:
+            eta_s = state.progress.eta_s if state.progress is not None else None
+            return ModelLoadingError(f"{model!r} is being loaded", retry_after_s=eta_s)
+        case ReplicaStatus.RECOVERING:
+            return RecoveringError(f"the engine of {model!r} failed and is being brought back")
+        case ReplicaStatus.FAILED | ReplicaStatus.POISONED:
+            return ModelLoadFailedError(f"{model!r} failed: {state.error or 'no reason known'}")
+        case ReplicaStatus.UNLOADING:
+            return NoReplicaError(f"{model!r} is being unloaded")
+        case ReplicaStatus.SLEEPING | ReplicaStatus.UNLOADED | ReplicaStatus.UNKNOWN:
+            return NoReplicaError(f"{model!r} is not loaded")
+        case _:
+            assert_never(state.status)

@@ -1,0 +1,1 @@
+"""The one owner of every replica: loads, unloads, admits, and reports."""

@@ -1,0 +1,82 @@
+"""Loading the default models, one after the other, after the neuron has begun to answer."""
+
+import logging
+from collections.abc import Callable
+
+from cortex_core.errors import RequestError
+from cortex_core.harness import ModelSpec
+from cortex_core.ids import DeviceIndex
+from cortex_core.units import bytes_from_mib
+from cortex_core.wire.neuron import Activation, ActivationFailure
+from neuron.settings import DefaultModel
+from neuron.supervisor.actor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+
+class Activator:
+    """Loads what `[[default_models]]` says; a failure is listed and the next one tried.
+
+    Args:
+        models: in the order in which they are loaded.
+        supervisor: loads them.
+        on_change: called after every step.
+    """
+
+    def __init__(
+        self,
+        models: tuple[DefaultModel, ...],
+        supervisor: Supervisor,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._pending = list(models)
+        self._supervisor = supervisor
+        self._on_change = on_change
+        self._in_progress: str | None = None
+        self._completed: list[str] = []
+        self._failed: list[ActivationFailure] = []
+
+    @property
+    def state(self) -> Activation:
+        """How far it is."""
+        is_done = not self._pending and self._in_progress is None
+        return Activation(
+            state="ready" if is_done else "pre_warming",
+            pending=tuple(model.model_id for model in self._pending),
+            in_progress=self._in_progress,
+            completed=tuple(self._completed),
+            failed=tuple(self._failed),
+        )
+
+    async def run(self) -> None:
+        """Load all, and return."""
+        while self._pending and not self._supervisor.is_draining:
+            model = self._pending.pop(0)
+            self._in_progress = model.model_id
+            self._on_change()
+            try:
+                life = await self._supervisor.load(_spec(model))
+                await life.loaded
+            except RequestError as error:
+                failure = ActivationFailure(model_id=model.model_id, error=error.message)
+                self._failed.append(failure)
+                logger.warning(
+                    "default model not loaded",
+                    extra={"model": model.model_id, "reason": error.message},
+                )
+            else:
+                self._completed.append(model.model_id)
+            self._in_progress = None
+            self._on_change()
+
+
+def _spec(model: DefaultModel) -> ModelSpec:
+    return ModelSpec(
+        model=model.model_id,
+        harness=model.harness,
+        devices=tuple(DeviceIndex(index) for index in model.devices or ()),
+        quant=model.quant,
+        tensor_parallel=model.tensor_parallel,
+        vram_bytes=None if model.vram_mb is None else bytes_from_mib(model.vram_mb),
+        engine=model.engine,
+    )

@@ -1,0 +1,205 @@
+"""The supervisor: the one owner of every replica on this node.
+
+Its mailbox is the event loop: every command and every event is applied whole, without waiting,
+by `lifecycle.replica.step`; what takes time runs in a task that comes back with an event.
+Therefore nothing is ever checked first and acted upon later.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from cortex_core.errors import DrainingError, InvalidRequestError, ModelNotFoundError
+from cortex_core.harness import Engine, ModelSpec
+from cortex_core.ids import ModelId
+from cortex_core.replica import ReplicaStatus
+from neuron.lifecycle.admission import refusal
+from neuron.lifecycle.replica import (
+    CancelLoad,
+    DisposeEngine,
+    Effect,
+    Event,
+    HastenUnload,
+    LoadAsked,
+    Refuse,
+    ReplicaState,
+    RequestBegan,
+    RequestEnded,
+    StartLoad,
+    StartUnload,
+    UnloadAsked,
+    step,
+)
+from neuron.lifecycle.selection import check_devices
+from neuron.supervisor.lease import Lease, NotAdmittedError
+from neuron.supervisor.life import Life
+from neuron.supervisor.procedures import Parts, Procedures
+from neuron.supervisor.waiting import within
+
+
+class Supervisor:
+    """Loads, unloads, admits.
+
+    Args:
+        parts: what loads and unloads need.
+        on_change: called after every change of a model, with its state; `None` when it is gone.
+    """
+
+    def __init__(
+        self, parts: Parts, on_change: Callable[[ModelId, ReplicaState | None], None]
+    ) -> None:
+        self._parts = parts
+        self._clock = parts.clock
+        self._on_change = on_change
+        self._procedures = Procedures(parts, self._apply)
+        self._lives: dict[ModelId, Life] = {}
+        self._leaving: dict[ModelId, Life] = {}
+        self.is_draining = False
+
+    def states(self) -> tuple[ReplicaState, ...]:
+        """Return all models in the order in which they came."""
+        return tuple(life.state for life in self._lives.values())
+
+    def state(self, model: ModelId) -> ReplicaState:
+        """Return one model.
+
+        Raises:
+            ModelNotFoundError: this node does not have it.
+        """
+        return self._life(model).state
+
+    def engine(self, model: ModelId) -> Engine | None:
+        """Return the engine of a model, or `None` when it has none."""
+        life = self._lives.get(model)
+        return None if life is None else life.engine
+
+    async def load(self, spec: ModelSpec) -> Life:
+        """Start to load a model, or join; wait for `loaded` of what is returned.
+
+        A model that is being unloaded is waited for first.
+
+        Raises:
+            RequestError: the load is refused.
+        """
+        if spec.harness not in self._parts.harnesses:
+            raise InvalidRequestError(
+                f"there is no harness {spec.harness!r} here; "
+                f"there is {', '.join(self._parts.harnesses) or 'none'}",
+                param="harness",
+            )
+        check_devices(spec, self._parts.facts.devices)
+        await self._wait_for_unload(spec.model)
+        if self.is_draining:
+            raise DrainingError("this neuron is shutting down; load it on another one")
+        known = self._lives.get(spec.model)
+        after = step(
+            known.state if known is not None else None,
+            LoadAsked(spec=spec, now=self._clock.monotonic()),
+        )
+        for effect in after.effects:
+            if isinstance(effect, Refuse):
+                raise effect.error
+            if isinstance(effect, StartLoad) and after.state is not None:
+                known = self._begin(after.state)
+        return known if known is not None else self._life(spec.model)
+
+    async def unload(self, model: ModelId, drain_timeout_s: float) -> None:
+        """Unload a model and return when its memory is free.
+
+        Raises:
+            ModelNotFoundError: this node does not have it.
+        """
+        life = self._life(model)
+        now = self._clock.monotonic()
+        self._apply(life, UnloadAsked(now=now, drain_timeout_s=drain_timeout_s))
+        await life.gone.wait()
+
+    @contextlib.asynccontextmanager
+    async def lease(self, model: ModelId) -> AsyncIterator[Lease]:
+        """Admit one request, and count it for as long as the context is open.
+
+        Raises:
+            NotAdmittedError: it is refused; see its cause.
+            RequestError: the request was cut.
+        """
+        life = self._lives.get(model)
+        refused = refusal(model, None if life is None else life.state, is_draining=self.is_draining)
+        if refused is not None:
+            raise NotAdmittedError(refused)
+        if life is None or life.engine is None:
+            raise NotAdmittedError(ModelNotFoundError(model))
+        lease = Lease(life.engine)
+        life.add(lease)
+        self._apply(life, RequestBegan())
+        try:
+            async with lease:
+                yield lease
+        finally:
+            life.remove(lease)
+            self._apply(life, RequestEnded(now_epoch=self._clock.now()))
+
+    async def close(self) -> None:
+        """Cut what still runs, close all engines, and return when they are gone."""
+        self.is_draining = True
+        lives = [*self._lives.values(), *self._leaving.values()]
+        for life in lives:
+            life.is_shutting_down = True
+            life.cut(DrainingError("this neuron is shutting down"))
+            self._apply(life, UnloadAsked(now=self._clock.monotonic(), drain_timeout_s=0))
+        for life in lives:
+            await life.gone.wait()
+
+    def _life(self, model: ModelId) -> Life:
+        life = self._lives.get(model)
+        if life is None:
+            raise ModelNotFoundError(model)
+        return life
+
+    async def _wait_for_unload(self, model: ModelId) -> None:
+        life = self._lives.get(model)
+        if life is not None and life.state.status is ReplicaStatus.UNLOADING:
+            await within(self._clock, self._parts.settings.memory_wait_s, life.gone.wait())
+
+    def _begin(self, state: ReplicaState) -> Life:
+        life = Life(state)
+        self._lives[life.model] = life
+        self._changed(life)
+        self._procedures.bring_up(life, self._leaving.get(life.model))
+        return life
+
+    def _apply(self, life: Life, event: Event) -> None:
+        """Take one event; those of a life that is over are too late."""
+        if self._lives.get(life.model) is not life:
+            return
+        after = step(life.state, event)
+        if after.state is None:
+            del self._lives[life.model]
+        elif after.state is life.state and not after.effects:
+            return
+        else:
+            life.state = after.state
+        for effect in after.effects:
+            self._perform(life, effect)
+        self._changed(life)
+
+    def _perform(self, life: Life, effect: Effect) -> None:
+        match effect:
+            case CancelLoad():
+                self._procedures.cancel(life)
+            case StartUnload():
+                self._procedures.take_down(life, effect.drain_timeout_s)
+            case HastenUnload():
+                if effect.drain_timeout_s <= 0:
+                    life.hastened.set()
+            case DisposeEngine():
+                self._leaving[life.model] = life
+                self._procedures.dispose(life, effect.error)
+            case StartLoad() | Refuse():
+                raise AssertionError("commands are answered where they are given")
+
+    def _changed(self, life: Life) -> None:
+        life.changed.set()
+        self._on_change(life.model, self._state_of(life.model))
+
+    def _state_of(self, model: ModelId) -> ReplicaState | None:
+        life = self._lives.get(model)
+        return None if life is None else life.state

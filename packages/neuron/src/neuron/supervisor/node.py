@@ -1,0 +1,158 @@
+"""The whole node: the supervisor, its reports, and the events that tell of every change."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from cortex_core.device import DeviceReading
+from cortex_core.ids import ModelId
+from cortex_core.units import bytes_from_mib
+from cortex_core.wire.neuron import (
+    HEALTH_EVENT,
+    MODEL_EVENT,
+    Discovery,
+    Health,
+    ModelReport,
+    Snapshot,
+)
+from neuron.lifecycle.replica import ReplicaState
+from neuron.ports import NodeIdentity
+from neuron.supervisor import reports
+from neuron.supervisor.activation import Activator
+from neuron.supervisor.actor import Supervisor
+from neuron.supervisor.feed import EventFeed
+from neuron.supervisor.procedures import Parts
+
+# Five health events per second at the most, however many requests come and go.
+_HEALTH_PAUSE_S = 0.2
+
+
+class Node:
+    """One node of the fleet.
+
+    Args:
+        parts: what loads and unloads need.
+        identity: process and machine.
+        readings: returns the latest readings of the devices at once.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        identity: NodeIdentity,
+        readings: Callable[[], tuple[DeviceReading, ...]],
+    ) -> None:
+        self._parts = parts
+        self._identity = identity
+        self._readings = readings
+        self._started = parts.clock.monotonic()
+        self._told: dict[ModelId, ModelReport] = {}
+        self._dirty = asyncio.Event()
+        self.supervisor = Supervisor(parts, self._model_changed)
+        self.activator = Activator(
+            parts.settings.default_models, self.supervisor, self.health_changed
+        )
+        self.feed = EventFeed(
+            identity.boot_id, parts.clock, parts.settings.heartbeat_s, self.snapshot
+        )
+
+    @property
+    def identity(self) -> NodeIdentity:
+        """Process and machine."""
+        return self._identity
+
+    def discovery(self) -> Discovery:
+        """Return what never changes."""
+        return reports.discovery(self._identity, self._parts.facts, self._parts.harnesses)
+
+    def health(self) -> Health:
+        """Return how busy everything is; waits for nothing."""
+        supervisor = self.supervisor
+        return Health(
+            uptime_secs=round(self._parts.clock.monotonic() - self._started, 3),
+            devices=reports.device_health(
+                self._parts.facts, self._readings(), self._parts.memory.budget
+            ),
+            activation=self.activator.state,
+            boot_id=self._identity.boot_id,
+            models=tuple(
+                reports.model_load(state, engine.load() if engine is not None else None)
+                for state in supervisor.states()
+                for engine in (supervisor.engine(state.asked.model),)
+            ),
+            draining=supervisor.is_draining,
+        )
+
+    def models(self) -> tuple[ModelReport, ...]:
+        """Return all models in the order in which they came."""
+        budget = self._parts.memory.budget
+        return tuple(reports.model_report(state, budget) for state in self.supervisor.states())
+
+    def snapshot(self) -> Snapshot:
+        """Return everything."""
+        return Snapshot(discovery=self.discovery(), health=self.health(), models=self.models())
+
+    def health_changed(self) -> None:
+        """Have a health event sent soon."""
+        self._dirty.set()
+
+    def start_draining(self) -> None:
+        """Take no new work."""
+        self.supervisor.is_draining = True
+        self.health_changed()
+
+    async def run(self) -> None:
+        """Send health events until cancelled."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            self._tell_last_used()
+            self.feed.publish(HEALTH_EVENT, self.health())
+            await self._parts.clock.sleep(_HEALTH_PAUSE_S)
+
+    def refresh_metrics(self) -> None:
+        """Bring the gauges up to date; called before a scrape."""
+        metrics, budget = self._parts.metrics, self._parts.memory.budget
+        metrics.models.clear()
+        metrics.in_flight.clear()
+        for state in self.supervisor.states():
+            metrics.models.labels(state.status.value).inc()
+            metrics.in_flight.labels(state.asked.model).set(state.in_flight)
+        for device in self._parts.facts.devices:
+            name = str(device.index)
+            memory = metrics.device_memory
+            memory.labels(name, "total").set(device.vram_total_bytes)
+            memory.labels(name, "held").set(budget.held_bytes(device.index))
+        for health in reports.device_health(self._parts.facts, self._readings(), budget):
+            name = str(health.index)
+            for kind, size_mb in (("used", health.vram_used_mb), ("free", health.vram_free_mb)):
+                if size_mb is not None:
+                    metrics.device_memory.labels(name, kind).set(bytes_from_mib(size_mb))
+            if health.utilization_pct is not None:
+                metrics.device_utilization.labels(name).set(health.utilization_pct / 100)
+
+    def _model_changed(self, model: ModelId, state: ReplicaState | None) -> None:
+        """Tell of a model, unless only its requests came and went: health events say that."""
+        told = self._told.get(model)
+        if state is None:
+            self._told.pop(model, None)
+            if told is not None:
+                self._tell(reports.gone_report(told))
+        else:
+            report = reports.model_report(state, self._parts.memory.budget)
+            last_used = told.last_used if told is not None else None
+            if told != msgspec.structs.replace(report, last_used=last_used):
+                self._told[model] = report
+                self._tell(report)
+        self.health_changed()
+
+    def _tell_last_used(self) -> None:
+        for report in self.models():
+            told = self._told.get(ModelId(report.id))
+            if told is not None and told.last_used != report.last_used:
+                self._told[ModelId(report.id)] = report
+                self._tell(report)
+
+    def _tell(self, report: ModelReport) -> None:
+        self.feed.publish(MODEL_EVENT, report)

@@ -1,0 +1,220 @@
+"""What takes time: bringing engines up, taking them down, and watching them.
+
+Every procedure is a task that ends by itself and comes back with an event; none of them decides
+what becomes of a replica.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+
+import msgspec
+
+from cortex_core.errors import (
+    ConflictError,
+    DrainingError,
+    EngineError,
+    InsufficientVramError,
+    InternalError,
+    InvalidRequestError,
+    NoReplicaError,
+    NotFoundError,
+    RequestError,
+)
+from cortex_core.harness import Engine, Harness, ModelSpec
+from cortex_core.ids import DeviceIndex
+from cortex_core.replica import ReplicaStatus
+from cortex_core.server.clock import Clock
+from neuron.lifecycle.replica import (
+    EngineDied,
+    Event,
+    LoadEnded,
+    LoadFailed,
+    LoadPlaced,
+    LoadProgressed,
+    UnloadEnded,
+)
+from neuron.metrics import NeuronMetrics
+from neuron.ports import DeviceFacts, DeviceLanes
+from neuron.settings import NeuronSettings
+from neuron.supervisor.life import Life
+from neuron.supervisor.memory import Memory
+from neuron.supervisor.waiting import within
+
+logger = logging.getLogger(__name__)
+
+# A dead engine tells its requests so itself; this is for those that it forgets.
+_DEATH_NOTICE_S = 1.0
+
+# How long cut requests get to send their error and leave.
+_CUT_NOTICE_S = 5.0
+
+# These say that the load cannot be done here and now, and nothing of the model itself.
+_REFUSALS = (InvalidRequestError, NotFoundError, InsufficientVramError, ConflictError)
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What loads and unloads need."""
+
+    settings: NeuronSettings
+    harnesses: Mapping[str, Harness]
+    facts: DeviceFacts
+    memory: Memory
+    lanes: DeviceLanes
+    clock: Clock
+    metrics: NeuronMetrics
+    tasks: asyncio.TaskGroup
+
+
+class Procedures:
+    """Starts procedures.
+
+    Args:
+        parts: what they need.
+        apply: takes the events with which they come back.
+    """
+
+    def __init__(self, parts: Parts, apply: Callable[[Life, Event], None]) -> None:
+        self._parts = parts
+        self._clock = parts.clock
+        self._memory = parts.memory
+        self._apply = apply
+
+    def bring_up(self, life: Life, predecessor: Life | None) -> None:
+        """Load a model, once what is left of its `predecessor` is gone."""
+        life.tasks.append(self._spawn(self._bring_up(life, predecessor), f"load {life.model}"))
+
+    def cancel(self, life: Life) -> None:
+        """Undo a load under way."""
+        if life.has_reserved:
+            self._memory.will_free(life.model)
+        for task in life.tasks:
+            task.cancel()
+
+    def take_down(self, life: Life, drain_timeout_s: float) -> None:
+        """Drain and close an engine."""
+        self._memory.will_free(life.model)
+        life.ending = self._spawn(self._take_down(life, drain_timeout_s), f"unload {life.model}")
+
+    def dispose(self, life: Life, error: str) -> None:
+        """Free what a dead engine left."""
+        self._memory.will_free(life.model)
+        life.ending = self._spawn(self._dispose(life, error), f"dispose {life.model}")
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        return self._parts.tasks.create_task(work, name=name)
+
+    async def _bring_up(self, life: Life, predecessor: Life | None) -> None:
+        try:
+            if predecessor is not None:
+                await predecessor.gone.wait()
+            life.engine = await self._load(life)
+        except RequestError as error:
+            self._end_load(life, error, "refused" if isinstance(error, _REFUSALS) else "failed")
+        except asyncio.CancelledError:
+            self._end_load(life, _unloaded_error(life), "cancelled")
+            raise
+        except Exception:
+            logger.exception("load failed", extra={"model": life.model})
+            self._end_load(life, InternalError(), "failed")
+        else:
+            await self._loaded(life, life.engine)
+
+    async def _load(self, life: Life) -> Engine:
+        harness = self._parts.harnesses[life.state.asked.harness]
+        spec = await harness.check(life.state.asked)
+        devices = await self._memory.reserve(spec, lambda: self._progress(life, "memory"))
+        life.has_reserved = True
+        self._apply(life, LoadPlaced(devices=devices))
+        async with self._parts.lanes.hold(devices):
+            return await harness.load(
+                _placed(spec, devices), lambda *news: self._progress(life, *news)
+            )
+
+    async def _loaded(self, life: Life, engine: Engine) -> None:
+        self._memory.measure(life.model, engine.info.vram_bytes)
+        self._apply(life, LoadEnded(info=engine.info, now=self._clock.monotonic()))
+        if life.state.status is not ReplicaStatus.LOADED:
+            # The harness finished although it was told to stop.
+            await self._close_engine(life)
+            self._end_load(life, _unloaded_error(life), "cancelled")
+            return
+        self._parts.metrics.loads.labels("ok").inc()
+        self._parts.metrics.load_seconds.observe(life.state.load_s or 0)
+        life.tasks = [self._spawn(self._watch(life, engine), f"watch {life.model}")]
+        life.loaded.set_result(None)
+        logger.info("model loaded", extra={"model": life.model, "load_s": life.state.load_s})
+
+    def _end_load(self, life: Life, error: RequestError, outcome: str) -> None:
+        self._parts.metrics.loads.labels(outcome).inc()
+        if life.has_reserved:
+            self._memory.release(life.model)
+        failed = LoadFailed(
+            error=error.message, now=self._clock.monotonic(), is_refused=outcome == "refused"
+        )
+        self._apply(life, failed)
+        self._apply(life, UnloadEnded())
+        life.gone.set()
+        life.fail_loaded(error)
+        logger.warning(
+            "model not loaded",
+            extra={"model": life.model, "outcome": outcome, "reason": error.message},
+        )
+
+    def _progress(
+        self, life: Life, stage: str, done: int | None = None, total: int | None = None
+    ) -> None:
+        now = self._clock.monotonic()
+        self._apply(life, LoadProgressed(stage=stage, done_bytes=done, total_bytes=total, now=now))
+
+    async def _watch(self, life: Life, engine: Engine) -> None:
+        error = await engine.failed()
+        logger.error("engine died", extra={"model": life.model, "reason": error})
+        self._apply(life, EngineDied(error=error, now=self._clock.monotonic()))
+
+    async def _take_down(self, life: Life, drain_timeout_s: float) -> None:
+        if drain_timeout_s > 0:
+            await within(self._clock, drain_timeout_s, life.drained())
+        life.cut(NoReplicaError(f"{life.model!r} was unloaded while it answered"))
+        await within(self._clock, _CUT_NOTICE_S, life.idle())
+        await self._close_engine(life)
+        self._memory.release(life.model)
+        self._apply(life, UnloadEnded())
+        life.gone.set()
+        logger.info("model unloaded", extra={"model": life.model})
+
+    async def _dispose(self, life: Life, error: str) -> None:
+        await within(self._clock, _DEATH_NOTICE_S, life.idle())
+        life.cut(EngineError(error))
+        await self._close_engine(life)
+        self._memory.release(life.model)
+        life.gone.set()
+
+    async def _close_engine(self, life: Life) -> None:
+        """Close the engine, bounded, and wait for its memory."""
+        engine, life.engine = life.engine, None
+        for task in life.tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        if engine is None:
+            return
+        async with self._parts.lanes.hold(life.state.devices), self._memory.settled(life.model):
+            try:
+                async with asyncio.timeout(self._parts.settings.close_timeout_s):
+                    await engine.close(0)
+            except TimeoutError:
+                logger.error("engine does not close", extra={"model": life.model})
+            except Exception:
+                # An engine that cannot even be closed must not take the daemon with it.
+                logger.exception("engine failed to close", extra={"model": life.model})
+
+
+def _placed(spec: ModelSpec, devices: tuple[DeviceIndex, ...]) -> ModelSpec:
+    parallel = spec.tensor_parallel or (len(devices) if len(devices) > 1 else None)
+    return msgspec.structs.replace(spec, devices=devices, tensor_parallel=parallel)
+
+
+def _unloaded_error(life: Life) -> RequestError:
+    if life.is_shutting_down:
+        return DrainingError("this neuron is shutting down; load it on another one")
+    return ConflictError(f"{life.model!r} was unloaded while it was loading")

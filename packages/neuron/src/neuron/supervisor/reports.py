@@ -1,0 +1,127 @@
+"""What the supervisor knows, as it goes over the wire."""
+
+from collections.abc import Iterable
+
+from cortex_core.device import DeviceReading
+from cortex_core.harness import EngineLoad
+from cortex_core.replica import LoadProgress, ReplicaStatus
+from cortex_core.units import mib_from_bytes
+from cortex_core.wire.neuron import (
+    DeviceHealth,
+    DiscoveredDevice,
+    Discovery,
+    ModelLoad,
+    ModelReport,
+    Progress,
+    Servable,
+)
+from neuron.lifecycle.admission import refusal
+from neuron.lifecycle.budget import Budget
+from neuron.lifecycle.replica import ReplicaState
+from neuron.ports import DeviceFacts, NodeIdentity
+
+
+def discovery(identity: NodeIdentity, facts: DeviceFacts, harnesses: Iterable[str]) -> Discovery:
+    """Return what never changes."""
+    return Discovery(
+        hostname=identity.hostname,
+        os=identity.os,
+        kernel=identity.kernel,
+        boot_id=identity.boot_id,
+        version=identity.version,
+        cuda_version=facts.cuda_version,
+        driver_version=facts.driver_version,
+        cuda_unavailable_reason=facts.unavailable_reason,
+        harnesses=tuple(harnesses),
+        devices=tuple(
+            DiscoveredDevice(
+                index=device.index,
+                name=device.name,
+                vram_total_mb=mib_from_bytes(device.vram_total_bytes) or None,
+                compute_capability=device.compute_capability or None,
+                uuid=device.uuid,
+                mig=device.mig,
+                numa_node=device.numa_node,
+                links=facts.links.get(device.index, ()),
+            )
+            for device in facts.devices
+        ),
+    )
+
+
+def device_health(
+    facts: DeviceFacts, readings: Iterable[DeviceReading], budget: Budget
+) -> tuple[DeviceHealth, ...]:
+    """Return the devices' health; memory of declared devices is what the budget says."""
+    return tuple(_device_health(facts, reading, budget) for reading in readings)
+
+
+def model_report(state: ReplicaState, budget: Budget) -> ModelReport:
+    """Return one model's report."""
+    holding = budget.holdings.get(state.asked.model)
+    # An estimate of nothing is no estimate.
+    is_known = holding is not None and (holding.is_measured or holding.size_bytes > 0)
+    size_bytes = holding.size_bytes if holding is not None and is_known else None
+    refused = refusal(state.asked.model, state, is_draining=False)
+    info = state.info
+    return ModelReport(
+        id=state.asked.model,
+        harness=state.asked.harness,
+        status=state.status.value,
+        devices=state.devices,
+        vram_used_mb=None if size_bytes is None else mib_from_bytes(size_bytes),
+        capabilities=None if info is None else info.capabilities,
+        limit=None if info is None else info.limit,
+        last_used=state.last_used,
+        load_s=state.load_s,
+        servable=Servable(ok=refused is None, reason=refused.message if refused else None),
+        progress=progress(state.progress),
+        error=state.error,
+    )
+
+
+def gone_report(last: ModelReport) -> ModelReport:
+    """Return the report that takes a model off the list."""
+    return ModelReport(
+        id=last.id, harness=last.harness, status=ReplicaStatus.UNLOADED.value, error=last.error
+    )
+
+
+def model_load(state: ReplicaState, load: EngineLoad | None) -> ModelLoad:
+    """Return how busy a model is; `load` is its engine's, when there is one."""
+    load = load or EngineLoad()
+    return ModelLoad(
+        id=state.asked.model,
+        status=state.status.value,
+        in_flight=state.in_flight,
+        queued=load.waiting,
+        kv_cache_usage=load.kv_cache_usage,
+        tok_s_prefill=load.prefill_tok_per_s,
+        tok_s_decode=load.decode_tok_per_s,
+    )
+
+
+def progress(state: LoadProgress | None) -> Progress | None:
+    """Return a load's progress."""
+    if state is None:
+        return None
+    return Progress(
+        stage=state.stage,
+        done_bytes=state.done_bytes,
+        total_bytes=state.total_bytes,
+        eta_s=None if state.eta_s is None else round(state.eta_s, 1),
+    )
+
+
+def _device_health(facts: DeviceFacts, reading: DeviceReading, budget: Budget) -> DeviceHealth:
+    used, free = reading.vram_used_bytes, reading.vram_free_bytes
+    if facts.is_declared:
+        used, free = budget.held_bytes(reading.index), budget.free_bytes(reading.index)
+    busy = reading.utilization_ratio
+    return DeviceHealth(
+        index=reading.index,
+        vram_used_mb=None if used is None else mib_from_bytes(used),
+        vram_free_mb=None if free is None else mib_from_bytes(free),
+        utilization_pct=None if busy is None else round(100 * busy, 1),
+        temp_c=reading.temp_c,
+    )
