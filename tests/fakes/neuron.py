@@ -1,0 +1,196 @@
+"""A neuron that does as it is told: its control API on a real socket, with faults."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class FakeNeuron:
+    """What the node holds, what it was asked, and how it misbehaves; set by the test."""
+
+    def __init__(self, *, is_given_only: bool = False) -> None:
+        self.is_given_only = is_given_only
+        """Speak nothing but what the given system speaks: no events, no boot ids."""
+        self.url = ""
+        self.boot_id = "boot-1"
+        self.uptime_s = 100.0
+        self.devices = [{"index": 0, "name": "SIM-24", "vram_total_mb": 24576}]
+        self.harnesses = ["simulated"]
+        self.models: dict[str, dict[str, object]] = {}
+        self.requests: Counter[str] = Counter()
+        """How often each path was asked."""
+        self.loads: list[dict[str, object]] = []
+        """Bodies of `/models/load`, in order."""
+        self.load_may_end = asyncio.Event()
+        self.load_may_end.set()
+        self.load_error: tuple[int, dict[str, object]] | None = None
+        self.cuts_loads = False
+        """Close the connection instead of answering a load."""
+        self.hidden_paths: set[str] = set()
+        """Paths that answer 500."""
+        self._is_frozen = False
+        self._thawed = asyncio.Event()
+        self._subscribers: set[asyncio.Queue[tuple[str, object] | None]] = set()
+
+    @property
+    def has_subscriber(self) -> bool:
+        return bool(self._subscribers)
+
+    def set_model(self, model: str, status: str, **fields: object) -> None:
+        """Change a model and tell subscribers."""
+        entry = {"id": model, "harness": "simulated", "status": status, "devices": [0], **fields}
+        if status == "unloaded":
+            self.models.pop(model, None)
+        else:
+            self.models[model] = entry
+        self._tell("model", entry)
+
+    def tell_health(self) -> None:
+        """Send a health event to subscribers."""
+        self._tell("health", self.health())
+
+    def restart(self, boot_id: str) -> None:
+        """Begin another life: nothing is loaded, streams end."""
+        self.boot_id, self.uptime_s = boot_id, 1.0
+        self.models.clear()
+        self.end_events()
+
+    def end_events(self) -> None:
+        for queue in self._subscribers:
+            queue.put_nowait(None)
+
+    def freeze(self) -> None:
+        """Accept connections and requests, answer none; streams end."""
+        self._is_frozen = True
+        self._thawed.clear()
+        self.end_events()
+
+    def thaw(self) -> None:
+        self._is_frozen = False
+        self._thawed.set()
+
+    def discovery(self) -> dict[str, object]:
+        answer: dict[str, object] = {
+            "hostname": "host",
+            "os": "linux",
+            "kernel": "6",
+            "devices": self.devices,
+            "harnesses": self.harnesses,
+        }
+        return answer if self.is_given_only else {**answer, "boot_id": self.boot_id}
+
+    def health(self) -> dict[str, object]:
+        answer: dict[str, object] = {
+            "uptime_secs": self.uptime_s,
+            "devices": [
+                {"index": 0, "vram_used_mb": 1000, "vram_free_mb": 23576, "utilization_pct": 50}
+            ],
+        }
+        return answer if self.is_given_only else {**answer, "boot_id": self.boot_id}
+
+    def app(self) -> web.Application:
+        app = web.Application(middlewares=[self._misbehave])
+        app.router.add_get("/discovery", self._answer(self.discovery))
+        app.router.add_get("/health", self._answer(self.health))
+        app.router.add_get("/models", self._answer(lambda: list(self.models.values())))
+        app.router.add_post("/models/load", self._load)
+        if not self.is_given_only:
+            app.router.add_get("/events", self._events)
+        return app
+
+    @web.middleware
+    async def _misbehave(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.requests[request.path] += 1
+        if self._is_frozen:
+            await self._thawed.wait()
+        if request.path in self.hidden_paths:
+            return web.Response(status=500)
+        return await handler(request)
+
+    def _answer(self, value: Callable[[], object]) -> Handler:
+        async def handler(_: web.Request) -> web.StreamResponse:
+            return web.json_response(value())
+
+        return handler
+
+    async def _load(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.loads.append(body)
+        model = body["model_id"]
+        if self.load_error is None:
+            self.set_model(model, "loading")
+        await self.load_may_end.wait()
+        if self.cuts_loads and request.transport is not None:
+            request.transport.close()
+        if self.load_error is not None:
+            status, answer = self.load_error
+            return web.json_response(answer, status=status)
+        self.set_model(model, "loaded", limit={"context": 4096})
+        return web.json_response({"status": "loaded"})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        queue: asyncio.Queue[tuple[str, object] | None] = asyncio.Queue()
+        snapshot = {
+            "discovery": self.discovery(),
+            "health": self.health(),
+            "models": list(self.models.values()),
+        }
+        queue.put_nowait(("snapshot", snapshot))
+        self._subscribers.add(queue)
+        try:
+            while (item := await queue.get()) is not None:
+                name, value = item
+                await response.write(f"event: {name}\ndata: {json.dumps(value)}\n\n".encode())
+        finally:
+            self._subscribers.discard(queue)
+        return response
+
+    def _tell(self, name: str, value: object) -> None:
+        for queue in self._subscribers:
+            queue.put_nowait((name, value))
+
+
+@asynccontextmanager
+async def running(neuron: FakeNeuron) -> AsyncIterator[FakeNeuron]:
+    """Serve `neuron` on a free port and set its `url`."""
+    runner = web.AppRunner(neuron.app(), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    neuron.url = f"http://{host}:{port}"
+    try:
+        yield neuron
+    finally:
+        neuron.thaw()
+        neuron.load_may_end.set()
+        neuron.end_events()
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def black_hole() -> AsyncIterator[str]:
+    """Yield the URL of a socket that accepts and never says a word."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        while await reader.read(65536):
+            pass
+
+    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.close()

@@ -1,0 +1,91 @@
+"""The gateway's control half over real sockets, paced so that tests need not wait."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+from prometheus_client import CollectorRegistry
+
+from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.fleet.state import FleetState, NodeHealth
+from cortex_core.ids import ModelId, NodeName
+from cortex_core.replica import ReplicaStatus
+from cortex_gateway.clients.node import NodePatience
+from cortex_gateway.clients.session import open_session
+from cortex_gateway.control.store import FleetStore
+from cortex_gateway.control.watcher import WatchPace
+from cortex_gateway.lifespan import control_plane
+from cortex_gateway.metrics import GatewayMetrics
+from cortex_gateway.settings import GatewaySettings, NeuronEntry, Timeouts
+
+WAIT_S = 5.0
+FAST = WatchPace(poll_s=0.03)
+NEVER = WatchPace(poll_s=3600.0)
+"""For tests of what happens without a poll."""
+PATIENT = NodePatience(poll_s=1.0, events_s=15.0, load_s=60.0)
+HASTY = NodePatience(poll_s=0.1, events_s=0.3, load_s=60.0)
+
+MODEL = ModelId("org/model")
+NODE = NodeName("beast")
+
+
+def profile(model: str = MODEL, **fields: object) -> Profile:
+    return Profile(id=ModelId(model), harness="simulated", **fields)
+
+
+@asynccontextmanager
+async def control_of(
+    endpoints: Mapping[str, str],
+    *,
+    profiles: Iterable[Profile] = (),
+    pace: WatchPace = FAST,
+    patience: NodePatience = PATIENT,
+    metrics: GatewayMetrics | None = None,
+) -> AsyncIterator[FleetStore]:
+    """Run watchers and reconciler over the given nodes."""
+    settings = GatewaySettings(
+        neurons=tuple(NeuronEntry(name=NodeName(n), endpoint=url) for n, url in endpoints.items())
+    )
+    catalogue = Catalogue(profiles={entry.id: entry for entry in profiles})
+    async with (
+        open_session(Timeouts()) as session,
+        control_plane(
+            settings,
+            catalogue,
+            session=session,
+            metrics=metrics or GatewayMetrics(CollectorRegistry()),
+            now=time.monotonic,
+            pace=pace,
+            patience=patience,
+        ) as store,
+    ):
+        yield store
+
+
+async def until(store: FleetStore, is_so: Callable[[FleetState], bool]) -> FleetState:
+    """Wait for a snapshot with a property."""
+    state = store.state
+    async with asyncio.timeout(WAIT_S):
+        while not is_so(state):
+            state = await store.changed(state.revision)
+    return state
+
+
+async def until_true(is_so: Callable[[], bool]) -> None:
+    """Wait for something outside the snapshot."""
+    async with asyncio.timeout(WAIT_S):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+def is_health(node: str, health: NodeHealth) -> Callable[[FleetState], bool]:
+    return lambda state: state.nodes[NodeName(node)].health is health
+
+
+def has_status(node: str, model: str, status: ReplicaStatus) -> Callable[[FleetState], bool]:
+    def is_so(state: FleetState) -> bool:
+        replica = state.nodes[NodeName(node)].replicas.get(ModelId(model))
+        return replica is not None and replica.status is status
+
+    return is_so
