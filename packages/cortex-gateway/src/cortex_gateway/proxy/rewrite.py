@@ -1,0 +1,88 @@
+"""Another model's name in a request body, with every other byte as the caller wrote it."""
+
+import re
+
+import msgspec
+
+from cortex_core.codec import encode_json
+from cortex_core.errors import InvalidJsonError, InvalidRequestError
+
+MAX_MEMBERS = 1000
+"""Bound on the work of the walk; no request of any dialect has a tenth of that."""
+
+_SPACE = re.compile(rb"[ \t\n\r]*")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SCALAR = re.compile(rb"[^,\]}\s]+")
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_KEY = msgspec.json.Decoder(str)
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """Return `body` with `model` as the value of its top-level key `model`.
+
+    Nested objects that have such a key, and strings that look like one, stay as they are. Where
+    the key is there several times every occurrence is replaced, so that it does not matter which
+    of them the next reader takes.
+
+    Args:
+        body: a JSON object that was decoded before, with a string under `model`.
+        model: the name that the engine knows.
+
+    Raises:
+        InvalidJsonError: the body is no JSON object after all.
+        InvalidRequestError: it has more than `MAX_MEMBERS` members.
+    """
+    try:
+        members = _MEMBERS.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidJsonError("the body is not a JSON object") from None
+    name = encode_json(model)
+    spans = _spans(body, members)
+    if spans is None:
+        # An object or array under a key that comes again has no span to skip it by. Every
+        # decoder drops the earlier one, so nothing is lost by leaving it out.
+        members["model"] = msgspec.Raw(name)
+        return encode_json(members)
+    pieces = []
+    position = 0
+    for start, end in spans:
+        pieces += (body[position:start], name)
+        position = end
+    return b"".join((*pieces, body[position:]))
+
+
+def _spans(body: bytes, members: dict[str, msgspec.Raw]) -> list[tuple[int, int]] | None:
+    """Return where the values of `model` are, in order; `None` when the walk loses its way."""
+    spans = []
+    position = _after(body, 0) + 1  # over the opening brace
+    for _ in range(MAX_MEMBERS):
+        key = _STRING.match(body, _after(body, position))
+        if key is None:
+            return spans
+        name = _KEY.decode(key.group())
+        start = _after(body, _after(body, key.end()) + 1)  # over the colon
+        end = _end_of_value(body, start, members[name])
+        if end is None:
+            return None
+        if name == "model":
+            spans.append((start, end))
+        position = _after(body, end) + 1  # over the comma or the closing brace
+    if _STRING.match(body, _after(body, position)):
+        raise InvalidRequestError(f"the body has more than {MAX_MEMBERS} members")
+    return spans
+
+
+def _end_of_value(body: bytes, start: int, value: msgspec.Raw) -> int | None:
+    first = body[start : start + 1]
+    if first not in b"{[":
+        match = (_STRING if first == b'"' else _SCALAR).match(body, start)
+        return None if match is None else match.end()
+    # No complete object or array is the beginning of another one, so what starts like the value
+    # that the decoder found is as long as it.
+    raw = bytes(value)
+    return start + len(raw) if body.startswith(raw, start) else None
+
+
+def _after(body: bytes, position: int) -> int:
+    match = _SPACE.match(body, position)
+    return position if match is None else match.end()
