@@ -40,7 +40,7 @@ class PassThrough(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Import the command, run it, and end with its status."""
-        # Variables with our prefix are settings to a daemon, and this one is not: it would refuse.
+        # See `Surroundings.daemon_environ`; this one reads the environment itself.
         os.environ.pop(ENDPOINT_VARIABLE, None)
         run: Callable[[Sequence[str]], int | None] = self._entry.load()
         ctx.exit(run(ctx.args) or FINE)

@@ -59,7 +59,7 @@ def check(context: click.Context, files: Sequence[pathlib.Path]) -> None:
         names = ", ".join(str(path) for path in DEFAULT_FILES)
         raise ConfigurationError(f"no settings file to check: none of {names} exists")
     is_well = True
-    for path, error in check_files(files, around.environ):
+    for path, error in check_files(files, around.daemon_environ):
         if error is None:
             click.echo(f"{path}: ok")
         else:
@@ -84,8 +84,8 @@ def check_files(
             continue
         seen.add(path.resolve())
         try:
-            settings = _loader(kind_of(path))(path, environ)
-        except (SettingsError, ConfigurationError) as error:
+            settings = _loader(kind_of(path), path)(path, environ)
+        except SettingsError as error:
             yield path, " ".join(error.message.split())
             continue
         yield path, None
@@ -113,11 +113,11 @@ def kind_of(path: pathlib.Path) -> str:
     return kinds[0]
 
 
-def _loader(kind: str) -> Loader:
+def _loader(kind: str, path: pathlib.Path) -> Loader:
     found: list[EntryPoint] = list(entry_points(group=GROUP, name=kind))
     if not found:
-        raise ConfigurationError(
-            f"{kind}.toml cannot be checked: {PACKAGES[kind]} is not installed beside cortex-cli"
+        raise SettingsError(
+            f"{path}: cannot be checked: {PACKAGES[kind]} is not installed beside cortex-cli"
         )
     loader: Loader = found[0].load()
     return loader

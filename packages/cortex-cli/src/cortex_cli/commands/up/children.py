@@ -43,16 +43,18 @@ class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Child:
     """One started daemon."""
 
-    def __init__(self, spec: ChildSpec, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, spec: ChildSpec, process: asyncio.subprocess.Process, log: asyncio.StreamReader
+    ) -> None:
         self.name = spec.name
         self.tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         """Its last log lines."""
         self._process = process
+        self._log = log
 
     async def relay(self, show: Show) -> None:
         """Show each line of its log with its name, until all who hold the log are gone."""
-        assert self._process.stdout is not None
-        async for line in lines_of(self._process.stdout):
+        async for line in lines_of(self._log):
             self.tail.append(line)
             show(f"{self.name} | {line}")
 
@@ -83,22 +85,30 @@ class Child:
 async def start(spec: ChildSpec, environ: Mapping[str, str]) -> Child:
     """Start a daemon in a session of its own, so that Ctrl-C reaches it through us alone."""
     fds = [listener.fileno() for listener in spec.sockets]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        LAUNCHER,
-        str(os.getpid()),
-        ",".join(str(fd) for fd in fds),
-        spec.module,
-        *spec.arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-        pass_fds=fds,
-        env={**environ, "PYTHONUNBUFFERED": "1"},
-    )
-    return Child(spec, process)
+    # A pipe of our own: `Process.wait` should return when the process ends, but waits for the
+    # pipes that asyncio made as well, and an engine that outlives its neuron keeps them open
+    # (https://github.com/python/cpython/issues/119710).
+    reading, writing = os.pipe()
+    try:
+        log = await _reader(reading)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            LAUNCHER,
+            str(os.getpid()),
+            ",".join(str(fd) for fd in fds),
+            spec.module,
+            *spec.arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=writing,
+            stderr=writing,
+            start_new_session=True,
+            pass_fds=fds,
+            env={**environ, "PYTHONUNBUFFERED": "1"},
+        )
+    finally:
+        os.close(writing)
+    return Child(spec, process, log)
 
 
 def ending(status: int) -> str:
@@ -124,3 +134,12 @@ async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
                 yield line.decode(errors="replace")
     if rest.strip():
         yield rest.decode(errors="replace")
+
+
+async def _reader(fd: int) -> asyncio.StreamReader:
+    """Return a stream over a pipe; the loop closes the pipe at its end or with itself."""
+    loop = asyncio.get_running_loop()
+    stream = asyncio.StreamReader()
+    pipe = os.fdopen(fd, "rb", buffering=0)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
+    return stream

@@ -24,7 +24,7 @@ from cortex_cli.commands.up.plan import (
 )
 from cortex_cli.commands.up.sockets import Sockets, bound, port_of
 from cortex_cli.commands.up.standing import Coming, Failed, Ready, standing
-from cortex_cli.context import ENDPOINT_VARIABLE, FleetError
+from cortex_cli.context import FleetError
 
 READY_TIMEOUT_S = 3600.0
 """Weights of a big model may come over a slow line; nothing shorter can be called an error."""
@@ -77,8 +77,7 @@ def run_fleet(wishes: Wishes, environ: Mapping[str, str], show: Show, tell: Show
             models=models,
             address=_placed(wishes.listen, port_of(sockets.api)),
             specs=write_files(pathlib.Path(folder), wishes, models, sockets),
-            # It is no setting, and the gateway refuses variables with its prefix that are none.
-            environ={name: value for name, value in environ.items() if name != ENDPOINT_VARIABLE},
+            environ=environ,
             show=show,
             tell=tell,
         )

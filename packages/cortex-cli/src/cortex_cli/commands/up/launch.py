@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     """
     parent, listed, module, *arguments = argv
     die_with(int(parent))
-    fds = [int(fd) for fd in listed.split(",")]
+    fds = [int(fd) for fd in listed.split(",") if fd]
     environ = {**os.environ, **hand_over(fds)}
     os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environ)  # noqa: S606 - it is us
 
