@@ -1,7 +1,6 @@
 """The gateway's control half over real sockets, paced so that tests need not wait."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
@@ -11,6 +10,7 @@ from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.replica import ReplicaStatus
+from cortex_core.server.clock import SystemClock
 from cortex_gateway.clients.node import NodePatience
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.control.store import FleetStore
@@ -55,7 +55,7 @@ async def control_of(
             catalogue,
             session=session,
             metrics=metrics or GatewayMetrics(CollectorRegistry()),
-            now=time.monotonic,
+            clock=SystemClock(),
             pace=pace,
             patience=patience,
         ) as store,

@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
-import msgspec
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints
+from cortex_core.server.clock import Clock
 from cortex_gateway.clients.node import HttpNodeClient, NodePatience
 from cortex_gateway.control.reconciler import Reconciler
 from cortex_gateway.control.store import FleetStore
@@ -25,7 +25,7 @@ async def control_plane(
     *,
     session: aiohttp.ClientSession,
     metrics: GatewayMetrics,
-    now: Callable[[], float],
+    clock: Clock,
     pace: WatchPace,
     patience: NodePatience,
 ) -> AsyncIterator[FleetStore]:
@@ -35,12 +35,12 @@ async def control_plane(
         name: HttpNodeClient(name=name, endpoint=url, session=session, patience=patience)
         for name, url in settings.endpoints.items()
     }
-    reconciler = Reconciler(store=store, clients=clients, metrics=metrics, now=now)
+    reconciler = Reconciler(store=store, clients=clients, metrics=metrics, clock=clock)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(reconciler.run(), name="reconcile")]
         for name, client in clients.items():
             watcher = NodeWatcher(
-                name=name, client=client, store=store, now=now, random=random.random, pace=pace
+                name=name, client=client, store=store, clock=clock, random=random.random, pace=pace
             )
             running.append(tasks.create_task(watcher.run(), name=f"watch {name}"))
         try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from cortex_core.errors import RequestError
@@ -10,6 +10,7 @@ from cortex_core.fleet.reducers import with_command, with_load_failure, without_
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import NodeName, ReplicaId
 from cortex_core.placement.plan import UNDER_WAY, Load, plan
+from cortex_core.server.clock import Clock
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.ports import NodeClient
@@ -29,12 +30,12 @@ class Reconciler:
         store: FleetStore,
         clients: Mapping[NodeName, NodeClient],
         metrics: GatewayMetrics,
-        now: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._store = store
         self._clients = clients
         self._metrics = metrics
-        self._now = now
+        self._clock = clock
         self._loads: dict[ReplicaId, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -47,7 +48,7 @@ class Reconciler:
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
         store = self._store
-        for step in plan(store.state, store.catalogue, store.demanded(), self._now()):
+        for step in plan(store.state, store.catalogue, store.demanded(), self._clock.now()):
             if isinstance(step, Load) and step.replica not in self._loads:
                 note = partial(with_command, replica=step.replica, command=step.command)
                 store.update(note)
@@ -66,7 +67,7 @@ class Reconciler:
 
     async def _wait(self) -> None:
         """Wait for demand, for a change, or until a cool-down ends that demand waits for."""
-        now = self._now()
+        now = self._clock.now()
         demanded = self._store.demanded()
         pauses = [
             failure.retry_at - now
@@ -88,7 +89,9 @@ class Reconciler:
                 await self._reported(replica)
             else:
                 logger.warning("loading %s failed: %s", replica, reason)
-                failed = partial(with_load_failure, replica=replica, reason=reason, now=self._now())
+                failed = partial(
+                    with_load_failure, replica=replica, reason=reason, now=self._clock.now()
+                )
                 self._store.update(failed)
         finally:
             del self._loads[replica]
@@ -97,7 +100,7 @@ class Reconciler:
 
     async def _perform(self, step: Load) -> str | None:
         """Send a load and return why it failed, or `None`."""
-        began = self._now()
+        began = self._clock.now()
         try:
             await self._clients[step.replica.node].load(step.request)
         except RequestError as error:
@@ -105,7 +108,7 @@ class Reconciler:
         except Exception:
             logger.exception("loading %s failed", step.replica)
             return "internal error"
-        load_s = self._now() - began
+        load_s = self._clock.now() - began
         logger.info("loaded %s in %.1f s", step.replica, load_s)
         self._metrics.loaded(model=step.replica.model, node=step.replica.node, load_s=load_s)
         return None

@@ -13,6 +13,7 @@ from cortex_core.fleet.reducers import with_facts, with_miss, with_report
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import NodeName
 from cortex_core.node import NodeFacts, NodeReport
+from cortex_core.server.clock import Clock
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.ports import NodeClient
 
@@ -37,14 +38,14 @@ class NodeWatcher:
         name: NodeName,
         client: NodeClient,
         store: FleetStore,
-        now: Callable[[], float],
+        clock: Clock,
         random: Callable[[], float],
         pace: WatchPace,
     ) -> None:
         self._name = name
         self._client = client
         self._store = store
-        self._now = now
+        self._clock = clock
         self._random = random
         self._pace = pace
         self._stamps = itertools.count(1)
@@ -59,7 +60,7 @@ class NodeWatcher:
 
     async def _observe(self) -> None:
         while True:
-            began = self._now()
+            began = self._clock.now()
             try:
                 if await self._poll() and self._has_events:
                     await self._follow()
@@ -68,7 +69,7 @@ class NodeWatcher:
             spread = self._pace.jitter_ratio * (2 * self._random() - 1)
             interval_s = self._pace.poll_s * (1 + spread)
             # A stream that lived longer than this is followed by a poll at once.
-            await asyncio.sleep(max(0.0, began + interval_s - self._now()))
+            await self._clock.sleep(max(0.0, began + interval_s - self._clock.now()))
 
     async def _answer_refreshes(self) -> None:
         while True:
@@ -125,7 +126,7 @@ class NodeWatcher:
         if stamp < self._newest:
             return
         self._newest = stamp
-        now = self._now()
+        now = self._clock.now()
 
         def reduce(state: FleetState) -> FleetState:
             if facts is not None:
