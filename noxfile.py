@@ -42,6 +42,7 @@ PYENV: Final = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "ver
 PYENV_BINS: Final = [str(p) for version in PYTHONS for p in sorted(PYENV.glob(f"{version}.*/bin"))]
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), *PYENV_BINS])
 PYTHON: Final = ENGINE_PYTHON if shutil.which(f"python{ENGINE_PYTHON}") else HERE
+WITHOUT_ENGINE: Final = ("-m", "not gpu and not engine")
 
 TORCH_INDEX: Final = "https://download.pytorch.org/whl/cpu"
 """The only public index that carries the CPU builds of torch (`+cpu`)."""
@@ -69,23 +70,24 @@ def up(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite; with the real engine on CPython 3.11, without it on later ones."""
     has_engine = session.python == ENGINE_PYTHON
-    if has_engine:
-        install(session, "build", "runtime", "test", "engine-cpu")
-        options = ["-m", "not gpu"]
-    else:
-        install(session, "build", "runtime", "test")
-        options = ["-m", "not gpu and not engine", "--ignore=tests/e2e"]
+    install(session, "build", "runtime", "test", *(["engine-cpu"] if has_engine else []))
     env = {"HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", "ci")}
-    session.run("python", "-m", "pytest", "-q", *options, *session.posargs, env=env)
+    pytest = ("python", "-m", "pytest", "-q")
+    if session.posargs:
+        session.run(*pytest, *session.posargs, env=env)
+        return
+    session.run(*pytest, "-n", "auto", *WITHOUT_ENGINE, env=env)
+    if has_engine:
+        # One engine at a time: two would share the cores, and the memory.
+        session.run(*pytest, "-m", "engine and not gpu", env=env)
 
 
 @nox.session(python=PYTHON)
 def coverage(session: nox.Session) -> None:
     """Measure which branches the tests below the end-to-end tier reach."""
     install(session, "build", "runtime", "test")
-    only = ["-m", "not gpu and not engine", "--ignore=tests/e2e"]
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-q", *only, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-q", *WITHOUT_ENGINE, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
@@ -12,6 +13,16 @@ settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
 settings.register_profile("deep", max_examples=20_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+END_TO_END = Path(__file__).parent / "e2e"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count whatever is end to end as a test of the engine, so that both are chosen together."""
+    for item in items:
+        if END_TO_END in item.path.parents:
+            item.add_marker(pytest.mark.engine)
 
 
 @pytest.fixture(autouse=True)
