@@ -30,8 +30,7 @@ MODEL = ModelId("org/model")
 NODE = NodeName("beast")
 
 
-def profile(model: str = MODEL, **fields: object) -> Profile:
-    return Profile(id=ModelId(model), harness="simulated", **fields)
+PROFILE = Profile(id=MODEL, harness="simulated")
 
 
 @asynccontextmanager
@@ -75,7 +74,7 @@ async def until(store: FleetStore, is_so: Callable[[FleetState], bool]) -> Fleet
 async def until_true(is_so: Callable[[], bool]) -> None:
     """Wait for something outside the snapshot."""
     async with asyncio.timeout(WAIT_S):
-        while not is_so():
+        while not is_so():  # noqa: ASYNC110 - it has no event to wait for
             await asyncio.sleep(0.005)
 
 

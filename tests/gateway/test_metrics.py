@@ -13,23 +13,32 @@ NODE = NodeName("beast")
 LABELS = {"model": "m", "node": NODE}
 
 
-def ended(metrics: GatewayMetrics, **changes: object) -> None:
-    figures: dict[str, object] = {
-        "model": "m",
-        "node": NODE,
-        "outcome": "ok",
-        "has_begun": False,
-        "is_cold_start": False,
-        "duration_s": 3.0,
-        "queue_s": 0.5,
-        "load_s": 0.0,
-        "ttft_s": 1.0,
-        "inter_token_s": 0.1,
-        "prompt_tokens": 7,
-        "cached_prompt_tokens": None,
-        "completion_tokens": 20,
-    }
-    metrics.ended(**{**figures, **changes})
+def ended(
+    metrics: GatewayMetrics,
+    *,
+    model: str = "m",
+    node: str = NODE,
+    outcome: str = "ok",
+    has_begun: bool = False,
+    is_cold_start: bool = False,
+    load_s: float = 0.0,
+    completion_tokens: int | None = 20,
+) -> None:
+    metrics.ended(
+        model=model,
+        node=node,
+        outcome=outcome,
+        has_begun=has_begun,
+        is_cold_start=is_cold_start,
+        duration_s=3.0,
+        queue_s=0.5,
+        load_s=load_s,
+        ttft_s=1.0,
+        inter_token_s=0.1,
+        prompt_tokens=7,
+        cached_prompt_tokens=None,
+        completion_tokens=completion_tokens,
+    )
 
 
 def test_the_given_names_are_there_from_the_start() -> None:

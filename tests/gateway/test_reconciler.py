@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from cortex_core.catalogue import Catalogue
@@ -16,10 +17,10 @@ from tests.gateway.fleet import (
     HASTY,
     MODEL,
     NODE,
+    PROFILE,
     control_of,
     has_status,
     is_health,
-    profile,
     until,
     until_true,
 )
@@ -32,7 +33,7 @@ async def test_many_waiters_cause_one_load() -> None:
     neuron = FakeNeuron()
     neuron.load_may_end.clear()
 
-    async with running(neuron), control_of({NODE: neuron.url}, profiles=[profile()]) as store:
+    async with running(neuron), control_of({NODE: neuron.url}, profiles=[PROFILE]) as store:
         with contextlib.ExitStack() as waiters:
             for _ in range(20):
                 waiters.enter_context(store.demand(MODEL))
@@ -52,7 +53,7 @@ async def test_load_of_a_given_neuron_is_sent_once_although_it_shows_nothing_mea
     """Ours: between the answer and the report that shows the model, the load stays noted."""
     neuron = FakeNeuron(is_given_only=True)
 
-    async with running(neuron), control_of({NODE: neuron.url}, profiles=[profile()]) as store:
+    async with running(neuron), control_of({NODE: neuron.url}, profiles=[PROFILE]) as store:
         with store.demand(MODEL):
             await until(store, has_status(NODE, MODEL, ReplicaStatus.LOADED))
             await until(store, lambda state: not state.commands)
@@ -63,7 +64,9 @@ async def test_load_of_a_given_neuron_is_sent_once_although_it_shows_nothing_mea
 async def test_load_says_what_the_catalogue_says() -> None:
     """Contract: `/models/load`; what is not set is left out, as an older neuron may refuse it."""
     neuron = FakeNeuron()
-    entry = profile(vram_mb=8000, quant="awq", engine={"max_model_len": 4096})
+    entry = msgspec.structs.replace(
+        PROFILE, vram_mb=8000, quant="awq", engine={"max_model_len": 4096}
+    )
 
     async with running(neuron), control_of({NODE: neuron.url}, profiles=[entry]) as store:
         with store.demand(MODEL):
@@ -86,7 +89,7 @@ async def test_load_goes_on_when_nobody_waits_any_more() -> None:
     neuron = FakeNeuron()
     neuron.load_may_end.clear()
 
-    async with running(neuron), control_of({NODE: neuron.url}, profiles=[profile()]) as store:
+    async with running(neuron), control_of({NODE: neuron.url}, profiles=[PROFILE]) as store:
         with store.demand(MODEL):
             await until_true(lambda: bool(neuron.loads))
         neuron.load_may_end.set()
@@ -99,9 +102,9 @@ async def test_failed_load_cools_down_and_its_reason_is_listed() -> None:
     """Ours: the reason is the neuron's first line; nothing is sent again for five seconds."""
     neuron = FakeNeuron()
     neuron.load_error = (507, {"error": {"message": "needs 9 MiB, free are 5\n  at x.rs:3"}})
-    catalogue = Catalogue(profiles={MODEL: profile()})
+    catalogue = Catalogue(profiles={MODEL: PROFILE})
 
-    async with running(neuron), control_of({NODE: neuron.url}, profiles=[profile()]) as store:
+    async with running(neuron), control_of({NODE: neuron.url}, profiles=[PROFILE]) as store:
         with store.demand(MODEL):
             state = await until(store, lambda state: REPLICA in state.failures)
             # Each of these wakes the reconciler, which plans again and finds the cool-down.
@@ -126,7 +129,7 @@ async def test_load_on_a_node_that_went_down_is_given_up_and_placed_elsewhere() 
     async with running(first), running(second):
         # Of equal nodes the first name is chosen.
         endpoints = {"a": first.url, "b": second.url}
-        async with control_of(endpoints, profiles=[profile()], patience=HASTY) as store:
+        async with control_of(endpoints, profiles=[PROFILE], patience=HASTY) as store:
             await until(store, is_health("b", NodeHealth.UP))
             await until(store, lambda state: all(n.facts for n in state.nodes.values()))
             with store.demand(MODEL):
@@ -144,7 +147,7 @@ async def test_load_that_fails_without_a_proper_error_has_a_reason_too() -> None
     neuron = FakeNeuron(is_given_only=True)
     neuron.load_error = (500, {"error": "engine core died"})
 
-    async with running(neuron), control_of({NODE: neuron.url}, profiles=[profile()]) as store:
+    async with running(neuron), control_of({NODE: neuron.url}, profiles=[PROFILE]) as store:
         with store.demand(MODEL):
             state = await until(store, lambda state: REPLICA in state.failures)
 
@@ -157,7 +160,7 @@ async def test_neuron_that_dies_of_a_load_is_not_asked_again_at_once() -> None:
     neuron.load_may_end.clear()
     neuron.cuts_loads = True
 
-    async with running(neuron), control_of({NODE: neuron.url}, profiles=[profile()]) as store:
+    async with running(neuron), control_of({NODE: neuron.url}, profiles=[PROFILE]) as store:
         with store.demand(MODEL):
             await until_true(lambda: bool(neuron.loads))
             neuron.load_may_end.set()
@@ -174,7 +177,7 @@ async def test_loads_are_measured() -> None:
     async with (
         running(neuron),
         control_of(
-            {NODE: neuron.url}, profiles=[profile()], metrics=GatewayMetrics(registry)
+            {NODE: neuron.url}, profiles=[PROFILE], metrics=GatewayMetrics(registry)
         ) as store,
     ):
         with store.demand(MODEL):
@@ -190,9 +193,12 @@ async def test_shutdown_ends_a_load_under_way() -> None:
     neuron = FakeNeuron()
     neuron.load_may_end.clear()
 
-    async with asyncio.timeout(5), running(neuron):
-        async with control_of({NODE: neuron.url}, profiles=[profile()]) as store:
-            with store.demand(MODEL):
-                await until_true(lambda: bool(neuron.loads))
+    async with (
+        asyncio.timeout(5),
+        running(neuron),
+        control_of({NODE: neuron.url}, profiles=[PROFILE]) as store,
+    ):
+        with store.demand(MODEL):
+            await until_true(lambda: bool(neuron.loads))
 
     assert not store.state.commands

@@ -96,8 +96,9 @@ async def test_another_boot_id_asks_for_discovery_again() -> None:
         neuron.restart("boot-2")
         state = await until(store, lambda state: _device_name(state) == "SIM-48")
 
-    assert state.nodes[NODE].facts is not None
-    assert state.nodes[NODE].facts.boot_id == "boot-2"
+    facts = state.nodes[NODE].facts
+    assert facts is not None
+    assert facts.boot_id == "boot-2"
 
 
 async def test_node_is_down_after_three_misses_and_up_after_one_report() -> None:
