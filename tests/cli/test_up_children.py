@@ -16,6 +16,7 @@ from cortex_cli.commands.up.family import Family
 from cortex_cli.commands.up.plan import Address, Wishes
 from cortex_cli.commands.up.sockets import bound, port_of
 from cortex_cli.context import FleetError
+from tests.cli.processes import Watch
 
 DAEMON = """
 import os, signal, socket, sys, time
@@ -191,13 +192,15 @@ async def test_child_that_does_not_obey_is_killed_in_the_end(
 async def test_what_a_child_leaves_behind_is_killed(environ: dict[str, str], log: Log) -> None:
     """Ours: engines run in processes of their own, which must not outlive the fleet."""
 
+    grandchildren: list[Watch] = []
+
     async def body(_: Family) -> None:
-        await log.line("grandchild")
+        grandchildren.append(Watch([int((await log.line("grandchild")).split()[-1])]))
 
     await run(environ, log, [spec("a", "parent")], body)
 
-    pid = int((await log.line("grandchild")).split()[-1])
-    await _gone(pid)
+    with grandchildren[0] as grandchild:
+        await grandchild.all_ended()
 
 
 async def test_child_dies_with_a_parent_that_was_killed(
@@ -222,10 +225,10 @@ async def test_child_dies_with_a_parent_that_was_killed(
         assert b"started" in await parent.stdout.readline()
         pid = int((await parent.stdout.readline()).split()[-1])
 
-        parent.kill()
-        await parent.wait()
-
-    await _gone(pid)
+        with Watch([pid]) as child:
+            parent.kill()
+            await parent.wait()
+            await child.all_ended()
 
 
 async def test_lines_come_whole_however_the_bytes_do() -> None:
@@ -294,20 +297,3 @@ def test_nodes_listen_on_consecutive_ports_or_on_any() -> None:
         assert len({port_of(listener) for listener in sockets.neurons}) == 3
     finally:
         sockets.close()
-
-
-async def _gone(pid: int) -> None:
-    """Wait until a process that is not our child has ended; pidfd_open(2) tells it."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(handle, ended.set)
-    try:
-        async with asyncio.timeout(10):
-            await ended.wait()
-    finally:
-        loop.remove_reader(handle)
-        os.close(handle)
