@@ -1,6 +1,10 @@
 """What `GET /admin/fleet` says of a snapshot."""
 
+from typing import cast
+
+import httpx
 import msgspec
+from starlette.applications import Starlette
 
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.codec import encode_json
@@ -13,6 +17,8 @@ from cortex_core.node import NodeFacts, report_from_wire
 from cortex_core.replica import ReplicaStatus
 from cortex_core.units import MIB
 from cortex_core.wire.neuron import DeviceHealth, Health, ModelLoad, ModelReport
+from cortex_gateway.api.admin import routes
+from cortex_gateway.ports import Store
 
 A = NodeName("a")
 B = NodeName("b")
@@ -110,3 +116,29 @@ def test_overview_survives_the_wire() -> None:
     overview = fleet_overview(fleet(A, B), CATALOGUE)
 
     assert msgspec.json.decode(encode_json(overview), type=FleetOverview) == overview
+
+
+class FixedStore:
+    """The part of a store that the admin API reads."""
+
+    def __init__(self, state: FleetState) -> None:
+        self.state = state
+        self.catalogue = CATALOGUE
+
+
+async def test_gateway_answers_with_the_overview() -> None:
+    """Contract: `GET /admin/fleet`, and no other method."""
+    state = fleet(A, B)
+    app = Starlette(routes=routes(cast("Store", FixedStore(state))))
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://gateway"
+    ) as client:
+        answer = await client.get("/admin/fleet")
+        wrong = await client.post("/admin/fleet")
+
+    assert (answer.status_code, wrong.status_code) == (200, 405)
+    assert answer.headers["content-type"] == "application/json"
+    assert msgspec.json.decode(answer.content, type=FleetOverview) == fleet_overview(
+        state, CATALOGUE
+    )

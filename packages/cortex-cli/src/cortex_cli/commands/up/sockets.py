@@ -13,8 +13,8 @@ import msgspec
 from cortex_cli.commands.up.plan import Address, Wishes
 from cortex_cli.context import FleetError
 
-BACKLOG = 1024
-"""Connections that may wait for a daemon to accept them; a burst of clients fits."""
+BACKLOG = 4096
+"""Connections that may wait for a daemon to accept them, as many as when it listens itself."""
 
 
 class Sockets(msgspec.Struct, frozen=True, kw_only=True):
