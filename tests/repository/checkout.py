@@ -28,5 +28,6 @@ def package_modules() -> list[Path]:
 
 def own_modules() -> list[Path]:
     """Give every Python file of the project, shipped or not, sorted."""
-    rest = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "noxfile.py"]
-    return sorted([*package_modules(), *rest])
+    folders = ("tests", "benchmarks", "tools")
+    rest = [path for folder in folders for path in (ROOT / folder).glob("**/*.py")]
+    return sorted([*package_modules(), *rest, ROOT / "noxfile.py"])
