@@ -1,21 +1,124 @@
 """Bring the gateway's rooms up, connected with each other, and down again."""
 
 import asyncio
+import logging
+import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints
 from cortex_core.server.clock import Clock
+from cortex_core.server.drain import Drain
+from cortex_core.server.guard import GuardSettings
+from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
+from cortex_core.server.listen import closing_all, inherited_listeners, open_listener
+from cortex_core.server.metrics import metrics_app
+from cortex_core.server.serve import Listener, Shutdown, serve
+from cortex_core.server.stack import protect
+from cortex_core.units import bytes_from_mib
+from cortex_gateway.app import build_app
 from cortex_gateway.clients.node import HttpNodeClient, NodePatience
+from cortex_gateway.clients.session import open_session
+from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.reconciler import Reconciler
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.watcher import NodeWatcher, WatchPace
-from cortex_gateway.metrics import GatewayMetrics
-from cortex_gateway.settings import GatewaySettings
+from cortex_gateway.metrics import FleetCollector, GatewayMetrics
+from cortex_gateway.proxy.proxy import Proxy
+from cortex_gateway.settings import EvictionSettings, GatewaySettings
+
+logger = logging.getLogger(__name__)
+
+
+async def run_gateway(
+    settings: GatewaySettings,
+    catalogue: Catalogue,
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
+    version: str,
+) -> None:
+    """Serve until a signal asks for the end; the whole life of the process.
+
+    Raises:
+        ListenError: an address cannot be listened on.
+    """
+    inherited = inherited_listeners(environ, os.getpid())
+    with closing_all(inherited):
+        api = open_listener(settings.gateway.listen, inherited)
+        with closing_all([api]):
+            metrics = open_listener(settings.gateway.metrics_listen, inherited)
+            drain, shutdown, registry = Drain(), Shutdown(), CollectorRegistry()
+            with closing_all([metrics]), shutdown.on_signals():
+                async with open_gateway(
+                    settings,
+                    catalogue,
+                    clock=clock,
+                    registry=registry,
+                    drain=drain,
+                    version=version,
+                ) as app:
+                    _tell_start(settings, catalogue, api.address, metrics.address)
+                    await serve(
+                        [
+                            Listener(app=app, socket=api, keep_alive_s=PUBLIC_KEEP_ALIVE_S),
+                            Listener(
+                                app=protect(metrics_app(registry)),
+                                socket=metrics,
+                                keep_alive_s=PUBLIC_KEEP_ALIVE_S,
+                            ),
+                        ],
+                        drain=drain,
+                        shutdown=shutdown,
+                        environ=environ,
+                        drain_timeout_s=settings.gateway.timeouts.drain_s,
+                    )
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: GatewaySettings,
+    catalogue: Catalogue,
+    *,
+    clock: Clock,
+    registry: CollectorRegistry,
+    drain: Drain,
+    version: str,
+) -> AsyncIterator[ASGIApp]:
+    """Yield the API, ready to be served; everything behind it runs while the context is open."""
+    timeouts = settings.gateway.timeouts
+    metrics = GatewayMetrics(registry)
+    async with (
+        open_session(timeouts) as session,
+        control_plane(
+            settings,
+            catalogue,
+            session=session,
+            metrics=metrics,
+            clock=clock,
+            pace=WatchPace(),
+            patience=NodePatience(load_s=timeouts.load_s),
+        ) as store,
+    ):
+        registry.register(FleetCollector(lambda: store.state))
+        proxy = Proxy(
+            store=store,
+            upstream=HttpUpstream(session, timeouts),
+            settings=timeouts,
+            metrics=metrics,
+            clock=clock,
+        )
+        app = build_app(
+            store=store, proxy=proxy, drain=drain, version=version, created=int(clock.wall())
+        )
+        limits = GuardSettings(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
+        yield protect(app, drain=drain, settings=limits)
 
 
 @asynccontextmanager
@@ -48,3 +151,15 @@ async def control_plane(
         finally:
             for task in running:
                 task.cancel()
+
+
+def _tell_start(settings: GatewaySettings, catalogue: Catalogue, api: str, metrics: str) -> None:
+    logger.info("listening on %s, metrics on %s", api, metrics)
+    logger.info(
+        "%d nodes, %d models in the catalogue", len(settings.neurons), len(catalogue.profiles)
+    )
+    if not settings.neurons:
+        logger.warning("no [[neurons]] are configured: nothing can be served")
+    if settings.eviction != EvictionSettings():
+        # Accepted, because the file format is given and older files have it.
+        logger.warning("[eviction] has no effect in this version: nothing is evicted")

@@ -1,7 +1,6 @@
 """Settings of the gateway: `cortex.toml` with the variables that start with `CORTEX_` over it."""
 
 import pathlib
-import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -12,23 +11,14 @@ from msgspec import Meta
 from cortex_core.config import Table, load_toml, overlay_environment, to_settings
 from cortex_core.errors import SettingsError
 from cortex_core.ids import NodeName
+from cortex_core.server.listen import ListenError, parse_address
 
 DEFAULT_PATH = pathlib.Path("/etc/cortex/cortex.toml")
 
 ENVIRONMENT_PREFIX = "CORTEX_"
 
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>\d{1,5})")
-
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
-
-
-class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to listen."""
-
-    host: str
-    port: int
-    """0 takes any free one."""
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,16 +56,6 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Form of the log lines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines that are written."""
-
-    @property
-    def listen_address(self) -> Address:
-        """Where the API listens."""
-        return parse_address(self.listen)
-
-    @property
-    def metrics_address(self) -> Address:
-        """Where `/metrics` listens."""
-        return parse_address(self.metrics_listen)
 
 
 class EvictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,20 +122,6 @@ def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> Gate
     return settings
 
 
-def parse_address(text: str) -> Address:
-    """Return the address in `HOST:PORT`.
-
-    Raises:
-        SettingsError: it is not of that form.
-    """
-    match = _ADDRESS.fullmatch(text)
-    if match is None or int(match["port"]) > 65535:
-        raise SettingsError(
-            f"{text!r} is no address; use HOST:PORT such as '127.0.0.1:31313' or '[::1]:31313'"
-        )
-    return Address(host=match["v6"] or match["host"], port=int(match["port"]))
-
-
 def _source(path: pathlib.Path | None, environ: Mapping[str, str]) -> str:
     """Name what a wrong value may come from."""
     variables = sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX))
@@ -168,9 +134,9 @@ def _check_listeners(gateway: ApiSettings, source: str) -> None:
     for key, text in (("listen", gateway.listen), ("metrics_listen", gateway.metrics_listen)):
         try:
             parse_address(text)
-        except SettingsError as error:
+        except ListenError as error:
             raise SettingsError(f"{source}: gateway.{key}: {error.message}") from None
-    if gateway.listen == gateway.metrics_listen and gateway.listen_address.port:
+    if gateway.listen == gateway.metrics_listen and parse_address(gateway.listen)[1]:
         raise SettingsError(
             f"{source}: gateway.metrics_listen: is the same as gateway.listen; choose another port"
         )

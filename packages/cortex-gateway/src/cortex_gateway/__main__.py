@@ -1,0 +1,63 @@
+"""The command `cortex-gateway`, which is `cortex serve` as well."""
+
+import argparse
+import importlib.metadata
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from cortex_core.catalogue import Catalogue, load_catalogue
+from cortex_core.errors import SettingsError
+from cortex_core.server.clock import SystemClock
+from cortex_core.server.logging import logging_to
+from cortex_core.server.serve import run
+from cortex_gateway.lifespan import run_gateway
+from cortex_gateway.settings import DEFAULT_PATH, load_settings
+
+NAME = "cortex-gateway"
+
+WRONG_SETTINGS = 2
+"""Exit status when a settings file cannot be used."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the gateway and return the exit status.
+
+    Args:
+        argv: arguments after the command's name; `None` takes those of the process.
+    """
+    version = importlib.metadata.version(NAME)
+    path = _parser(version).parse_args(argv).config
+    try:
+        settings = load_settings(path, os.environ)
+        named = settings.catalogue_path
+        catalogue = Catalogue() if named is None else load_catalogue(named)
+    except SettingsError as error:
+        print(f"{NAME}: {error.message}", file=sys.stderr)
+        return WRONG_SETTINGS
+    with logging_to(form=settings.gateway.log_format, level=settings.gateway.log_level):
+        gateway = run_gateway(
+            settings, catalogue, clock=SystemClock(), environ=os.environ, version=version
+        )
+        return run(gateway, NAME)
+
+
+def _parser(version: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=NAME,
+        description="Serve the fleet of the neurons that the settings file names.",
+    )
+    parser.add_argument(
+        "--config",
+        type=pathlib.Path,
+        default=DEFAULT_PATH,
+        metavar="PATH",
+        help="settings file (default: %(default)s)",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
