@@ -10,7 +10,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cortex_core.errors import ContextLengthError, MethodNotAllowedError, RequestError
+from cortex_core.errors import (
+    ContextLengthError,
+    InsufficientVramError,
+    MethodNotAllowedError,
+    RequestError,
+)
 
 
 class Dialect(enum.Enum):
@@ -86,14 +91,16 @@ def error_event(error: RequestError, dialect: Dialect, request_id: str) -> bytes
 
 
 def _openai(error: RequestError) -> dict[str, object]:
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.openai_type,
-            "param": error.param,
-            "code": error.code,
-        }
+    face: dict[str, object] = {
+        "message": error.message,
+        "type": error.openai_type,
+        "param": error.param,
+        "code": error.code,
     }
+    if isinstance(error, InsufficientVramError):
+        # Whoever asked for the load makes room by these numbers.
+        face |= {"needed_bytes": error.needed_bytes, "free_bytes": error.free_bytes}
+    return {"error": face}
 
 
 def _anthropic(error: RequestError, request_id: str) -> dict[str, object]:
