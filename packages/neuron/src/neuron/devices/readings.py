@@ -56,11 +56,11 @@ class DeviceMonitor:
     async def refresh(self) -> None:
         """Take one reading."""
         self._readings = await self._thread.call(self._source.read)
-        self._read_at = self._clock.monotonic()
+        self._read_at = self._clock.now()
 
     def latest(self) -> tuple[DeviceReading, ...]:
         """Return the last reading at once; all unknown when it is too old to mean anything."""
-        if self._clock.monotonic() - self._read_at > _STALE_INTERVALS * self._interval_s:
+        if self._clock.now() - self._read_at > _STALE_INTERVALS * self._interval_s:
             return tuple(DeviceReading(index=reading.index) for reading in self._readings)
         return self._readings
 

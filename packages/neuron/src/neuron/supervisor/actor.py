@@ -5,6 +5,7 @@ by `lifecycle.replica.step`; what takes time runs in a task that comes back with
 Therefore nothing is ever checked first and acted upon later.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
@@ -35,18 +36,19 @@ from neuron.supervisor.life import Life
 from neuron.supervisor.procedures import Parts, Procedures
 from neuron.supervisor.waiting import within
 
+OnChange = Callable[[ModelId, ReplicaState | None, str | None], None]
+"""Takes a model, its state (`None` when it is gone) and why its load was refused, if it was."""
+
 
 class Supervisor:
     """Loads, unloads, admits.
 
     Args:
         parts: what loads and unloads need.
-        on_change: called after every change of a model, with its state; `None` when it is gone.
+        on_change: called after every change of a model.
     """
 
-    def __init__(
-        self, parts: Parts, on_change: Callable[[ModelId, ReplicaState | None], None]
-    ) -> None:
+    def __init__(self, parts: Parts, on_change: OnChange) -> None:
         self._parts = parts
         self._clock = parts.clock
         self._on_change = on_change
@@ -58,6 +60,10 @@ class Supervisor:
     def states(self) -> tuple[ReplicaState, ...]:
         """Return all models in the order in which they came."""
         return tuple(life.state for life in self._lives.values())
+
+    def has(self, model: ModelId) -> bool:
+        """Return whether this node has the model, in whatever state."""
+        return model in self._lives
 
     def state(self, model: ModelId) -> ReplicaState:
         """Return one model.
@@ -93,7 +99,7 @@ class Supervisor:
         known = self._lives.get(spec.model)
         after = step(
             known.state if known is not None else None,
-            LoadAsked(spec=spec, now=self._clock.monotonic()),
+            LoadAsked(spec=spec, now=self._clock.now()),
         )
         for effect in after.effects:
             if isinstance(effect, Refuse):
@@ -109,7 +115,7 @@ class Supervisor:
             ModelNotFoundError: this node does not have it.
         """
         life = self._life(model)
-        now = self._clock.monotonic()
+        now = self._clock.now()
         self._apply(life, UnloadAsked(now=now, drain_timeout_s=drain_timeout_s))
         await life.gone.wait()
 
@@ -135,7 +141,7 @@ class Supervisor:
                 yield lease
         finally:
             life.remove(lease)
-            self._apply(life, RequestEnded(now_epoch=self._clock.now()))
+            self._apply(life, RequestEnded(now_epoch=self._clock.wall()))
 
     async def close(self) -> None:
         """Cut what still runs, close all engines, and return when they are gone."""
@@ -144,7 +150,7 @@ class Supervisor:
         for life in lives:
             life.is_shutting_down = True
             life.cut(DrainingError("this neuron is shutting down"))
-            self._apply(life, UnloadAsked(now=self._clock.monotonic(), drain_timeout_s=0))
+            self._apply(life, UnloadAsked(now=self._clock.now(), drain_timeout_s=0))
         for life in lives:
             await life.gone.wait()
 
@@ -198,7 +204,8 @@ class Supervisor:
 
     def _changed(self, life: Life) -> None:
         life.changed.set()
-        self._on_change(life.model, self._state_of(life.model))
+        life.changed = asyncio.Event()
+        self._on_change(life.model, self._state_of(life.model), life.refused_reason)
 
     def _state_of(self, model: ModelId) -> ReplicaState | None:
         life = self._lives.get(model)

@@ -36,7 +36,11 @@ class Life:
         self.gone = asyncio.Event()
         """Set when its engine is closed and its memory free."""
         self.changed = asyncio.Event()
-        """Set at every progress of its load; whoever waits for it clears it."""
+        """Set at the next change, and replaced then."""
+        self.accepted = asyncio.Event()
+        """Set when its load is found possible, or has ended."""
+        self.refused_reason: str | None = None
+        """Why its load was not possible."""
         self._leases: set[Lease] = set()
         self._idle = asyncio.Event()
         self._idle.set()

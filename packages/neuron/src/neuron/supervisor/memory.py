@@ -55,12 +55,12 @@ class Memory:
             InvalidRequestError: the devices make no sense here.
             InsufficientVramError: there is no room, or not in time.
         """
-        deadline = self._clock.monotonic() + self._wait_s
+        deadline = self._clock.now() + self._wait_s
         while True:
             try:
                 devices = select_devices(spec, self._facts.devices, self.budget)
             except InsufficientVramError:
-                left_s = deadline - self._clock.monotonic()
+                left_s = deadline - self._clock.now()
                 if left_s <= 0 or not self._freeing & set(self.budget.holdings):
                     raise
                 on_wait()
@@ -95,8 +95,8 @@ class Memory:
         before = await self._gauge.used_bytes(holding.devices)
         yield
         back = _SETTLE_SHARE * holding.share_bytes
-        deadline = self._clock.monotonic() + _SETTLE_TIMEOUT_S
-        while self._clock.monotonic() < deadline:
+        deadline = self._clock.now() + _SETTLE_TIMEOUT_S
+        while self._clock.now() < deadline:
             now = await self._gauge.used_bytes(holding.devices)
             if all(now[index] <= before.get(index, 0) - back for index in now if index in before):
                 return

@@ -46,7 +46,7 @@ class Node:
         self._parts = parts
         self._identity = identity
         self._readings = readings
-        self._started = parts.clock.monotonic()
+        self._started = parts.clock.now()
         self._told: dict[ModelId, ModelReport] = {}
         self._dirty = asyncio.Event()
         self.supervisor = Supervisor(parts, self._model_changed)
@@ -62,6 +62,11 @@ class Node:
         """Process and machine."""
         return self._identity
 
+    @property
+    def in_flight(self) -> int:
+        """Requests in all engines."""
+        return sum(state.in_flight for state in self.supervisor.states())
+
     def discovery(self) -> Discovery:
         """Return what never changes."""
         return reports.discovery(self._identity, self._parts.facts, self._parts.harnesses)
@@ -70,7 +75,7 @@ class Node:
         """Return how busy everything is; waits for nothing."""
         supervisor = self.supervisor
         return Health(
-            uptime_secs=round(self._parts.clock.monotonic() - self._started, 3),
+            uptime_secs=round(self._parts.clock.now() - self._started, 3),
             devices=reports.device_health(
                 self._parts.facts, self._readings(), self._parts.memory.budget
             ),
@@ -132,13 +137,15 @@ class Node:
             if health.utilization_pct is not None:
                 metrics.device_utilization.labels(name).set(health.utilization_pct / 100)
 
-    def _model_changed(self, model: ModelId, state: ReplicaState | None) -> None:
+    def _model_changed(
+        self, model: ModelId, state: ReplicaState | None, refused_reason: str | None
+    ) -> None:
         """Tell of a model, unless only its requests came and went: health events say that."""
         told = self._told.get(model)
         if state is None:
             self._told.pop(model, None)
             if told is not None:
-                self._tell(reports.gone_report(told))
+                self._tell(reports.gone_report(told, refused_reason))
         else:
             report = reports.model_report(state, self._parts.memory.budget)
             last_used = told.last_used if told is not None else None

@@ -123,8 +123,9 @@ class Procedures:
     async def _load(self, life: Life) -> Engine:
         harness = self._parts.harnesses[life.state.asked.harness]
         spec = await harness.check(life.state.asked)
-        devices = await self._memory.reserve(spec, lambda: self._progress(life, "memory"))
+        devices = await self._memory.reserve(spec, lambda: self._wait_for_memory(life))
         life.has_reserved = True
+        life.accepted.set()
         self._apply(life, LoadPlaced(devices=devices))
         async with self._parts.lanes.hold(devices):
             return await harness.load(
@@ -133,7 +134,7 @@ class Procedures:
 
     async def _loaded(self, life: Life, engine: Engine) -> None:
         self._memory.measure(life.model, engine.info.vram_bytes)
-        self._apply(life, LoadEnded(info=engine.info, now=self._clock.monotonic()))
+        self._apply(life, LoadEnded(info=engine.info, now=self._clock.now()))
         if life.state.status is not ReplicaStatus.LOADED:
             # The harness finished although it was told to stop.
             await self._close_engine(life)
@@ -149,28 +150,33 @@ class Procedures:
         self._parts.metrics.loads.labels(outcome).inc()
         if life.has_reserved:
             self._memory.release(life.model)
-        failed = LoadFailed(
-            error=error.message, now=self._clock.monotonic(), is_refused=outcome == "refused"
-        )
+        is_refused = outcome == "refused"
+        life.refused_reason = error.message if is_refused else None
+        failed = LoadFailed(error=error.message, now=self._clock.now(), is_refused=is_refused)
         self._apply(life, failed)
         self._apply(life, UnloadEnded())
         life.gone.set()
+        life.accepted.set()
         life.fail_loaded(error)
         logger.warning(
             "model not loaded",
             extra={"model": life.model, "outcome": outcome, "reason": error.message},
         )
 
+    def _wait_for_memory(self, life: Life) -> None:
+        life.accepted.set()
+        self._progress(life, "memory")
+
     def _progress(
         self, life: Life, stage: str, done: int | None = None, total: int | None = None
     ) -> None:
-        now = self._clock.monotonic()
+        now = self._clock.now()
         self._apply(life, LoadProgressed(stage=stage, done_bytes=done, total_bytes=total, now=now))
 
     async def _watch(self, life: Life, engine: Engine) -> None:
         error = await engine.failed()
         logger.error("engine died", extra={"model": life.model, "reason": error})
-        self._apply(life, EngineDied(error=error, now=self._clock.monotonic()))
+        self._apply(life, EngineDied(error=error, now=self._clock.now()))
 
     async def _take_down(self, life: Life, drain_timeout_s: float) -> None:
         if drain_timeout_s > 0:

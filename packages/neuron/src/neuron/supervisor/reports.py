@@ -80,10 +80,13 @@ def model_report(state: ReplicaState, budget: Budget) -> ModelReport:
     )
 
 
-def gone_report(last: ModelReport) -> ModelReport:
+def gone_report(last: ModelReport, refused_reason: str | None) -> ModelReport:
     """Return the report that takes a model off the list."""
     return ModelReport(
-        id=last.id, harness=last.harness, status=ReplicaStatus.UNLOADED.value, error=last.error
+        id=last.id,
+        harness=last.harness,
+        status=ReplicaStatus.UNLOADED.value,
+        error=refused_reason or last.error,
     )
 
 

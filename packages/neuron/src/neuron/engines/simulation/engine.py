@@ -157,12 +157,21 @@ class SimulatedEngine:
     async def close(self, timeout_s: float) -> None:
         """Let requests finish for up to `timeout_s` of the clock, then stop."""
         if timeout_s > 0:
-            with contextlib.suppress(TimeoutError):
-                await self._clock.timeout(self._scheduler.idle(), timeout_s)
+            await self._idle_within(timeout_s)
         self._scheduler.die("the model was unloaded")
         self.is_closed = True
         if self._task is not None:
             self._task.cancel()
+
+    async def _idle_within(self, timeout_s: float) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            waits = (
+                tasks.create_task(self._scheduler.idle()),
+                tasks.create_task(self._clock.sleep(timeout_s)),
+            )
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     async def _run(self) -> None:
         try:
@@ -174,7 +183,7 @@ class SimulatedEngine:
     async def _answer(
         self, plan: Plan, is_stream: bool, model: str, request_id: RequestId
     ) -> EngineAnswer:
-        writer = Writer(plan, request_id, int(self._clock.now()), model)
+        writer = Writer(plan, request_id, int(self._clock.wall()), model)
         if not is_stream:
             with contextlib.ExitStack() as stack:
                 for job in self._jobs(plan, stack):

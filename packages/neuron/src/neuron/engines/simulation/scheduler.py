@@ -118,16 +118,16 @@ class Scheduler:
 
     async def run(self) -> None:
         """Make tokens until the engine dies or the call is cancelled."""
-        due = self._clock.monotonic()
+        due = self._clock.now()
         while self.failure is None:
             joined = self._join()
             if not self._running or self._pace.hangs:
                 self._changed.clear()
                 await self._changed.wait()
-                due = self._clock.monotonic()
+                due = self._clock.now()
                 continue
             due += self._step_s(joined)
-            await self._clock.sleep(max(0.0, due - self._clock.monotonic()))
+            await self._clock.sleep(max(0.0, due - self._clock.now()))
             self._make_tokens()
 
     async def idle(self) -> None:

@@ -1,0 +1,88 @@
+"""`neuron --config PATH [--port N] [--check]`: the daemon."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from cortex_core.errors import SettingsError
+from cortex_core.server.clock import SystemClock
+from cortex_core.server.listen import inherited_listeners, open_listener
+from cortex_core.server.logging import logging_to
+from cortex_core.server.serve import Shutdown, run as run_daemon
+from neuron.devices.source import make_device_source
+from neuron.lifespan import run
+from neuron.settings import NeuronSettings, load_settings
+
+DEFAULT_CONFIG = pathlib.Path("/etc/neuron/neuron.toml")
+"""Read when no other file is named and this one is there."""
+
+_MISCONFIGURED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon and return its exit status: 0 fine, 1 failed, 2 misconfigured."""
+    arguments = _parser().parse_args(argv)
+    environ = dict(os.environ)
+    try:
+        settings = _settings(arguments, environ)
+    except SettingsError as error:
+        print(f"neuron: {error.message}", file=sys.stderr)
+        return _MISCONFIGURED
+    if arguments.check:
+        return 0
+    with logging_to(form=settings.log_format, level=settings.log_level):
+        return run_daemon(_serve(settings, environ), "neuron")
+
+
+async def _serve(settings: NeuronSettings, environ: Mapping[str, str]) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    inherited = inherited_listeners(environ, os.getpid())
+    listener = open_listener(f"{host}:{settings.port}", inherited)
+    shutdown = Shutdown()
+    with shutdown.on_signals():
+        await run(
+            settings,
+            listener=listener,
+            source=make_device_source(settings),
+            shutdown=shutdown,
+            clock=SystemClock(),
+            environ=environ,
+            on_ready=lambda: print(f"ready: {listener.url}", flush=True),
+        )
+
+
+def _settings(arguments: argparse.Namespace, environ: Mapping[str, str]) -> NeuronSettings:
+    path = arguments.config
+    if path is None and DEFAULT_CONFIG.exists():
+        path = DEFAULT_CONFIG
+    settings = load_settings(path, environ)
+    if arguments.port is not None:
+        settings = msgspec.structs.replace(settings, port=arguments.port)
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neuron", description="Owns the devices of one machine and the models on them."
+    )
+    parser.add_argument(
+        "--config", type=pathlib.Path, metavar="PATH", help=f"settings; else {DEFAULT_CONFIG}"
+    )
+    parser.add_argument("--port", type=_port, metavar="N", help="listen on this port; 0 any free")
+    parser.add_argument("--check", action="store_true", help="check the settings and end")
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(text)
+    return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

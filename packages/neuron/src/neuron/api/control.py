@@ -1,0 +1,153 @@
+"""The control paths: what is here, load, unload, where to find a model."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from cortex_core.codec import decode_request, encode_json
+from cortex_core.dialect import Dialect, error_body
+from cortex_core.errors import InvalidRequestError, NotFoundError, RequestError
+from cortex_core.harness import ModelSpec
+from cortex_core.ids import DeviceIndex, ModelId, RequestId
+from cortex_core.replica import ReplicaStatus
+from cortex_core.server.clock import Clock
+from cortex_core.server.exchange import request_id_of
+from cortex_core.sse import encode_comment, encode_event
+from cortex_core.units import bytes_from_mib
+from cortex_core.wire.neuron import EndpointAnswer, LoadRequest, StatusAnswer, UnloadRequest
+from neuron.api.body import read_body
+from neuron.settings import NeuronSettings
+from neuron.supervisor import reports
+from neuron.supervisor.life import Life
+from neuron.supervisor.node import Node
+from neuron.supervisor.waiting import within
+
+_LOAD_DECODER = msgspec.json.Decoder(LoadRequest)
+_UNLOAD_DECODER = msgspec.json.Decoder(UnloadRequest)
+
+_EVENT_STREAM = "text/event-stream"
+
+
+class ControlApi:
+    """Endpoints of the control paths.
+
+    Args:
+        node: what is controlled.
+        settings: bounds.
+        clock: times the heartbeats.
+    """
+
+    def __init__(self, node: Node, settings: NeuronSettings, clock: Clock) -> None:
+        self._node = node
+        self._settings = settings
+        self._clock = clock
+
+    def routes(self) -> list[Route]:
+        """Return the paths."""
+        return [
+            Route("/discovery", self.discovery, methods=["GET"]),
+            Route("/models", self.models, methods=["GET"]),
+            Route("/models/load", self.load, methods=["POST"]),
+            Route("/models/unload", self.unload, methods=["POST"]),
+            Route("/models/{model:path}/endpoint", self.endpoint, methods=["GET"]),
+        ]
+
+    async def discovery(self, request: Request) -> Response:
+        """Answer what never changes."""
+        return json_answer(self._node.discovery())
+
+    async def models(self, request: Request) -> Response:
+        """Answer all models."""
+        return json_answer(self._node.models())
+
+    async def load(self, request: Request) -> Response:
+        """Load a model, or join; the load goes on when the caller leaves."""
+        spec = _spec(decode_request(await read_body(request.receive), _LOAD_DECODER))
+        is_waited_for = _flag(request, "wait")
+        life = await self._node.supervisor.load(spec)
+        if _EVENT_STREAM in request.headers.get("accept", ""):
+            stream = self._progress(life, request_id_of(request.scope))
+            return StreamingResponse(
+                stream, media_type=_EVENT_STREAM, headers={"cache-control": "no-cache"}
+            )
+        if not is_waited_for:
+            await life.accepted.wait()
+            if not life.loaded.done():
+                return json_answer(StatusAnswer(status="loading"), status=202)
+        # Shielded: a caller that leaves must not take the load with it.
+        await asyncio.shield(life.loaded)
+        return json_answer(StatusAnswer(status="loaded"))
+
+    async def unload(self, request: Request) -> Response:
+        """Unload a model, and answer when its memory is free."""
+        wanted = decode_request(await read_body(request.receive), _UNLOAD_DECODER)
+        drain_s = wanted.drain_timeout_s
+        if drain_s is not None and drain_s < 0:
+            raise InvalidRequestError("use 0 or more seconds", param="drain_timeout_s")
+        if drain_s is None:
+            drain_s = self._settings.drain_timeout_s
+        await self._node.supervisor.unload(
+            ModelId(wanted.model_id), 0.0 if wanted.force else drain_s
+        )
+        return json_answer(StatusAnswer(status="unloaded"))
+
+    async def endpoint(self, request: Request) -> Response:
+        """Answer where a loaded model is served: at the address that was just asked."""
+        model = ModelId(request.path_params["model"])
+        state = self._node.supervisor.state(model)
+        if state.status is not ReplicaStatus.LOADED:
+            raise NotFoundError(f"{model!r} is {state.status.value}", param="model")
+        host, port = request.scope["server"]
+        name = f"[{host}]" if ":" in host else host
+        return json_answer(EndpointAnswer(url=f"http://{name}:{port}"))
+
+    async def _progress(self, life: Life, request_id: RequestId) -> AsyncIterator[bytes]:
+        told = None
+        while not life.loaded.done():
+            progress = reports.progress(life.state.progress)
+            if progress is not None and progress != told:
+                told = progress
+                yield encode_event(encode_json(progress), event="progress")
+                continue
+            if not await within(self._clock, self._settings.heartbeat_s, life.changed.wait()):
+                yield encode_comment("loading")
+        error = life.loaded.exception()
+        if error is None:
+            yield encode_event(encode_json(StatusAnswer(status="loaded")), event="done")
+        elif isinstance(error, RequestError):
+            yield encode_event(error_body(error, Dialect.OPENAI, request_id), event="error")
+
+
+def json_answer(value: object, status: int = 200) -> Response:
+    """Return `value` as a JSON answer."""
+    return Response(encode_json(value), status_code=status, media_type="application/json")
+
+
+def _flag(request: Request, name: str) -> bool:
+    """Return a query parameter that is true unless it says otherwise."""
+    value = request.query_params.get(name, "true").lower()
+    if value not in ("true", "false", "1", "0"):
+        raise InvalidRequestError(f"{value[:20]!r} is not true or false", param=name)
+    return value in ("true", "1")
+
+
+def _spec(wanted: LoadRequest) -> ModelSpec:
+    if not wanted.model_id:
+        raise InvalidRequestError("name a model", param="model_id")
+    for name in ("tensor_parallel", "vram_mb"):
+        value = getattr(wanted, name)
+        if value is not None and value < (name == "tensor_parallel"):
+            raise InvalidRequestError(f"{value} is too small", param=name)
+    return ModelSpec(
+        model=ModelId(wanted.model_id),
+        harness=wanted.harness,
+        devices=tuple(DeviceIndex(index) for index in wanted.devices or ()),
+        quant=wanted.quant,
+        tensor_parallel=wanted.tensor_parallel,
+        vram_bytes=None if wanted.vram_mb is None else bytes_from_mib(wanted.vram_mb),
+        engine=wanted.engine,
+    )

@@ -1,0 +1,130 @@
+"""The inference paths: admit, hand the body to the engine, pass its answer on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cortex_core.codec import decode_request
+from cortex_core.dialect import Dialect, error_event
+from cortex_core.errors import DrainingError, InternalError, RequestError
+from cortex_core.harness import Route
+from cortex_core.ids import ModelId
+from cortex_core.server.exchange import Cut, exchange_of
+from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
+from neuron.api.body import read_body
+from neuron.metrics import NeuronMetrics
+from neuron.supervisor.actor import Supervisor
+from neuron.supervisor.lease import Lease, NotAdmittedError
+
+NOT_ADMITTED = (b"x-cortex-not-admitted", b"1")
+"""Header of an answer to a request that no engine has seen: it may be sent elsewhere."""
+
+_ADMITTED_KEY = "neuron.admitted"
+
+_PATHS = frozenset(route.value for route in Route)
+
+_STREAM_HEADERS = (
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class InferenceEndpoint:
+    """Plain ASGI endpoint of one inference path.
+
+    Args:
+        route: which path.
+        supervisor: admits.
+        metrics: counts every request, whatever becomes of it.
+    """
+
+    def __init__(self, route: Route, supervisor: Supervisor, metrics: NeuronMetrics) -> None:
+        self._route = route
+        self._supervisor = supervisor
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        body = await read_body(receive)
+        model = ModelId(decode_request(body, ENVELOPE_DECODER).model)
+        outcome = "cancelled"
+        label: str = model
+        try:
+            async with self._supervisor.lease(model) as lease:
+                scope[_ADMITTED_KEY] = True
+                await self._serve(lease, body, scope, send)
+            outcome = "ok"
+        except NotAdmittedError as error:
+            outcome = "refused"
+            label = model if self._supervisor.has(model) else "unknown"
+            raise error.refused from None
+        except RequestError as error:
+            outcome = "error" if error.status >= 500 else "invalid"
+            await _end_badly(error, scope, send)
+        except Exception:
+            outcome = "error"
+            await _end_badly(InternalError(), scope, send, is_raised=False)
+            raise
+        except asyncio.CancelledError:
+            if exchange_of(scope).cut is Cut.DRAIN and exchange_of(scope).is_started:
+                error = DrainingError("this neuron is shutting down")
+                await _end_badly(error, scope, send)
+            raise
+        finally:
+            self._metrics.requests.labels(label, self._route.value, outcome).inc()
+
+    async def _serve(self, lease: Lease, body: bytes, scope: Scope, send: Send) -> None:
+        answer = await lease.engine.serve(self._route, body, exchange_of(scope).request_id)
+        kind = (b"content-type", answer.content_type.encode())
+        if isinstance(answer.body, bytes):
+            length = (b"content-length", str(len(answer.body)).encode())
+            await send(_start(kind, length))
+            await send({"type": "http.response.body", "body": answer.body})
+            return
+        try:
+            await send(_start(kind, *_STREAM_HEADERS))
+            async for chunk in answer.body:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            await _close(answer.body)
+        await send({"type": "http.response.body", "body": b""})
+
+
+def mark_not_admitted(app: ASGIApp) -> ASGIApp:
+    """Return `app` with `x-cortex-not-admitted` on every refusal of an inference path."""
+
+    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_marked(message: Message) -> None:
+            is_refusal = message["type"] == "http.response.start" and message["status"] >= 400
+            if is_refusal and not scope.get(_ADMITTED_KEY):
+                message = {**message, "headers": [*message.get("headers", ()), NOT_ADMITTED]}
+            await send(message)
+
+        is_inference = scope["type"] == "http" and scope["path"] in _PATHS
+        await app(scope, receive, send_marked if is_inference else send)
+
+    return marked
+
+
+async def _end_badly(
+    error: RequestError, scope: Scope, send: Send, *, is_raised: bool = True
+) -> None:
+    """End a stream that has begun with one error event; raise if nothing was sent yet."""
+    exchange = exchange_of(scope)
+    if exchange.is_started:
+        event = error_event(error, Dialect.OPENAI, exchange.request_id)
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    elif is_raised:
+        raise error
+
+
+def _start(*headers: tuple[bytes, bytes]) -> Message:
+    return {"type": "http.response.start", "status": 200, "headers": list(headers)}
+
+
+async def _close(stream: AsyncIterator[bytes]) -> None:
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()

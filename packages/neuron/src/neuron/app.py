@@ -1,0 +1,61 @@
+"""The neuron's app: all paths, behind what both daemons need."""
+
+from starlette.applications import Starlette
+from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cortex_core.harness import Route
+from cortex_core.server.drain import Drain
+from cortex_core.server.failures import Failures, exception_handlers
+from cortex_core.server.guard import Guard, GuardSettings
+from cortex_core.units import bytes_from_mib
+from neuron.api.control import ControlApi
+from neuron.api.events import EventsApi
+from neuron.api.health import HealthApi
+from neuron.api.inference import InferenceEndpoint, mark_not_admitted
+from neuron.supervisor.node import Node
+from neuron.supervisor.procedures import Parts
+
+_WATCHED_PATHS = frozenset(("/discovery", "/events", "/models"))
+"""Answered while we drain too: gateways must see how it goes on. Event streams would otherwise
+keep a drain waiting for nothing."""
+
+
+def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
+    """Return the whole app, ready to be served.
+
+    Args:
+        node: what is served.
+        parts: what loads and unloads need.
+        drain: counts requests and ends them when we go down.
+    """
+    control = ControlApi(node, parts.settings, parts.clock)
+    health = HealthApi(node, parts.metrics, parts.harnesses.values())
+    inference = [
+        StarletteRoute(
+            route.value,
+            InferenceEndpoint(route, node.supervisor, parts.metrics),
+            methods=["POST"],
+        )
+        for route in Route
+    ]
+    app = Starlette(
+        routes=[
+            *control.routes(),
+            *EventsApi(node.feed).routes(),
+            *health.routes(),
+            *inference,
+        ],
+        exception_handlers=exception_handlers(),
+    )
+    app.router.redirect_slashes = False
+    limits = GuardSettings(max_body_bytes=bytes_from_mib(parts.settings.max_body_mb))
+    return mark_not_admitted(Guard(Failures(_watchable(app, drain.wrap(app))), limits))
+
+
+def _watchable(app: ASGIApp, counted: ASGIApp) -> ASGIApp:
+    async def chosen(scope: Scope, receive: Receive, send: Send) -> None:
+        is_watching = scope["type"] != "http" or scope["path"] in _WATCHED_PATHS
+        await (app if is_watching else counted)(scope, receive, send)
+
+    return chosen

@@ -1,0 +1,176 @@
+"""Bring the neuron's rooms up, connected with each other, and down again."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import platform
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+
+from prometheus_client import CollectorRegistry
+
+from cortex_core.harness import Harness
+from cortex_core.ids import BootId
+from cortex_core.server.clock import Clock
+from cortex_core.server.drain import Drain
+from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
+from cortex_core.server.listen import ListeningSocket
+from cortex_core.server.serve import Listener, Shutdown, serve
+from neuron.app import make_app
+from neuron.devices.readings import DeviceMonitor
+from neuron.devices.workers import DeviceWorkers
+from neuron.engines.factory import make_harnesses
+from neuron.metrics import NeuronMetrics
+from neuron.ports import DeviceSource, NodeIdentity
+from neuron.settings import NeuronSettings
+from neuron.supervisor.feed import EventFeed
+from neuron.supervisor.memory import Memory
+from neuron.supervisor.node import Node
+from neuron.supervisor.procedures import Parts
+
+logger = logging.getLogger(__name__)
+
+
+class WatchedDrain(Drain):
+    """A drain that ends event streams when it is through: they would go on for ever.
+
+    Args:
+        feed: whose streams; they tell of the drain until then.
+    """
+
+    def __init__(self, feed: EventFeed) -> None:
+        super().__init__()
+        self._feed = feed
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new requests, wait for the running ones, end the event streams."""
+        try:
+            return await super().drain(timeout_s)
+        finally:
+            self._feed.close()
+
+
+async def run(
+    settings: NeuronSettings,
+    *,
+    listener: ListeningSocket,
+    source: DeviceSource,
+    shutdown: Shutdown,
+    clock: Clock,
+    environ: Mapping[str, str],
+    on_ready: Callable[[], None],
+) -> None:
+    """Serve until `shutdown` is asked for, then close all engines.
+
+    Args:
+        settings: of this neuron.
+        listener: where it is reached; closed at the end.
+        source: where its devices come from.
+        shutdown: who may ask for the end.
+        clock: times everything.
+        environ: read for systemd's variables.
+        on_ready: called when requests are answered.
+
+    Raises:
+        StartError: it cannot start.
+    """
+    async with node_of(settings, source=source, clock=clock) as (node, parts):
+        drain = WatchedDrain(node.feed)
+        app = make_app(node, parts, drain)
+        async with _in_background(_start_draining(node, shutdown), node.activator.run()):
+            await serve(
+                [Listener(app=app, socket=listener, keep_alive_s=NEURON_KEEP_ALIVE_S)],
+                drain=drain,
+                shutdown=shutdown,
+                environ=environ,
+                drain_timeout_s=settings.drain_timeout_s,
+                on_ready=on_ready,
+            )
+
+
+@contextlib.asynccontextmanager
+async def node_of(
+    settings: NeuronSettings, *, source: DeviceSource, clock: Clock
+) -> AsyncIterator[tuple[Node, Parts]]:
+    """Open a node without its HTTP surface; all engines are closed at the end."""
+    monitor = DeviceMonitor(source, clock, settings.reading_interval_s)
+    facts = await monitor.discover()
+    if facts.unavailable_reason is not None:
+        logger.warning("devices unavailable", extra={"reason": facts.unavailable_reason})
+    async with asyncio.TaskGroup() as tasks:
+        workers = DeviceWorkers((device.index for device in facts.devices), tasks)
+        harnesses = make_harnesses(settings, clock, tasks)
+        gauge = None if facts.is_declared else monitor
+        parts = Parts(
+            settings=settings,
+            harnesses=harnesses,
+            facts=facts,
+            memory=Memory(facts, gauge, clock, settings.memory_wait_s),
+            lanes=workers,
+            clock=clock,
+            metrics=NeuronMetrics(CollectorRegistry()),
+            tasks=tasks,
+        )
+        node = Node(parts, _identity(), monitor.latest)
+        background = (
+            tasks.create_task(node.run(), name="health-events"),
+            tasks.create_task(monitor.run(node.health_changed), name="device-readings"),
+        )
+        try:
+            yield node, parts
+        finally:
+            await _close(node, harnesses)
+            for task in background:
+                task.cancel()
+            workers.close()
+            monitor.close()
+
+
+async def _close(node: Node, harnesses: Mapping[str, Harness]) -> None:
+    await node.supervisor.close()
+    for harness in harnesses.values():
+        await harness.close()
+
+
+async def _start_draining(node: Node, shutdown: Shutdown) -> None:
+    await shutdown.is_wanted.wait()
+    logger.info("shutting down", extra={"in_flight": node.in_flight})
+    node.start_draining()
+
+
+@contextlib.asynccontextmanager
+async def _in_background(*works: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(work) for work in works]
+        try:
+            yield
+        finally:
+            for task in running:
+                task.cancel()
+
+
+def _identity() -> NodeIdentity:
+    return NodeIdentity(
+        hostname=socket.gethostname(),
+        os=_os_name(),
+        kernel=platform.release(),
+        version=_version(),
+        boot_id=BootId(uuid.uuid4().hex),
+    )
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.system()
+
+
+def _version() -> str:
+    # Siblings are pinned to one version, and core's name is nobody else's on the index.
+    try:
+        return importlib.metadata.version("cortex-core")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
