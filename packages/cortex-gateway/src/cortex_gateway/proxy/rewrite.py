@@ -43,7 +43,7 @@ def with_model(body: bytes, model: str) -> bytes:
         # decoder drops the earlier one, so nothing is lost by leaving it out.
         members["model"] = msgspec.Raw(name)
         return encode_json(members)
-    pieces = []
+    pieces: list[bytes] = []
     position = 0
     for start, end in spans:
         pieces += (body[position:start], name)
@@ -53,7 +53,7 @@ def with_model(body: bytes, model: str) -> bytes:
 
 def _spans(body: bytes, members: dict[str, msgspec.Raw]) -> list[tuple[int, int]] | None:
     """Return where the values of `model` are, in order; `None` when the walk loses its way."""
-    spans = []
+    spans: list[tuple[int, int]] = []
     position = _after(body, 0) + 1  # over the opening brace
     for _ in range(MAX_MEMBERS):
         key = _STRING.match(body, _after(body, position))

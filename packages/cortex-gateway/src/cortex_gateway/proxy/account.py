@@ -1,0 +1,162 @@
+"""What one request came to: one log line and the series, whatever became of it."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cortex_core.errors import RequestError
+from cortex_core.ids import ModelId, ReplicaId
+from cortex_core.server.clock import Clock
+from cortex_gateway.metrics import CLIENT_GONE, UNKNOWN
+from cortex_gateway.ports import RequestMetrics
+from cortex_gateway.proxy.watch import Findings
+
+logger = logging.getLogger(__name__)
+
+CLIENT_GONE_STATUS = 499
+"""Logged for a caller that hung up; nginx's number, which log readers know."""
+
+REFUSED_BY_NODE = "refused_by_node"
+"""Outcome of an answer with a 4xx status that a node gave and the caller got as it was."""
+
+FAILED_AT_NODE = "failed_at_node"
+"""The same with a 5xx status, or an error event of the node's within a stream."""
+
+
+class Account:
+    """Collects the figures of one request, and closes with a line and a count.
+
+    The outcome counts as that of a caller that hung up until something else is known: then a
+    cancellation, at whatever point, is told right without any code for it.
+    """
+
+    def __init__(
+        self, metrics: RequestMetrics, clock: Clock, *, request_id: str, path: str
+    ) -> None:
+        self.outcome = CLIENT_GONE
+        self.is_stream = False
+        self.attempts = 0
+        self.load_s = 0.0
+        """Time held for want of a loaded replica."""
+        self.is_cold_start = False
+        self.findings = Findings()
+        self._metrics = metrics
+        self._clock = clock
+        self._request_id = request_id
+        self._path = path
+        self._model: ModelId | None = None
+        self._node: str | None = None
+        self._started_at = clock.now()
+        self._dispatched_at: float | None = None
+        self._first_token_at: float | None = None
+
+    @property
+    def awaits_token(self) -> bool:
+        """Whether no content has come so far."""
+        return self._first_token_at is None
+
+    def begin(self, model: ModelId) -> None:
+        """Note the model, which the fleet knows."""
+        self._model = model
+        self._metrics.began(model)
+
+    def dispatch(self, replica: ReplicaId) -> None:
+        """Note that an attempt at `replica` begins."""
+        self.attempts += 1
+        self._node = replica.node
+        self._dispatched_at = self._clock.now()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Count the time in the context as a wait for a load."""
+        self.is_cold_start = True
+        since = self._clock.now()
+        try:
+            yield
+        finally:
+            self.load_s += self._clock.now() - since
+
+    def first_token(self) -> None:
+        """Note that the first content is here."""
+        self._first_token_at = self._clock.now()
+
+    def fail(self, error: RequestError) -> None:
+        """Note that the request ends in `error`."""
+        self.outcome = error.code or error.openai_type
+
+    def answer_headers(self) -> list[tuple[str, str]]:
+        """Return the headers that say who answered, and after what waits."""
+        headers = []
+        if self._node is not None:
+            headers.append(("x-cortex-node", self._node))
+        if self._model is not None:
+            headers.append(("x-cortex-model", self._model))
+        if self.is_cold_start:
+            headers.append(("x-cortex-cold-start", "true"))
+        if self._dispatched_at is not None:
+            headers.append(("x-cortex-queue-ms", str(round(self._queue_s() * 1000))))
+            headers.append(("x-cortex-load-ms", str(round(self.load_s * 1000))))
+        return headers
+
+    def close(self, status: int) -> None:
+        """Write the line and count; called once, at the very end.
+
+        Args:
+            status: what the caller got; 0 when it got nothing.
+        """
+        duration_s = self._clock.now() - self._started_at
+        usage = self.findings.usage
+        prompt = usage.prompt_tokens if usage else None
+        completion = usage.completion_tokens if usage else None
+        details = usage.prompt_tokens_details if usage else None
+        self._metrics.ended(
+            model=self._model or UNKNOWN,
+            node=self._node or UNKNOWN,
+            outcome=self.outcome,
+            has_begun=self._model is not None,
+            is_cold_start=self.is_cold_start,
+            duration_s=duration_s,
+            queue_s=self._queue_s(),
+            load_s=self.load_s,
+            ttft_s=self._ttft_s(),
+            inter_token_s=self._inter_token_s(duration_s, completion),
+            prompt_tokens=prompt,
+            cached_prompt_tokens=details.cached_tokens if details else None,
+            completion_tokens=completion,
+        )
+        fields = {
+            "request_id": self._request_id,
+            "path": self._path,
+            "model": self._model,
+            "node": self._node,
+            "outcome": self.outcome,
+            "status": CLIENT_GONE_STATUS if self.outcome == CLIENT_GONE else status,
+            "stream": self.is_stream,
+            "attempts": self.attempts,
+            "queue_ms": round(self._queue_s() * 1000),
+            "load_ms": round(self.load_s * 1000),
+            "ttft_ms": _ms(self._ttft_s()),
+            "total_ms": round(duration_s * 1000),
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "finish": self.findings.finish,
+        }
+        logger.info("request ended", extra=fields)
+
+    def _queue_s(self) -> float:
+        """Time from the arrival to the last dispatch that was no wait for a load."""
+        until = self._clock.now() if self._dispatched_at is None else self._dispatched_at
+        return max(0.0, until - self._started_at - self.load_s)
+
+    def _ttft_s(self) -> float | None:
+        return None if self._first_token_at is None else self._first_token_at - self._started_at
+
+    def _inter_token_s(self, duration_s: float, completion_tokens: int | None) -> float | None:
+        ttft_s = self._ttft_s()
+        if ttft_s is None or completion_tokens is None or completion_tokens < 2:
+            return None
+        return (duration_s - ttft_s) / (completion_tokens - 1)
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)

@@ -1,0 +1,95 @@
+"""The edge of the data path: whatever happens to a request, it is answered and accounted for."""
+
+import asyncio
+import logging
+
+from starlette.types import Receive, Scope, Send
+
+from cortex_core.errors import DrainingError, InternalError, RequestError
+from cortex_core.routing.resolve import resolve
+from cortex_core.server.clock import Clock
+from cortex_core.server.exchange import ClientGoneError, Cut, exchange_of
+from cortex_gateway.ports import ProxySettings, RequestMetrics, Store, Upstream
+from cortex_gateway.proxy.account import Account
+from cortex_gateway.proxy.call import read_call
+from cortex_gateway.proxy.inflight import InFlight
+from cortex_gateway.proxy.reply import Reply
+from cortex_gateway.proxy.rewrite import with_model
+from cortex_gateway.proxy.search import Search
+from cortex_gateway.proxy.walk import Doors, Walk
+
+logger = logging.getLogger(__name__)
+
+
+class Proxy:
+    """Serves model requests in the OpenAI dialect; an ASGI application.
+
+    Args:
+        store: the fleet snapshot.
+        upstream: sends requests to nodes.
+        settings: the waits.
+        metrics: where requests are counted.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        upstream: Upstream,
+        settings: ProxySettings,
+        metrics: RequestMetrics,
+        clock: Clock,
+    ) -> None:
+        self.in_flight = InFlight()
+        self._doors = Doors(
+            store=store,
+            upstream=upstream,
+            settings=settings,
+            metrics=metrics,
+            clock=clock,
+            in_flight=self.in_flight,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        exchange = exchange_of(scope)
+        doors, request_id = self._doors, exchange.request_id
+        account = Account(doors.metrics, doors.clock, request_id=request_id, path=scope["path"])
+        reply = Reply(send, scope, request_id)
+        try:
+            with self.in_flight.request():
+                await self._serve(scope, receive, reply, account)
+        except RequestError as error:
+            account.fail(error)
+            await reply.fail(error, account.answer_headers())
+        except asyncio.CancelledError:
+            if exchange.cut is Cut.DRAIN:
+                await self._drained(reply, account)
+            raise
+        except ClientGoneError:
+            return
+        except Exception:
+            logger.exception("request failed by a bug", extra={"request_id": request_id})
+            bug = InternalError()
+            account.fail(bug)
+            await reply.fail(bug)
+        finally:
+            account.close(reply.status)
+
+    async def _drained(self, reply: Reply, account: Account) -> None:
+        """Tell a caller whose request is cut by the drain, unless the guard will."""
+        error = DrainingError("this process is going down; try again")
+        account.fail(error)
+        if reply.is_stream:
+            await reply.fail(error)
+
+    async def _serve(self, scope: Scope, receive: Receive, reply: Reply, account: Account) -> None:
+        doors = self._doors
+        call = await read_call(scope, receive, reply.request_id)
+        account.is_stream = call.is_stream
+        resolved = resolve(doors.store.state, doors.store.catalogue, call.model)
+        account.begin(resolved.model)
+        body = with_model(call.body, resolved.model) if resolved.is_alias else call.body
+        search = Search(resolved.model, cold_ok=call.cold_ok)
+        await Walk(doors, call, search, body, reply, account).run()

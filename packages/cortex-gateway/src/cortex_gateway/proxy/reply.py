@@ -1,0 +1,99 @@
+"""The answer to one caller as it grows: head, heartbeats, content, and an end of some kind."""
+
+from collections.abc import Iterable
+
+from starlette.types import Scope, Send
+
+from cortex_core.dialect import Dialect, dialect_of, error_event
+from cortex_core.errors import RequestError
+from cortex_core.server.failures import rendered
+from cortex_core.sse import encode_comment
+
+STREAM_HEADERS = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache"),
+    # Tells nginx and those who copied it not to collect the stream.
+    ("x-accel-buffering", "no"),
+)
+
+
+class Reply:
+    """Owns `send` of one request, and knows how far its answer is.
+
+    The guard around the application adds the request's id to the head.
+    """
+
+    def __init__(self, send: Send, scope: Scope, request_id: str) -> None:
+        self.request_id = request_id
+        self.status = 0
+        """Status that was sent; 0 before the head."""
+        self.is_stream = False
+        """Whether the head said that events follow."""
+        self.has_content = False
+        """Whether a byte of a node's answer was sent; heartbeats do not count."""
+        self.is_complete = False
+        self._send = send
+        self._scope = scope
+
+    async def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        """Send the head of an answer that comes in pieces."""
+        self.status = status
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(name.encode("latin-1"), v.encode("latin-1")) for name, v in headers],
+            }
+        )
+
+    async def begin_stream(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Send the head of an event stream; nothing when it was sent."""
+        if not self.status:
+            self.is_stream = True
+            await self.begin(200, (*STREAM_HEADERS, *headers))
+
+    async def comment(self, text: str) -> None:
+        """Show a streaming caller that it is not forgotten."""
+        await self._body(encode_comment(text))
+
+    async def write(self, chunk: bytes) -> None:
+        """Send bytes of a node's answer; returns when the caller's side took them."""
+        self.has_content = True
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self, chunk: bytes = b"") -> None:
+        """End the answer with the last bytes."""
+        self.is_complete = True
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+
+    async def whole(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+        """Send an answer that is known completely."""
+        await self.begin(status, (*headers, ("content-length", str(len(body)))))
+        await self.end(body)
+
+    async def fail(self, error: RequestError, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """End the answer with an error, in the form that is still possible.
+
+        Raises:
+            RequestError: `error`, when part of a plain answer was sent. The server then cuts the
+                connection: an answer that it ended by itself would look complete.
+        """
+        if self.is_complete:
+            return
+        if not self.status:
+            face = rendered(error, self._scope)
+            await self.whole(face.status, (*face.headers, *headers), face.body)
+        elif self.is_stream:
+            await self.end(error_event(error, self._dialect(), self.request_id))
+        else:
+            raise error
+
+    def _dialect(self) -> Dialect:
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in self._scope["headers"]
+        }
+        return dialect_of(self._scope["path"], headers)
+
+    async def _body(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,0 +1,75 @@
+"""Looking for a replica for one request: what was tried, who is asked again, what comes next."""
+
+from cortex_core.catalogue import Catalogue
+from cortex_core.errors import RequestError, UpstreamCutError, UpstreamError, UpstreamTimeoutError
+from cortex_core.fleet.state import FleetState
+from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.routing.retry import Failure
+from cortex_core.routing.route import Decision, Refuse, RouteHints, Wait, route
+from cortex_gateway.ports import UpstreamFailure
+from cortex_gateway.proxy.inflight import InFlight
+
+REPORT_S = 2.0
+"""How long a node that refused a request is given to say what it has; a report takes
+milliseconds, and a node that cannot be reached fails within the time for a connection."""
+
+
+class Search:
+    """State of the search of one request. The decisions themselves are `route`'s."""
+
+    def __init__(self, model: ModelId, *, cold_ok: bool) -> None:
+        self.model = model
+        self.attempts = 0
+        """Attempts that were made and failed."""
+        self._cold_ok = cold_ok
+        self._tried: frozenset[ReplicaId] = frozenset()
+        self._error: RequestError | None = None
+        self._doubted: dict[NodeName, tuple[float | None, float]] = {}
+
+    def decide(
+        self, state: FleetState, catalogue: Catalogue, in_flight: InFlight, now: float
+    ) -> Decision:
+        """Return what to do now: a refusal after a failed attempt carries that one's error."""
+        decision = route(
+            state,
+            catalogue,
+            self.model,
+            hints=RouteHints(excluded=self._tried, cold_ok=self._cold_ok),
+            in_flight=in_flight.replicas,
+            now=now,
+        )
+        if not isinstance(decision, Refuse):
+            return decision
+        if self._awaits_report(state, now):
+            return Wait(model=self.model, reason="the node that had it is asked again")
+        return Refuse(error=self._error or decision.error, candidates=decision.candidates)
+
+    def exclude(self, replica: ReplicaId, failure: UpstreamFailure) -> None:
+        """Note that an attempt at `replica` failed, so that the next one is made elsewhere."""
+        self.attempts += 1
+        self._tried |= {replica}
+        self._error = error_of(failure)
+
+    def doubt(self, node: NodeName, state: FleetState, now: float) -> None:
+        """Note that `node` refused what it was believed to serve, and will report anew."""
+        self._doubted[node] = (state.nodes[node].reported_at, now + REPORT_S)
+
+    def _awaits_report(self, state: FleetState, now: float) -> bool:
+        """Whether the next report of a doubted node may still turn a refusal."""
+        return any(
+            now < until and node in state.nodes and state.nodes[node].reported_at == before
+            for node, (before, until) in self._doubted.items()
+        )
+
+
+def error_of(failure: UpstreamFailure) -> RequestError:
+    """Return what the caller is told of a failed attempt."""
+    match failure.failure:
+        case Failure.TIMEOUT:
+            return UpstreamTimeoutError("the node was silent for too long")
+        case Failure.CUT_BEFORE_ANSWER | Failure.CUT_MID_ANSWER:
+            return UpstreamCutError("the node's answer ended before it was complete")
+        case Failure.CONNECT | Failure.NOT_ADMITTED:
+            return UpstreamError("the node could not be reached")
+        case Failure.BAD_ANSWER:
+            return UpstreamError("the node sent something that is no HTTP answer")

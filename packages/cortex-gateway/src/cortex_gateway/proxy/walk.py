@@ -1,0 +1,189 @@
+"""From a request that was read to an answer: route, wait, attempt, try again."""
+
+import logging
+
+import msgspec
+
+from cortex_core.errors import NoReplicaError
+from cortex_core.fleet.reducers import with_doubt, with_request_failure, with_request_success
+from cortex_core.ids import ReplicaId
+from cortex_core.routing.retry import Failure, may_retry
+from cortex_core.routing.route import Decision, Refuse, Serve, Wait
+from cortex_core.server.clock import Clock
+from cortex_gateway.metrics import OK
+from cortex_gateway.ports import (
+    ProxySettings,
+    RequestMetrics,
+    Store,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamFailure,
+)
+from cortex_gateway.proxy.account import FAILED_AT_NODE, Account
+from cortex_gateway.proxy.call import Call
+from cortex_gateway.proxy.hold import Hold, Pulse
+from cortex_gateway.proxy.inflight import InFlight
+from cortex_gateway.proxy.relay import Relay
+from cortex_gateway.proxy.reply import Reply
+from cortex_gateway.proxy.search import Search, error_of
+
+logger = logging.getLogger(__name__)
+
+MAX_ROUNDS = 10
+"""How often one request is sent out in all. Every refusal of a neuron brings a fresh report, so
+more than a few rounds mean that its reports and its refusals contradict each other."""
+
+NOT_ADMITTED = "x-cortex-not-admitted"
+"""Header of a neuron that refused before any work, so that another one may be asked."""
+
+_UNREACHED = frozenset({Failure.CONNECT, Failure.CUT_BEFORE_ANSWER, Failure.CUT_MID_ANSWER})
+
+
+class Doors(msgspec.Struct, frozen=True, kw_only=True):
+    """What every request needs of the rooms around."""
+
+    store: Store
+    upstream: Upstream
+    settings: ProxySettings
+    metrics: RequestMetrics
+    clock: Clock
+    in_flight: InFlight
+
+
+class Walk:
+    """Takes one request to an answer.
+
+    Args:
+        doors: the rooms around.
+        call: the request.
+        search: its search for a replica.
+        body: what a node is sent.
+        reply: the caller's side.
+        account: its figures.
+    """
+
+    def __init__(
+        self,
+        doors: Doors,
+        call: Call,
+        search: Search,
+        body: bytes,
+        reply: Reply,
+        account: Account,
+    ) -> None:
+        self._doors = doors
+        self._call = call
+        self._search = search
+        self._body = body
+        self._reply = reply
+        self._account = account
+
+    async def run(self) -> None:
+        """Send the request out until it is answered.
+
+        Raises:
+            RequestError: what the caller is to be told instead.
+        """
+        settings, call = self._doors.settings, self._call
+        hold_s = settings.hold_s if call.wait_s is None else min(call.wait_s, settings.hold_s)
+        deadline = self._doors.clock.now() + hold_s
+        for _ in range(MAX_ROUNDS):
+            serve = await self._choose(deadline)
+            if await self._attempt(serve):
+                return
+        raise NoReplicaError(f"every node that has {self._search.model!r} refuses it")
+
+    def _decide(self) -> Decision:
+        doors = self._doors
+        store = doors.store
+        return self._search.decide(store.state, store.catalogue, doors.in_flight, doors.clock.now())
+
+    async def _choose(self, deadline: float) -> Serve:
+        """Return where to send the request, after a wait if need be."""
+        decision = self._decide()
+        if isinstance(decision, Wait):
+            doors, account = self._doors, self._account
+            beat = self._beat if self._call.is_stream else None
+            hold = Hold(doors.store, doors.clock, doors.settings.heartbeat_s)
+            with account.loading():
+                decision = await hold.wait(self._search.model, self._decide, deadline, beat)
+        if isinstance(decision, Refuse):
+            raise decision.error
+        return decision
+
+    async def _attempt(self, serve: Serve) -> bool:
+        """Send the request to one replica; False asks for another round."""
+        doors, replica = self._doors, serve.replica
+        is_retry = self._search.attempts > 0
+        self._account.dispatch(replica)
+        beat = self._beat if self._call.is_stream else None
+        pulse = Pulse(beat, doors.settings.heartbeat_s, f"waiting for {replica.model} to begin")
+        try:
+            with doors.in_flight.attempt(replica, is_retry=is_retry):
+                async with (
+                    pulse,
+                    doors.upstream.post(
+                        serve.endpoint + self._call.path, self._call.headers, self._body
+                    ) as answer,
+                ):
+                    if _is_refusal(answer):
+                        self._refused(replica)
+                        return False
+                    await Relay(self._reply, self._account, pulse).run(answer)
+        except UpstreamFailure as failure:
+            self._failed(replica, failure)
+            return False
+        self._answered(replica)
+        return True
+
+    async def _beat(self, text: str) -> None:
+        await self._reply.begin_stream(self._account.answer_headers())
+        await self._reply.comment(text)
+
+    def _refused(self, replica: ReplicaId) -> None:
+        """Have a neuron that does not serve what it was believed to asked again."""
+        doors = self._doors
+        doors.metrics.attempted(Failure.NOT_ADMITTED.value)
+        self._search.doubt(replica.node, doors.store.state, doors.clock.now())
+        doors.store.update(lambda state: with_doubt(state, replica))
+        doors.store.refresh(replica.node)
+
+    def _failed(self, replica: ReplicaId, failure: UpstreamFailure) -> None:
+        """Note a failed attempt; returns when another one is allowed.
+
+        Raises:
+            RequestError: what the caller is told, when none is.
+        """
+        doors = self._doors
+        if failure.failure is Failure.CUT_MID_ANSWER and not self._reply.has_content:
+            # The caller has seen nothing of it, and a node that is cut stops working.
+            failure = UpstreamFailure(Failure.CUT_BEFORE_ANSWER, failure.reason)
+        self._search.exclude(replica, failure)
+        doors.metrics.attempted(failure.failure.value)
+        now = doors.clock.now()
+        doors.store.update(lambda state: with_request_failure(state, replica, now))
+        if failure.failure in _UNREACHED:
+            doors.store.refresh(replica.node)
+        logger.warning("attempt at %s failed: %s", replica, failure.reason)
+        if not may_retry(
+            failure.failure,
+            attempts=self._search.attempts,
+            bytes_sent=self._reply.has_content,
+            retries=doors.in_flight.retries,
+            in_flight=doors.in_flight.requests,
+        ):
+            raise error_of(failure)
+
+    def _answered(self, replica: ReplicaId) -> None:
+        """Note that the node answered, well or by itself badly."""
+        doors = self._doors
+        doors.metrics.attempted(OK)
+        now = doors.clock.now()
+        if self._account.outcome == FAILED_AT_NODE:
+            doors.store.update(lambda state: with_request_failure(state, replica, now))
+        elif replica in doors.store.state.breakers:
+            doors.store.update(lambda state: with_request_success(state, replica))
+
+
+def _is_refusal(answer: UpstreamAnswer) -> bool:
+    return answer.status in (503, 404) and (NOT_ADMITTED, "1") in answer.headers
