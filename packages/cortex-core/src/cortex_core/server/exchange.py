@@ -1,0 +1,316 @@
+"""One request and its answer: the body on its way in, the answer on its way out."""
+
+import asyncio
+import enum
+from typing import Protocol
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cortex_core.errors import RequestError, RequestTimeoutError
+from cortex_core.ids import RequestId
+from cortex_core.server.checks import body_too_large
+from cortex_core.server.limits import Limits
+from cortex_core.server.request_id import response_headers
+
+SCOPE_KEY = "cortex.exchange"
+
+# A piece of a large body is timed by itself, so that a slow reader of a long answer is told
+# from one that has stopped reading.
+_PIECE_BYTES = 256 * 1024
+# `send` does not suspend while the socket takes everything, and then nobody else would run,
+# not even the task that would notice that the caller has left.
+_SENDS_PER_TURN = 64
+
+
+class Cut(enum.Enum):
+    """Why a request was ended before its app was through."""
+
+    CLIENT_GONE = "client_gone"
+    """The caller closed or half-closed its connection."""
+    STALLED = "stalled"
+    """The caller stopped reading."""
+    DRAIN = "drain"
+    """The process goes down and the drain's time is up."""
+
+
+class ClientGoneError(OSError):
+    """There is nobody to send to; what Starlette takes for the end of a stream."""
+
+
+class Connection(Protocol):
+    """What can be done to the connection below HTTP."""
+
+    def abort(self) -> None:
+        """Drop it at once, with what has not been sent."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    Belongs to the guard; `exchange_of` finds it in the scope. Others read its state, and may
+    call `cancel`.
+    """
+
+    __slots__ = (
+        "_body",
+        "_born",
+        "_cancels",
+        "_connection",
+        "_discard_from",
+        "_end_given",
+        "_failure",
+        "_has_body",
+        "_is_gone",
+        "_is_over",
+        "_limits",
+        "_loop",
+        "_news",
+        "_receive",
+        "_received",
+        "_scope",
+        "_send",
+        "_sending_since",
+        "_sends",
+        "_task",
+        "cut",
+        "is_complete",
+        "is_last",
+        "is_started",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        has_body: bool,
+        request_id: RequestId,
+        connection: Connection | None,
+    ) -> None:
+        self.request_id = request_id
+        self.cut: Cut | None = None
+        """Why the app was cancelled, if it was."""
+        self.is_started = False
+        """The answer's head is out; an error must go into the stream."""
+        self.is_complete = False
+        """The answer's last byte was handed over."""
+        self.is_last = False
+        """The connection ends with this answer."""
+        self._limits = limits
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[object] | None = None
+        self._born = self._loop.time()
+        self._news = asyncio.Event()
+        self._body: bytes | bytearray = b""
+        self._has_body = has_body
+        """The body has not been received to its end."""
+        self._end_given = False
+        self._received = 0
+        self._discard_from: int | None = None
+        self._failure: RequestError | None = None
+        self._is_gone = False
+        self._is_over = False
+        self._cancels = 0
+        self._sends = 0
+        self._sending_since: float | None = None
+
+    async def run(self, app: ASGIApp) -> None:
+        """Run `app` to its end, or until the caller leaves, stalls, or the drain cuts it."""
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        async with asyncio.TaskGroup() as tasks:
+            pump = tasks.create_task(self._pump())
+            try:
+                await app(self._scope, self.receive, self.send)
+            except asyncio.CancelledError:
+                # Ours if nobody else asked for it too: the server's own wish must go on.
+                if task.cancelling() > self._cancels or not self._cancels:
+                    raise
+            finally:
+                self._is_over = True
+                for _ in range(self._cancels):
+                    task.uncancel()
+                self._cancels = 0
+                pump.cancel()
+
+    def cancel(self, reason: Cut) -> None:
+        """Cancel the app, which finds the first `reason` in `cut`; too late is no matter."""
+        if self._is_over or self._task is None:
+            return
+        if self.cut is None:
+            self.cut = reason
+        self._cancels += 1
+        self._task.cancel()
+
+    def abort(self) -> None:
+        """Drop the connection at once, if the server below gave us the means."""
+        if self._connection is not None:
+            self._connection.abort()
+
+    def check(self, now: float) -> None:
+        """Find a caller that is too slow; called every now and then.
+
+        Args:
+            now: the loop's time.
+        """
+        limits = self._limits
+        if self._sending_since is not None and now - self._sending_since > limits.write_stall_s:
+            self._sending_since = None
+            self.cancel(Cut.STALLED)
+            self.abort()
+        if self._has_body and self._failure is None:
+            age = now - self._born
+            late = age - limits.body_grace_s
+            wanted = late * limits.min_body_bytes_per_s
+            if age > limits.body_timeout_s or (late > 0 and self._received < wanted):
+                self._fail(RequestTimeoutError("the request body came too slowly"))
+
+    # What the app is given.
+
+    async def receive(self) -> Message:
+        """Give the app what has come of the body since the last call, or the disconnect.
+
+        Raises:
+            BodyTooLargeError: the body is over the limit.
+            RequestTimeoutError: it came too slowly.
+        """
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if self._body or not (self._has_body or self._end_given):
+                body = self._body if isinstance(self._body, bytes) else bytes(self._body)
+                self._body = b""
+                self._end_given = not self._has_body
+                return {"type": "http.request", "body": body, "more_body": self._has_body}
+            if self._is_gone:
+                return {"type": "http.disconnect"}
+            self._news.clear()
+            await self._news.wait()
+
+    async def send(self, message: Message) -> None:
+        """Pass the app's answer on.
+
+        Raises:
+            ClientGoneError: nobody is there any more; raised after the others had a turn, so
+                that an app which tries for ever does not stop the process.
+        """
+        self._sends += 1
+        if self._is_gone or self.cut is Cut.STALLED:
+            await asyncio.sleep(0)
+            raise ClientGoneError("the caller has left")
+        if not self._sends % _SENDS_PER_TURN:
+            await asyncio.sleep(0)
+        if message["type"] != "http.response.body":
+            await self._start(message)
+        elif not message.get("more_body", False):
+            await self._finish(message)
+        else:
+            await self._pass(message)
+
+    async def _start(self, message: Message) -> None:
+        # A body that came along with the head is read by now, if the pump gets a turn.
+        if self._has_body:
+            await asyncio.sleep(0)
+        own = response_headers(self.request_id, self._scope["path"])
+        names = {name for name, _ in own}
+        headers = [pair for pair in message.get("headers", ()) if pair[0].lower() not in names]
+        headers += own
+        # The server below closes after a body that was not read to its end: say so. Only then,
+        # for it costs the caller a new connection.
+        if self._has_body or self.is_last:
+            headers.append((b"connection", b"close"))
+        self.is_started = True
+        await self._pass({**message, "headers": headers})
+
+    async def _finish(self, message: Message) -> None:
+        if self._has_body:
+            await self._pass({**message, "more_body": True})
+            # Closing while the caller still sends resets the connection (RFC 9112, section
+            # 9.6), and the caller may never see the answer.
+            await self._discard()
+            message = {"type": "http.response.body", "body": b""}
+        self.is_complete = True
+        await self._pass(message)
+
+    async def _pass(self, message: Message) -> None:
+        body = message.get("body", b"")
+        while len(body) > _PIECE_BYTES:
+            piece = {"type": "http.response.body", "body": body[:_PIECE_BYTES], "more_body": True}
+            await self._timed(piece)
+            body = body[_PIECE_BYTES:]
+            message = {**message, "body": body}
+        await self._timed(message)
+
+    async def _timed(self, message: Message) -> None:
+        self._sending_since = self._loop.time()
+        await self._send(message)
+        self._sending_since = None
+
+    # What comes from the server below.
+
+    async def _pump(self) -> None:
+        """Read all the time, whatever the app does: only so a disconnect is seen at once."""
+        while not self._is_gone:
+            self._feed(await self._receive())
+
+    def _feed(self, message: Message) -> None:
+        if message["type"] == "http.request":
+            self._take(message.get("body", b""))
+            self._has_body = self._has_body and bool(message.get("more_body", False))
+        elif message["type"].endswith(".disconnect"):
+            self._is_gone = True
+            # The server says so after every answer too.
+            if not self.is_complete:
+                self.cancel(Cut.CLIENT_GONE)
+        self._news.set()
+
+    def _take(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._failure is not None or self._discard_from is not None:
+            return
+        if self._received > self._limits.max_body_bytes:
+            self._fail(body_too_large(self._limits.max_body_bytes))
+        elif not self._body:
+            self._body = data
+        else:
+            # Joined: a million pieces of one byte must not cost a million objects.
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
+
+    def _fail(self, error: RequestError) -> None:
+        self._failure = error
+        self._body = b""
+        self._news.set()
+
+    async def _discard(self) -> None:
+        """Read what is left of the body, within bounds."""
+        self._body = b""
+        self._discard_from = self._received
+        try:
+            async with asyncio.timeout(self._limits.discard_s):
+                while self._has_body and not self._is_gone:
+                    if self._received - self._discard_from > self._limits.discard_bytes:
+                        return
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange of an HTTP scope that came through the guard."""
+    exchange: Exchange = scope[SCOPE_KEY]
+    return exchange
+
+
+def request_id_of(scope: Scope) -> RequestId:
+    """Return the id of the request of an HTTP scope that came through the guard."""
+    return exchange_of(scope).request_id

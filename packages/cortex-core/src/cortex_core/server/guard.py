@@ -1,0 +1,121 @@
+"""The one guard around every app: what ASGI servers leave to chance is settled here.
+
+A server tells an app that its caller has left only if the app happens to ask, it hangs on a
+body that nobody reads, and it puts no limit on what a caller may send. Behind the guard an app
+is cancelled when its caller leaves, whatever it is doing; sending to nobody raises; and bodies,
+heads and slow callers are bounded.
+"""
+
+import asyncio
+import functools
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cortex_core.errors import DrainingError, RequestError, UpgradeRequiredError
+from cortex_core.server.checks import read_head
+from cortex_core.server.exchange import SCOPE_KEY, ClientGoneError, Cut, Exchange
+from cortex_core.server.failures import send_error
+from cortex_core.server.limits import Limits
+from cortex_core.server.request_id import NewRequestId, random_request_id
+
+CONNECTION_KEY = "cortex.connection"
+"""Where the server below leaves the connection in `scope["state"]`, if it does."""
+
+# Starlette then relies on `send` to raise, which the guard's does, and runs no second task.
+_ASGI = {"version": "3.0", "spec_version": "2.4"}
+
+
+class Guard:
+    """Outermost ASGI app: one `Exchange` per request.
+
+    Args:
+        app: what is guarded; gets HTTP and lifespan scopes only.
+        limits: what callers may do.
+        new_request_id: makes the ids of requests that bring none.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits | None = None,
+        new_request_id: NewRequestId = random_request_id,
+    ) -> None:
+        self._app = app
+        self._limits = limits or Limits()
+        self._new_request_id = new_request_id
+        self._live: set[Exchange] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        # Late by at most a quarter of the shortest limit, and never busier than it must be.
+        shortest = min(
+            self._limits.write_stall_s, self._limits.body_timeout_s, self._limits.body_grace_s
+        )
+        self._period_s = min(1.0, shortest / 4)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        is_websocket = scope["type"] == "websocket"
+        if is_websocket:
+            scope.setdefault("method", "GET")
+            send = functools.partial(_send_refusal, send)
+        head = read_head(scope, self._limits)
+        exchange = Exchange(
+            limits=self._limits,
+            scope=scope,
+            receive=receive,
+            send=send,
+            has_body=head.body_bytes != 0 and not is_websocket,
+            request_id=head.request_id or self._new_request_id(),
+            connection=scope.get("state", {}).pop(CONNECTION_KEY, None),
+        )
+        scope[SCOPE_KEY] = exchange
+        scope["asgi"] = _ASGI
+        error = head.error
+        if is_websocket:
+            error = error or UpgradeRequiredError("WebSocket is not spoken here; use plain HTTP")
+        await self._run(exchange, scope, error)
+
+    async def _run(self, exchange: Exchange, scope: Scope, error: RequestError | None) -> None:
+        self._watch(exchange)
+        try:
+            if error is not None:
+                exchange.is_last = True
+                await exchange.run(functools.partial(_refuse, error))
+            else:
+                await exchange.run(self._app)
+            if exchange.cut is Cut.DRAIN and not exchange.is_started:
+                exchange.is_last = True
+                await exchange.run(functools.partial(_refuse, DrainingError("going down")))
+        finally:
+            self._live.discard(exchange)
+        # Up to 1.0 the end of the connection is the end of the answer: only a reset differs.
+        if exchange.is_started and not exchange.is_complete and scope["http_version"] == "1.0":
+            exchange.abort()
+
+    def _watch(self, exchange: Exchange) -> None:
+        self._live.add(exchange)
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._period_s, self._check_all, loop)
+
+    def _check_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for exchange in tuple(self._live):
+            exchange.check(now)
+        self._timer = None
+        if self._live:
+            self._timer = loop.call_later(self._period_s, self._check_all, loop)
+
+
+async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await send_error(error, scope, send)
+    except ClientGoneError:
+        return
+
+
+async def _send_refusal(send: Send, message: Message) -> None:
+    """Answer a WebSocket handshake with plain HTTP (ASGI extension websocket.http.response)."""
+    await send({**message, "type": f"websocket.{message['type']}"})

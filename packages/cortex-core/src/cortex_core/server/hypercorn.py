@@ -1,0 +1,248 @@
+"""Hypercorn, tamed: its settings, and the repairs that it needs.
+
+Each repair replaces one method. `apply_repairs` first compares the methods that it replaces with
+the ones it was written for, so another Hypercorn stops the start instead of failing some night.
+The texts of these methods are the same in Hypercorn 0.18.0 and in its main branch of November
+2025.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import h11
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.events import Body, EndBody
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from cortex_core.errors import CortexError
+from cortex_core.server.guard import CONNECTION_KEY
+
+BACKLOG = 4096
+"""Connections that wait to be accepted. With Hypercorn's 100, two thousand callers who come at
+once wait seconds (SYN retries); with this they are all in within 0.1 s."""
+
+PUBLIC_KEEP_ALIVE_S = 5.0
+NEURON_KEEP_ALIVE_S = 75.0
+"""Above the gateway's 30 s, so that the gateway is the one to close an idle connection."""
+
+
+class TamedConfig(Config):
+    """Hypercorn's settings with one of ours."""
+
+    flush_timeout_s: float = 30.0
+    """How long what was written may take to reach a caller after the connection's end."""
+
+
+class HypercornChangedError(CortexError):
+    """The installed Hypercorn is not the one that the repairs were written for."""
+
+
+def tamed_config(
+    *, fd: int, keep_alive_s: float, graceful_s: float = 5.0, flush_timeout_s: float = 30.0
+) -> TamedConfig:
+    """Return settings for one listening socket.
+
+    Args:
+        fd: the socket's descriptor; Hypercorn closes it.
+        keep_alive_s: how long a connection may be idle; also how long a caller may take to
+            send the head of its first request.
+        graceful_s: how long connections may take to end after the drain.
+        flush_timeout_s: see `TamedConfig`.
+    """
+    config = TamedConfig()
+    config.bind = [f"fd://{fd}"]
+    config.backlog = BACKLOG
+    config.keep_alive_timeout = keep_alive_s
+    config.keep_alive_max_requests = 10**9
+    config.graceful_timeout = graceful_s
+    config.flush_timeout_s = flush_timeout_s
+    config.ssl_handshake_timeout = 5.0
+    config.alpn_protocols = ["http/1.1"]
+    config.include_server_header = False
+    # It would kill live streams; the guard times bodies, and the idle timer heads.
+    config.read_timeout = None
+    # Unbounded: a full queue stops the reader, which then sees no disconnect, and hangs the
+    # answer's last `send`. The guard reads all the time and holds the bound.
+    config.max_app_queue_size = 0
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
+
+
+def apply_repairs() -> None:
+    """Put the repairs in place, once per process.
+
+    Raises:
+        HypercornChangedError: a method to be replaced is not the known one.
+    """
+    for repair in _REPAIRS:
+        repair.check()
+    for repair in _REPAIRS:
+        setattr(repair.owner, repair.name, repair.new)
+
+
+class _Repair:
+    """One method and what takes its place."""
+
+    def __init__(self, owner: type, name: str, digest: str, new: Callable[..., Any]) -> None:
+        self.owner = owner
+        self.name = name
+        self.digest = digest
+        self.new = new
+
+    def check(self) -> None:
+        """Raise unless the method is the known one, or replaced already."""
+        current = getattr(self.owner, self.name, None)
+        if current is self.new:
+            return
+        if current is None or source_digest(current) != self.digest:
+            raise HypercornChangedError(
+                f"hypercorn's {self.owner.__name__}.{self.name} is not the one that cortex "
+                "knows how to repair; install hypercorn 0.18.0"
+            )
+
+
+def source_digest(function: Callable[..., Any]) -> str:
+    """Return a short digest of a function's source text."""
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+
+
+async def _run_connection(self: TCPServer) -> None:
+    """Serve one connection; replaces `TCPServer.run`.
+
+    Should end when the caller has closed and the app is through. Does end only when the idle
+    timer fires, and the socket stays in CLOSE-WAIT until then. Also hands the transport to the
+    guard, which ASGI has no door for.
+    """
+    socket = self.writer.get_extra_info("socket")
+    try:
+        client = parse_socket_addr(socket.family, socket.getpeername())
+        server = parse_socket_addr(socket.family, socket.getsockname())
+        is_tls = self.writer.get_extra_info("ssl_object") is not None
+        state = ConnectionState({**self.state, CONNECTION_KEY: self.writer.transport})
+        async with TaskGroup(self.loop) as task_group:
+            self._task_group = task_group
+            self.protocol = ProtocolWrapper(
+                self.app, self.config, self.context, task_group, state, is_tls,
+                client, server, self.protocol_send, "http/1.1",
+            )  # fmt: skip
+            await self.protocol.initiate()
+            await self.idle_task.restart(task_group, self._idle_timeout)
+            await self._read_data()
+            await self.idle_task.stop()
+    except OSError:
+        return
+    finally:
+        await self._close()
+
+
+async def _close_connection(self: TCPServer) -> None:
+    """Close, or drop what cannot be closed; replaces `TCPServer._close`.
+
+    Should be bounded. Is not: it waits for a caller that reads nothing until the kernel gives
+    up, and then lets a `TimeoutError` out, which is logged as our bug
+    (https://github.com/pgjones/hypercorn/issues/202).
+    """
+    with contextlib.suppress(NotImplementedError, OSError, RuntimeError):
+        self.writer.write_eof()
+    timeout_s = getattr(self.config, "flush_timeout_s", TamedConfig.flush_timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s):
+            self.writer.close()
+            await self.writer.wait_closed()
+    except (OSError, RuntimeError):
+        # A closed connection has nothing left to abort; a stuck one is dropped.
+        self.writer.transport.abort()
+    except asyncio.CancelledError:
+        self.writer.transport.abort()
+        raise
+    finally:
+        await self.idle_task.stop()
+
+
+async def _handle_connection_event(self: H11Protocol, event: Event) -> None:
+    """Take bytes or the end of the connection; replaces `H11Protocol.handle`.
+
+    Should let go of everything when the connection ends. Does leave the task that waits to parse
+    a pipelined request waiting for ever.
+    """
+    if isinstance(event, RawData):
+        self.connection.receive_data(event.data)
+        await self._handle_events()
+    elif isinstance(event, Closed):
+        self.cortex_is_gone = True  # type: ignore[attr-defined]  # ours, beside theirs
+        if self.stream is not None:
+            await self._close_stream()
+        await self.can_read.set()
+
+
+async def _handle_parser_events(self: H11Protocol) -> None:
+    """Go through what the parser has; replaces `H11Protocol._handle_events`."""
+    while not getattr(self, "cortex_is_gone", False):
+        if self.connection.they_are_waiting_for_100_continue:
+            await self._send_h11_event(
+                h11.InformationalResponse(
+                    status_code=100, headers=self.config.response_headers("h11")
+                )
+            )
+        try:
+            event = self.connection.next_event()
+        except h11.RemoteProtocolError as error:
+            if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                await self._send_error_response(error.error_status_hint)
+            await self.send(Closed())
+            return
+        if isinstance(event, h11.Request):
+            await _begin_request(self, event)
+        elif event is h11.PAUSED:
+            await self.can_read.clear()
+            await self.can_read.wait()
+        elif not await _passed_on(self, event):
+            return
+
+
+async def _begin_request(self: H11Protocol, event: h11.Request) -> None:
+    await self.send(Updated(idle=False))
+    await self._check_protocol(event)
+    await self._create_stream(event)
+
+
+async def _passed_on(self: H11Protocol, event: Any) -> bool:
+    """Give the stream what belongs to it; return whether there may be more."""
+    if isinstance(event, h11.ConnectionClosed) or event is h11.NEED_DATA or self.stream is None:
+        return False
+    if isinstance(event, h11.Data):
+        await self.stream.handle(Body(stream_id=STREAM_ID, data=event.data))
+    elif isinstance(event, h11.EndOfMessage):
+        await self.stream.handle(EndBody(stream_id=STREAM_ID))
+    else:
+        await self.stream.handle(event)
+    return True
+
+
+async def _check_no_protocol(self: H11Protocol, event: h11.Request) -> None:
+    """Stay with HTTP/1; replaces `H11Protocol._check_protocol`.
+
+    Should be a setting. Is not: any caller may switch to HTTP/2, by an upgrade or by prior
+    knowledge, where one bad frame ends all streams of a connection with an unhandled exception.
+    """
+
+
+_REPAIRS = (
+    _Repair(TCPServer, "run", "9437d01a916d887b", _run_connection),
+    _Repair(TCPServer, "_close", "ea76225e14315206", _close_connection),
+    _Repair(H11Protocol, "handle", "3b56e067447488df", _handle_connection_event),
+    _Repair(H11Protocol, "_handle_events", "bd4a76b2837e8722", _handle_parser_events),
+    _Repair(H11Protocol, "_check_protocol", "f95f6b38f43c62aa", _check_no_protocol),
+)

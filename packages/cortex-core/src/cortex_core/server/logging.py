@@ -1,0 +1,181 @@
+"""Log lines to standard error, through a thread: a sink that stalls must not stall us."""
+
+import contextlib
+import logging
+import os
+import queue
+import re
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+LogFormat = Literal["text", "json"]
+
+STDERR = 2
+_QUEUE_LINES = 10_000
+# How long the end of the process waits for lines that are not written yet.
+_CLOSE_S = 2.0
+_OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+_SECRET_NAMES = re.compile(r"authorization|api[-_]?key|cookie|password|secret|token$", re.I)
+_SECRETS = re.compile(
+    r"(?P<name>(?:proxy-)?authorization|x-api-key|api[-_]key|cookie)"
+    r"(?P<mark>['\"]?\s*[:=,]\s*b?['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",;]+"
+    r"|(?P<scheme>\bbearer\s+)[\w.~+/=-]+",
+    re.I,
+)
+_REDACTED = "[redacted]"
+
+
+@contextlib.contextmanager
+def logging_to(
+    fd: int = STDERR,
+    *,
+    form: LogFormat = "text",
+    level: str = "info",
+    queue_lines: int = _QUEUE_LINES,
+) -> Iterator["LineWriter"]:
+    """Send every logger's records to `fd`, one line each, until the context ends.
+
+    Args:
+        fd: an open descriptor; stays open.
+        form: `text` for people, `json` for programs.
+        level: least severe records that are written: debug, info, warning or error.
+        queue_lines: how many lines may wait; more are dropped and counted.
+    """
+    writer = LineWriter(fd, queue_lines)
+    handler = _QueueingHandler(writer)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    # Its notes on every start say less than ours do.
+    logging.getLogger("hypercorn.error").setLevel(logging.WARNING)
+    writer.start()
+    try:
+        yield writer
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
+        writer.close()
+
+
+class LineWriter:
+    """Writes lines in a thread of its own."""
+
+    def __init__(self, fd: int, queue_lines: int) -> None:
+        self._fd = fd
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._room = queue_lines
+        self._reported = 0
+        # Daemonic: a sink that is stuck for good must not keep the process from ending.
+        self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
+        self.dropped_lines = 0
+        """Lines lost because the sink did not take them in time."""
+
+    def start(self) -> None:
+        """Start to write."""
+        self._thread.start()
+
+    def put(self, line: bytes) -> None:
+        """Take one line, newline included; never waits."""
+        if self._lines.qsize() >= self._room:
+            self.dropped_lines += 1
+        else:
+            self._lines.put(line)
+
+    def close(self) -> None:
+        """Write what is waiting, for a bounded time."""
+        self._lines.put(None)
+        self._thread.join(_CLOSE_S)
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            lost = self.dropped_lines - self._reported
+            if lost:
+                self._reported += lost
+                line += b"%d log lines were dropped: nobody read them in time\n" % lost
+            self._write(line)
+
+    def _write(self, data: bytes) -> None:
+        # A sink that is gone takes nothing; there is no other place to say so.
+        with contextlib.suppress(OSError):
+            while data:
+                data = data[os.write(self._fd, data) :]
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-11-25T10:00:00.000Z INFO logger: message key=value`, line breaks escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line without its end."""
+        fields = "".join(f" {k}={v}" for k, v in _extra_of(record).items())
+        line = f"{_stamp(record)} {record.levelname} {record.name}: {record.getMessage()}{fields}"
+        return redact(line + _failure_of(self, record)).replace("\n", "\\n").replace("\r", "\\r")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record, its extra fields beside ours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line without its end."""
+        fields: dict[str, object] = {
+            "time": _stamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        fields.update(_extra_of(record))
+        failure = _failure_of(self, record)
+        if failure:
+            fields["exception"] = redact(failure.strip())
+        return msgspec.json.encode(fields, enc_hook=str).decode()
+
+
+def redact(text: str) -> str:
+    """Return `text` without the values of credentials that it shows."""
+
+    def replaced(match: re.Match[str]) -> str:
+        if match["scheme"]:
+            return match["scheme"] + _REDACTED
+        return f"{match['name']}{match['mark']}{_REDACTED}"
+
+    return _SECRETS.sub(replaced, text)
+
+
+class _QueueingHandler(logging.Handler):
+    """Formats where the record was made, for its arguments may change, and writes elsewhere."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue one record."""
+        self._writer.put(self.format(record).encode(errors="backslashreplace") + b"\n")
+
+
+def _extra_of(record: logging.LogRecord) -> dict[str, object]:
+    """Return the fields that the caller added, secrets blanked by their names."""
+    return {
+        name: _REDACTED if _SECRET_NAMES.search(name) else _shown(value)
+        for name, value in vars(record).items()
+        if name not in _OWN_FIELDS
+    }
+
+
+def _shown(value: object) -> object:
+    return redact(value) if isinstance(value, str) else value
+
+
+def _failure_of(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return "\n" + formatter.formatException(record.exc_info) if record.exc_info else ""
+
+
+def _stamp(record: logging.LogRecord) -> str:
+    when = datetime.fromtimestamp(record.created, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,61 @@
+"""`/metrics`, and how late the event loop is."""
+
+import asyncio
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cortex_core.errors import MethodNotAllowedError, NotFoundError
+
+PATH = "/metrics"
+
+
+def metrics_app(registry: CollectorRegistry) -> ASGIApp:
+    """Return an ASGI app that shows `registry` under `/metrics`, for a listener of its own.
+
+    Goes behind `protect`, which answers the errors that it raises.
+    """
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"] != PATH:
+            raise NotFoundError(f"there is only {PATH} here")
+        await show_metrics(registry, scope, send)
+
+    return app
+
+
+async def show_metrics(registry: CollectorRegistry, scope: Scope, send: Send) -> None:
+    """Answer with all series of `registry`, in the text format that the caller accepts.
+
+    Raises:
+        MethodNotAllowedError: neither GET nor HEAD.
+    """
+    if scope["method"] not in ("GET", "HEAD"):
+        raise MethodNotAllowedError(scope["method"], ("GET", "HEAD"))
+    accepts = b",".join(value for name, value in scope["headers"] if name == b"accept")
+    encode, content_type = choose_encoder(accepts.decode("latin-1"))
+    body = encode(registry)
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def watch_loop_lag(report: Callable[[float], None], period_s: float = 0.25) -> None:
+    """Report, for ever, by how many seconds a timer of `period_s` fired late.
+
+    Args:
+        report: takes each lag, such as a histogram's `observe`.
+        period_s: how often to look.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + period_s
+        await asyncio.sleep(period_s)
+        report(max(0.0, loop.time() - due))

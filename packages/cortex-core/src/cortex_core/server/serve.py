@@ -1,0 +1,195 @@
+"""Serving one or more apps until a signal ends the process in good order."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import uvloop
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
+from starlette.types import ASGIApp
+
+from cortex_core.errors import CortexError, SettingsError
+from cortex_core.server.drain import Drain
+from cortex_core.server.failures import lone_error
+from cortex_core.server.hypercorn import apply_repairs, tamed_config
+from cortex_core.server.lifespan import Lifespan
+from cortex_core.server.listen import ListeningSocket, closing_all
+from cortex_core.server.notify import READY, STOPPING, notify
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_FAILED = 1
+_MISCONFIGURED = 2
+
+
+class StartError(CortexError):
+    """The process cannot start; the message is the one line that the operator needs."""
+
+
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """One app and where it is served."""
+
+    app: ASGIApp
+    """Behind `protect` already."""
+    socket: ListeningSocket
+    keep_alive_s: float
+    """How long a connection may be idle; `PUBLIC_KEEP_ALIVE_S` or `NEURON_KEEP_ALIVE_S`."""
+
+
+class Shutdown:
+    """The wish to go down: said once, or twice by somebody in a hurry."""
+
+    def __init__(self) -> None:
+        self.is_wanted = asyncio.Event()
+        self.is_urgent = asyncio.Event()
+
+    def ask(self) -> None:
+        """Ask for it; a second call asks for haste."""
+        (self.is_urgent if self.is_wanted.is_set() else self.is_wanted).set()
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Let SIGTERM and SIGINT ask."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self.ask)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+
+async def serve(
+    listeners: Sequence[Listener],
+    *,
+    drain: Drain,
+    shutdown: Shutdown,
+    environ: Mapping[str, str],
+    drain_timeout_s: float = 30.0,
+    hurry_timeout_s: float = 5.0,
+    graceful_s: float = 5.0,
+    flush_timeout_s: float = 30.0,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Serve until `shutdown` is asked for, then drain, then run the apps' own shutdown.
+
+    Args:
+        listeners: at least one; all end together, the apps' lifespans run side by side.
+        drain: of the apps whose requests are waited for.
+        shutdown: who may ask for the end; the caller connects it to signals.
+        environ: read for `NOTIFY_SOCKET`.
+        drain_timeout_s: how long running requests may go on.
+        hurry_timeout_s: the same, from a second wish on.
+        graceful_s: how long connections may take to end after that.
+        flush_timeout_s: how long a caller may take to read an answer's last bytes.
+        on_ready: called once all apps have started.
+
+    Raises:
+        StartError: an app could not start.
+        HypercornChangedError: the installed server is not the known one.
+    """
+    # In a thread: it reads Hypercorn's source.
+    await asyncio.to_thread(apply_repairs)
+    lifespans = [Lifespan(listener.app) for listener in listeners]
+    over = asyncio.Event()
+    with closing_all([listener.socket for listener in listeners]):
+        configs = [
+            tamed_config(
+                fd=listener.socket.detach(),
+                keep_alive_s=listener.keep_alive_s,
+                graceful_s=graceful_s,
+                flush_timeout_s=flush_timeout_s,
+            )
+            for listener in listeners
+        ]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            ready = tasks.create_task(_announce(lifespans, environ, on_ready))
+            end = tasks.create_task(
+                _drained(drain, shutdown, drain_timeout_s, hurry_timeout_s, environ, over)
+            )
+            async with asyncio.TaskGroup() as servers:
+                for lifespan, config in zip(lifespans, configs, strict=True):
+                    # Hypercorn types scopes and messages more closely than Starlette does.
+                    app: Any = lifespan
+                    servers.create_task(
+                        hypercorn_serve(app, config, shutdown_trigger=over.wait, mode="asgi")
+                    )
+            ready.cancel()
+            end.cancel()
+    except* (LifespanFailureError, LifespanTimeoutError) as group:
+        raise StartError(_start_failure(lifespans, group)) from None
+    for lifespan in lifespans:
+        if lifespan.failure is not None:
+            raise lifespan.failure
+
+
+def run(main: Coroutine[Any, Any, None], name: str) -> int:
+    """Run a daemon's `main` on uvloop and return the process's exit status.
+
+    What went wrong on purpose is one line on standard error; a bug keeps its traceback.
+
+    Args:
+        main: the whole life of the process.
+        name: what the line begins with.
+    """
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
+    except (CortexError, ExceptionGroup) as error:
+        alone = lone_error(error)
+        if not isinstance(alone, CortexError):
+            raise
+        sys.stderr.write(f"{name}: {alone}\n")
+        return _MISCONFIGURED if isinstance(alone, SettingsError) else _FAILED
+    return 0
+
+
+async def _announce(
+    lifespans: Sequence[Lifespan], environ: Mapping[str, str], on_ready: Callable[[], None] | None
+) -> None:
+    for lifespan in lifespans:
+        await lifespan.has_started.wait()
+    notify(READY, environ)
+    if on_ready is not None:
+        on_ready()
+
+
+async def _drained(
+    drain: Drain,
+    shutdown: Shutdown,
+    timeout_s: float,
+    hurry_timeout_s: float,
+    environ: Mapping[str, str],
+    over: asyncio.Event,
+) -> None:
+    """Wait for the wish to go down, drain, and set `over`, which ends the servers."""
+    await shutdown.is_wanted.wait()
+    notify(STOPPING, environ)
+    logger.info("draining", extra={"in_flight": drain.in_flight})
+
+    async def hurry() -> None:
+        await shutdown.is_urgent.wait()
+        drain.hurry(hurry_timeout_s)
+
+    async with asyncio.TaskGroup() as tasks:
+        haste = tasks.create_task(hurry())
+        cut = await drain.drain(timeout_s)
+        haste.cancel()
+    logger.info("drained", extra={"cut": cut})
+    over.set()
+
+
+def _start_failure(lifespans: Sequence[Lifespan], group: BaseException) -> str:
+    for lifespan in lifespans:
+        if lifespan.failure is not None:
+            return f"cannot start: {lone_error(lifespan.failure)}"
+    return f"cannot start: {lone_error(group)}"
