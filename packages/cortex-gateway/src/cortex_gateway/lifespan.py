@@ -15,8 +15,8 @@ from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
-from cortex_core.server.guard import GuardSettings
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
+from cortex_core.server.limits import Limits
 from cortex_core.server.listen import closing_all, inherited_listeners, open_listener
 from cortex_core.server.metrics import metrics_app
 from cortex_core.server.serve import Listener, Shutdown, serve
@@ -117,8 +117,8 @@ async def open_gateway(
         app = build_app(
             store=store, proxy=proxy, drain=drain, version=version, created=int(clock.wall())
         )
-        limits = GuardSettings(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
-        yield protect(app, drain=drain, settings=limits)
+        limits = Limits(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
+        yield protect(app, drain=drain, limits=limits)
 
 
 @asynccontextmanager
