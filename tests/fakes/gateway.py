@@ -1,0 +1,248 @@
+"""The data path as it is in production, over a fleet that the test makes up."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+from starlette.applications import Starlette
+
+from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.fleet.reducers import from_endpoints, with_facts, with_report
+from cortex_core.fleet.state import FleetState
+from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.node import NodeFacts, NodeReport
+from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
+from cortex_core.server.clock import SystemClock
+from cortex_core.server.drain import Drain
+from cortex_core.server.failures import exception_handlers
+from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
+from cortex_core.server.listen import open_listener
+from cortex_core.server.serve import Listener, Shutdown, serve
+from cortex_core.server.stack import protect
+from cortex_gateway.api.openai import routes
+from cortex_gateway.clients.session import open_session
+from cortex_gateway.clients.upstream import HttpUpstream
+from cortex_gateway.control.store import FleetStore
+from cortex_gateway.proxy.proxy import Proxy
+from cortex_gateway.settings import Timeouts
+
+MODEL = ModelId("org/model")
+NOW = SystemClock().now
+
+
+class Recorder:
+    """What the data path counted."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+        self.attempts: list[str] = []
+        self.requests: list[dict[str, Any]] = []
+        self._news = asyncio.Event()
+
+    def began(self, model: str) -> None:
+        self.open.append(model)
+
+    def attempted(self, outcome: str) -> None:
+        self.attempts.append(outcome)
+
+    def ended(self, **figures: Any) -> None:
+        if figures["has_begun"]:
+            self.open.remove(figures["model"])
+        self.requests.append(figures)
+        self._news.set()
+
+    async def request(self, number: int = 0) -> dict[str, Any]:
+        """Wait for the end of a request, counted from 0, and return its figures."""
+        async with asyncio.timeout(5):
+            while len(self.requests) <= number:
+                self._news.clear()
+                await self._news.wait()
+        return self.requests[number]
+
+
+class Gateway:
+    """A running data path."""
+
+    def __init__(
+        self, url: str, store: FleetStore, proxy: Proxy, recorder: Recorder, drain: Drain
+    ) -> None:
+        self.url = url
+        self.store = store
+        self.proxy = proxy
+        self.recorder = recorder
+        self.drain = drain
+
+    def report(self, node: str, *replicas: Replica) -> None:
+        """Take a report of a node, as its watcher would."""
+        report = NodeReport(replicas=replicas)
+        self.store.update(lambda state: with_report(state, NodeName(node), report, NOW()))
+
+    async def refresh_asked(self, node: str) -> None:
+        """Wait until the data path asks for a report of a node."""
+        async with asyncio.timeout(5):
+            await self.store.refresh_asked(NodeName(node))
+
+
+def replica(
+    node: str,
+    status: ReplicaStatus = ReplicaStatus.LOADED,
+    *,
+    model: ModelId = MODEL,
+    progress: LoadProgress | None = None,
+) -> Replica:
+    """Return one replica in a state."""
+    return Replica(id=ReplicaId(node=NodeName(node), model=model), status=status, progress=progress)
+
+
+def fleet(nodes: Mapping[str, str], replicas: Iterable[Replica]) -> FleetState:
+    """Return a fleet that reported just now.
+
+    Args:
+        nodes: base URLs by name.
+        replicas: what they have.
+    """
+    state = from_endpoints({NodeName(name): url for name, url in nodes.items()})
+    facts = NodeFacts(hostname="host", devices=(), harnesses=("simulated",))
+    for name in state.nodes:
+        state = with_facts(state, name, facts)
+        report = NodeReport(replicas=tuple(r for r in replicas if r.id.node == name))
+        state = with_report(state, name, report, NOW())
+    return state
+
+
+@asynccontextmanager
+async def gateway(
+    nodes: Mapping[str, str],
+    replicas: Iterable[Replica] | None = None,
+    *,
+    timeouts: Timeouts | None = None,
+    aliases: Mapping[str, ModelId] | None = None,
+) -> AsyncIterator[Gateway]:
+    """Serve the data path on a free port.
+
+    Args:
+        nodes: base URLs by name.
+        replicas: what the nodes have; `None` puts `MODEL`, loaded, on each.
+        timeouts: as in `cortex.toml`.
+        aliases: further names of models.
+    """
+    have = [replica(name) for name in nodes] if replicas is None else list(replicas)
+    catalogue = Catalogue(
+        profiles={MODEL: Profile(id=MODEL, harness="simulated")}, aliases=aliases or {}
+    )
+    timeouts = timeouts or Timeouts()
+    store = FleetStore(fleet(nodes, have), catalogue)
+    recorder = Recorder()
+    drain = Drain()
+    async with open_session(timeouts) as session:
+        proxy = Proxy(
+            store=store,
+            upstream=HttpUpstream(session, timeouts),
+            settings=timeouts,
+            metrics=recorder,
+            clock=SystemClock(),
+        )
+        app = Starlette(routes=routes(proxy), exception_handlers=exception_handlers())
+        socket = open_listener("127.0.0.1:0")
+        listener = Listener(
+            app=protect(app, drain=drain), socket=socket, keep_alive_s=PUBLIC_KEEP_ALIVE_S
+        )
+        url, shutdown = socket.url, Shutdown()
+        async with asyncio.TaskGroup() as tasks:
+            serving = serve(
+                [listener],
+                drain=drain,
+                shutdown=shutdown,
+                environ={},
+                drain_timeout_s=0.1,
+                graceful_s=0.1,
+                flush_timeout_s=0.1,
+            )
+            tasks.create_task(serving)
+            try:
+                yield Gateway(url, store, proxy, recorder, drain)
+            finally:
+                shutdown.ask()
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller got."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+
+async def ask(
+    url: str,
+    body: object = None,
+    *,
+    path: str = "/v1/chat/completions",
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """Send a request and return the whole answer.
+
+    Args:
+        url: of the gateway.
+        body: bytes as they are, or fields beside `model`.
+        path: where to.
+        headers: further ones.
+
+    Raises:
+        aiohttp.ClientPayloadError: the answer was cut.
+    """
+    data = body if isinstance(body, bytes) else msgspec.json.encode(request(body))
+    async with (
+        asyncio.timeout(10),
+        aiohttp.ClientSession(auto_decompress=False) as session,
+        session.post(url + path, data=data, headers=headers) as response,
+    ):
+        return Answer(
+            status=response.status,
+            headers={name.lower(): value for name, value in response.headers.items()},
+            body=await response.read(),
+        )
+
+
+def request(fields: object = None) -> dict[str, object]:
+    """Return the fields of a small chat request."""
+    more = fields if isinstance(fields, dict) else {}
+    return {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+class Caller:
+    """A caller on a raw socket, who may leave or stop reading."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self._writer = writer
+
+    async def read_until(self, mark: bytes) -> bytes:
+        async with asyncio.timeout(5):
+            return await self.reader.readuntil(mark)
+
+    def leave(self) -> None:
+        """Close at once, with a reset."""
+        self._writer.transport.abort()
+
+
+@asynccontextmanager
+async def calling(url: str, body: Mapping[str, object], **headers: str) -> AsyncIterator[Caller]:
+    """Send a chat request over a socket of its own."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
+    data = msgspec.json.encode(request(dict(body)))
+    lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", f"content-length: {len(data)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    writer.write("\r\n".join((*lines, "", "")).encode() + data)
+    try:
+        yield Caller(reader, writer)
+    finally:
+        writer.transport.abort()
