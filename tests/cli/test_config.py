@@ -125,7 +125,9 @@ def test_environment_is_part_of_what_is_checked(
     wrong = main(["config", "check", "cortex.toml"])
 
     assert (fine, wrong) == (0, 2)
-    assert "gateway.listen: 'nowhere' is no address" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "gateway.listen: " in said
+    assert "'nowhere'" in said
 
 
 def test_without_arguments_the_installed_files_are_checked(

@@ -145,6 +145,18 @@ def test_command_of_a_missing_distribution_says_which(
     assert "'serve' comes with cortex-gateway, which is not installed" in capsys.readouterr().err
 
 
+def test_serve_is_the_gateways_own_command(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Contract: `cortex serve --config PATH`; 2 configuration."""
+    missing = tmp_path / "cortex.toml"
+
+    assert main(["serve", "--config", str(missing)]) == 2
+    assert capsys.readouterr().err == (
+        f"cortex-gateway: {missing}: cannot be read: No such file or directory\n"
+    )
+
+
 def test_interrupted_command_ends_with_130_and_no_traceback() -> None:
     """Shells' convention: 128 + SIGINT."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

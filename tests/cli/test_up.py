@@ -136,7 +136,7 @@ async def test_neuron_that_dies_ends_the_fleet_and_is_named(tmp_path: pathlib.Pa
             assert children.living() == []
 
         assert "node-1 was killed by SIGKILL; its last lines:" in up.log
-        assert up.last_line.startswith("cortex: node-1 was killed by SIGKILL: ")
+        assert up.last_line.startswith("cortex: node-1 was killed by SIGKILL; its last line: ")
 
 
 async def test_neuron_that_cannot_start_ends_the_fleet_with_its_reason(
@@ -146,7 +146,9 @@ async def test_neuron_that_cannot_start_ends_the_fleet_with_its_reason(
     environ = {"NEURON_DRAIN_TIMEOUT_S": "soon"}
     async with started(tmp_path, *SIMULATED, environ=environ) as up:
         assert await up.status() == 1, up.log
-        assert up.last_line.startswith("cortex: node-0 ended with status 2: ")
+        assert up.last_line.startswith(
+            "cortex: node-0 ended with status 2; its last line: neuron: "
+        )
         assert "drain_timeout_s" in up.last_line
         assert "Traceback" not in up.log
 

@@ -139,7 +139,7 @@ async def test_child_that_ends_by_itself_is_named_with_its_last_words(
 
     await run(environ, log, [spec("good", "idle"), spec("bad", "fail")], body)
 
-    assert verdicts == ["bad ended with status 3: reason: no room"]
+    assert verdicts == ["bad ended with status 3; its last line: reason: no room"]
     assert log.lines[-3:] == [
         "cortex up: bad ended with status 3; its last lines:",
         "    started as fail",
@@ -284,8 +284,8 @@ def test_port_in_use_is_named_and_nothing_stays_bound() -> None:
             pass
 
 
-def test_nodes_listen_on_consecutive_ports_or_on_any() -> None:
-    """Contract: node k listens on neuron-port + k; 0 is any free one."""
+def test_every_node_gets_a_free_port_of_its_own() -> None:
+    """Contract: port 0 is any free one."""
     wishes = Wishes(
         listen=Address(host="localhost", port=0), metrics_listen=Address(host="127.0.0.1", port=0),
         neuron_port=0, models=(), harness="simulated", nodes=3,

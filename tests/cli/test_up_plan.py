@@ -2,6 +2,7 @@
 
 import pathlib
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
@@ -41,6 +42,17 @@ def test_impossible_model_id_is_a_settings_error() -> None:
     """Ours: found before anything is started."""
     with pytest.raises(SettingsError, match=r"--model: .*'a b' is no model id"):
         plan.models_of(wishes("a b"))
+
+
+@given(st.integers(1, 60_000), st.integers(1, 256))
+def test_node_k_listens_on_the_neuron_port_plus_k(port: int, nodes: int) -> None:
+    """Contract: and on any free one when the port is 0."""
+    asked = msgspec.structs.replace(wishes(nodes=nodes), neuron_port=port)
+
+    assert [address.port for address in plan.neuron_addresses(asked)] == [
+        *range(port, port + nodes)
+    ]
+    assert {address.port for address in plan.neuron_addresses(wishes(nodes=nodes))} == {0}
 
 
 @given(st.lists(st.text(), unique=True), st.integers(1, 9))

@@ -54,7 +54,7 @@ class Family:
         self._show(f"cortex up: {text}; its last lines:")
         for line in child.tail:
             self._show(f"    {line}")
-        return f"{text}: {child.tail[-1].strip()}"
+        return f"{text}; its last line: {child.tail[-1].strip()}"
 
     async def stop(self) -> None:
         """End the first child (the gateway, which finishes its requests), then all others."""

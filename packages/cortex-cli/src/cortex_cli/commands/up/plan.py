@@ -16,6 +16,8 @@ DEFAULT_MODELS: Mapping[str, tuple[str, ...]] = {
 }
 """Models by harness when none is asked for."""
 
+NEURON_HOST = "127.0.0.1"
+
 DRAIN_S = 5.0
 """How long running requests may go on after Ctrl-C; somebody waits at a terminal."""
 
@@ -59,6 +61,15 @@ def node_name(number: int) -> str:
     return f"node-{number}"
 
 
+def neuron_addresses(wishes: Wishes) -> tuple[Address, ...]:
+    """Return where node 0, 1, ... listen; only this machine can reach them."""
+    first = wishes.neuron_port
+    return tuple(
+        Address(host=NEURON_HOST, port=first + number if first else 0)
+        for number in range(wishes.nodes)
+    )
+
+
 def models_of(wishes: Wishes) -> tuple[str, ...]:
     """Return the models to serve, each once, in the order of loading.
 
@@ -78,9 +89,9 @@ def dealt(models: Sequence[str], nodes: int) -> tuple[tuple[str, ...], ...]:
 
 
 def neuron_toml(models: Sequence[str], harness: str, port: int) -> str:
-    """Return the `neuron.toml` of one node, which only this machine can reach."""
+    """Return the `neuron.toml` of one node."""
     table: dict[str, object] = {
-        "host": "127.0.0.1",
+        "host": NEURON_HOST,
         "port": port,
         "drain_timeout_s": DRAIN_S,
         "close_timeout_s": CLOSE_S,
@@ -118,7 +129,7 @@ def cortex_toml(
                 "timeouts": {"drain_s": DRAIN_S},
             },
             "neurons": [
-                {"name": node_name(number), "endpoint": f"http://127.0.0.1:{port}"}
+                {"name": node_name(number), "endpoint": f"http://{NEURON_HOST}:{port}"}
                 for number, port in enumerate(neuron_ports)
             ],
         }

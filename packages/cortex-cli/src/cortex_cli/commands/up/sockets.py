@@ -6,11 +6,10 @@ before its daemon is up, and a port that is in use is known at once.
 
 import contextlib
 import socket
-from collections.abc import Iterator
 
 import msgspec
 
-from cortex_cli.commands.up.plan import Address, Wishes
+from cortex_cli.commands.up.plan import Address, Wishes, neuron_addresses
 from cortex_cli.context import FleetError
 
 BACKLOG = 4096
@@ -43,7 +42,7 @@ def bound(wishes: Wishes) -> Sockets:
             metrics=stack.enter_context(_listener(wishes.metrics_listen, "--metrics-listen")),
             neurons=tuple(
                 stack.enter_context(_listener(address, "--neuron-port"))
-                for address in _neuron_addresses(wishes)
+                for address in neuron_addresses(wishes)
             ),
         )
         stack.pop_all()
@@ -54,12 +53,6 @@ def port_of(listener: socket.socket) -> int:
     """Return the port that a socket got."""
     port: int = listener.getsockname()[1]
     return port
-
-
-def _neuron_addresses(wishes: Wishes) -> Iterator[Address]:
-    for number in range(wishes.nodes):
-        port = wishes.neuron_port + number if wishes.neuron_port else 0
-        yield Address(host="127.0.0.1", port=port)
 
 
 def _listener(address: Address, option: str) -> socket.socket:
