@@ -55,7 +55,12 @@ class FakeCard:
         is_lost: bool = False,
     ) -> None:
         self.name, self.total, self.used, self.busy = name, total, used, busy
-        self.temp_c, self.capability, self.uuid, self.numa_node = temp_c, capability, uuid, numa_node
+        self.temp_c, self.capability, self.uuid, self.numa_node = (
+            temp_c,
+            capability,
+            uuid,
+            numa_node,
+        )
         self.instances = instances
         """MIG instances by their number; `None` is not in MIG mode."""
         self.is_lost = is_lost

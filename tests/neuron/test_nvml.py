@@ -71,8 +71,13 @@ def test_links_between_cards_are_named() -> None:
 
 def test_instances_of_a_mig_card_are_devices_and_the_card_is_not() -> None:
     """Ours: instances count on from their card's place; gaps in their numbers do not matter."""
-    parent = FakeCard("A100", instances={0: FakeCard("MIG 3g", total=20 * GIB, capability=None),
-                                         2: FakeCard("MIG 4g", total=None, capability=None)})
+    parent = FakeCard(
+        "A100",
+        instances={
+            0: FakeCard("MIG 3g", total=20 * GIB, capability=None),
+            2: FakeCard("MIG 4g", total=None, capability=None),
+        },
+    )
     facts = NvmlSource(FakeNvml([FakeCard("L4"), parent, FakeCard("T4")])).discover()
 
     assert [(d.index, d.name, d.mig) for d in facts.devices] == [

@@ -7,7 +7,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cortex_core.harness import Route
 from cortex_core.server.drain import Drain
 from cortex_core.server.failures import Failures, exception_handlers
-from cortex_core.server.guard import Guard, GuardSettings
+from cortex_core.server.guard import Guard
+from cortex_core.server.limits import Limits
 from cortex_core.units import bytes_from_mib
 from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
@@ -49,7 +50,7 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
         exception_handlers=exception_handlers(),
     )
     app.router.redirect_slashes = False
-    limits = GuardSettings(max_body_bytes=bytes_from_mib(parts.settings.max_body_mb))
+    limits = Limits(max_body_bytes=bytes_from_mib(parts.settings.max_body_mb))
     return mark_not_admitted(Guard(Failures(_watchable(app, drain.wrap(app))), limits))
 
 

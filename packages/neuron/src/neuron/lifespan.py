@@ -95,6 +95,8 @@ async def node_of(
     settings: NeuronSettings, *, source: DeviceSource, clock: Clock
 ) -> AsyncIterator[tuple[Node, Parts]]:
     """Open a node without its HTTP surface; all engines are closed at the end."""
+    # Reads files.
+    identity = await asyncio.to_thread(_identity)
     monitor = DeviceMonitor(source, clock, settings.reading_interval_s)
     facts = await monitor.discover()
     if facts.unavailable_reason is not None:
@@ -113,7 +115,7 @@ async def node_of(
             metrics=NeuronMetrics(CollectorRegistry()),
             tasks=tasks,
         )
-        node = Node(parts, _identity(), monitor.latest)
+        node = Node(parts, identity, monitor.latest)
         background = (
             tasks.create_task(node.run(), name="health-events"),
             tasks.create_task(monitor.run(node.health_changed), name="device-readings"),

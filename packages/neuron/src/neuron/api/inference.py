@@ -68,8 +68,7 @@ class InferenceEndpoint:
             raise
         except asyncio.CancelledError:
             if exchange_of(scope).cut is Cut.DRAIN and exchange_of(scope).is_started:
-                error = DrainingError("this neuron is shutting down")
-                await _end_badly(error, scope, send)
+                await _end_badly(DrainingError("this neuron is shutting down"), scope, send)
             raise
         finally:
             self._metrics.requests.labels(label, self._route.value, outcome).inc()
