@@ -1,0 +1,95 @@
+"""Words, names and files that nobody foresees, drawn at random."""
+
+import json
+import random
+
+from corpus import Corpus
+
+
+class Wording:
+    """Draws texts; equal seeds draw equal ones."""
+
+    def __init__(self, corpus: Corpus, seed: int) -> None:
+        self.corpus = corpus
+        self.random = random.Random(seed)
+
+    def chance(self, ratio: float) -> bool:
+        """Return `True` with the given probability."""
+        return self.random.random() < ratio
+
+    def pick(self, fact: str) -> str:
+        """Return one fact of a list."""
+        return self.random.choice(self.corpus.fact(fact))
+
+    def phrase(self, kind: str) -> str:
+        """Return one way to ask for something."""
+        return self.random.choice(self.corpus.phrases[kind])
+
+    def vary(self, question: str) -> str:
+        """Return a question as people write it."""
+        if self.chance(0.12):
+            question = question.lower()
+        if self.chance(0.15):
+            question = question.rstrip("?.! ")
+        if self.chance(0.04):
+            question = f"{question}, please"
+        if self.chance(0.04):
+            question = f"Please tell me: {question}"
+        return question
+
+    def name_like(self) -> str:
+        """Return a name that nobody has, to be copied letter by letter."""
+        syllables = [
+            self.random.choice("bdfgklmnprstvz") + self.random.choice("aeiou")
+            for _ in range(self.random.randint(2, 3))
+        ]
+        return ("".join(syllables) + self.random.choice(("", "n", "r", "s"))).capitalize()
+
+    def city(self) -> str:
+        """Return a city, known or not."""
+        return self.name_like() if self.chance(0.25) else self.pick("cities")
+
+    def path(self) -> str:
+        """Return the path of a file."""
+        stem = self.name_like().lower() if self.chance(0.3) else self.pick("files")
+        folder = self.random.choice(("", "", "", "src/", "docs/", "/tmp/"))
+        return f"{folder}{stem}.{self.pick('extensions')}"
+
+    def content(self) -> str:
+        """Return a few words to be copied."""
+        if self.chance(0.2):
+            return self.random.choice(("hello", "hello", "hello world", "ok", "hi", "test"))
+        words = (*self.corpus.words["noun"], *self.corpus.words["adjective"], self.name_like())
+        return " ".join(self.random.choice(words) for _ in range(self.random.randint(1, 4)))
+
+    def hint(self) -> str:
+        """Return a description of a parameter, or nothing."""
+        return self.prose(1, 6) if self.chance(0.3) else ""
+
+    def forecast(self) -> str:
+        """Return what a weather tool may say."""
+        sky, degrees = self.pick("skies"), self.random.randint(0, 39)
+        forms = (
+            f"{sky}, {degrees} C",
+            f"{sky}, {degrees} C",
+            f"{degrees} C and {sky}",
+            f"{sky}",
+            f"{degrees} degrees",
+            json.dumps({"temperature": degrees, "condition": sky}),
+            json.dumps({"sky": sky, "celsius": degrees}),
+        )
+        return self.random.choice(forms)
+
+    def prose(self, least: int, most: int) -> str:
+        """Return words without sense, in sentences and lines."""
+        words = (*self.corpus.words["plain"], *self.corpus.words["noun"])
+        count = self.random.randint(least, most)
+        parts = []
+        for _ in range(count):
+            word = self.random.choice(words) if self.chance(0.95) else self.name_like()
+            parts.append(
+                word
+                + self.random.choices(("", ".", ",", ":", ".\n\n", "\n- "), (85, 6, 4, 1, 2, 2))[0]
+            )
+        text = " ".join(parts).replace("\n ", "\n")
+        return text[:1].upper() + text[1:]
