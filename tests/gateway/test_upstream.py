@@ -1,0 +1,286 @@
+"""Requests to neurons' inference paths: what arrives, and how failures are told apart."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cortex_core.routing.retry import Failure
+from cortex_gateway.clients.session import open_session
+from cortex_gateway.clients.upstream import HttpUpstream
+from cortex_gateway.ports import UpstreamFailure
+from cortex_gateway.settings import Timeouts
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+HASTY = Timeouts(connect_s=0.3, first_byte_s=0.2, idle_s=0.2)
+JSON = [("content-type", "application/json")]
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@asynccontextmanager
+async def serving(script: Script) -> AsyncIterator[str]:
+    """Run `script` for each connection, after the request's head and body came."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await script(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    try:
+        yield f"http://{host}:{port}/v1/chat/completions"
+    finally:
+        server.close()
+
+
+async def request_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Read one request and return its head and body."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1])
+        for line in head.lower().splitlines()
+        if line.startswith(b"content-length")
+    )
+    return head, await reader.readexactly(length)
+
+
+def says(*pieces: bytes, then_wait: bool = False) -> Script:
+    """Answer with bytes as they are, then close, or say nothing more."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        if then_wait:
+            await reader.read()
+
+    return script
+
+
+@asynccontextmanager
+async def upstream(timeouts: Timeouts = HASTY) -> AsyncIterator[HttpUpstream]:
+    async with asyncio.timeout(5), open_session(timeouts) as session:
+        yield HttpUpstream(session, timeouts)
+
+
+async def failure_of(script: Script) -> tuple[Failure, list[bytes]]:
+    """Return how a request to `script` fails, and the chunks that came before."""
+    chunks: list[bytes] = []
+
+    async def read(url: str) -> None:
+        async with upstream() as client, client.post(url, JSON, b"{}") as answer:
+            async for chunk in answer.chunks():
+                chunks.append(chunk)  # noqa: PERF401 - it fails on the way
+
+    async with serving(script) as url:
+        with pytest.raises(UpstreamFailure) as caught:
+            await read(url)
+    return caught.value.failure, chunks
+
+
+async def test_refused_connection_is_told_as_such() -> None:
+    """Ours: nothing was sent, so another replica may be tried."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+
+    async with upstream() as client:
+        with pytest.raises(UpstreamFailure) as caught:
+            async with client.post(f"http://127.0.0.1:{port}/", JSON, b"{}"):
+                pass
+
+    assert caught.value.failure is Failure.CONNECT
+
+
+async def test_name_that_does_not_resolve_is_a_failed_connection() -> None:
+    """RFC 6761: `.invalid` never resolves."""
+    async with upstream(Timeouts(connect_s=4)) as client:
+        with pytest.raises(UpstreamFailure) as caught:
+            async with client.post("http://node.invalid:1/", JSON, b"{}"):
+                pass
+
+    assert caught.value.failure is Failure.CONNECT
+
+
+@pytest.mark.parametrize(
+    ("script", "failure"),
+    [
+        (says(), Failure.CUT_BEFORE_ANSWER),
+        (says(then_wait=True), Failure.TIMEOUT),
+        (says(b"hello\r\n\r\n"), Failure.BAD_ANSWER),
+        (says(b"HTTP/1.1 200 OK\r\nx: " + b"a" * 20_000 + b"\r\n\r\n"), Failure.BAD_ANSWER),
+    ],
+    ids=["cut", "silent", "no HTTP", "huge head"],
+)
+async def test_failure_before_an_answer(script: Script, failure: Failure) -> None:
+    """Ours: the retry policy depends on the difference."""
+    assert await failure_of(script) == (failure, [])
+
+
+@pytest.mark.parametrize(
+    ("script", "failure"),
+    [
+        (says(HEAD, b"3\r\nabc\r\n"), Failure.CUT_MID_ANSWER),
+        (says(HEAD, b"3\r\nabc\r\n", then_wait=True), Failure.TIMEOUT),
+    ],
+    ids=["cut", "silent"],
+)
+async def test_failure_within_an_answer(script: Script, failure: Failure) -> None:
+    """Ours: what came before is delivered, and the end is not taken for a good one."""
+    assert await failure_of(script) == (failure, [b"abc"])
+
+
+async def test_answer_that_is_shorter_than_announced_is_cut() -> None:
+    """RFC 9112 section 8: an incomplete message."""
+    script = says(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc")
+
+    assert (await failure_of(script))[0] is Failure.CUT_MID_ANSWER
+
+
+async def test_answer_comes_as_it_was_sent() -> None:
+    """Ours: status, headers in order, bytes neither unpacked nor redirected."""
+    script = says(
+        b"HTTP/1.1 307 Elsewhere\r\nlocation: http://127.0.0.1:1/\r\ncontent-encoding: gzip\r\n"
+        b"X-A: 1\r\nx-a: 2\r\ncontent-length: 3\r\n\r\nabc"
+    )
+
+    async with (
+        serving(script) as url,
+        upstream() as client,
+        client.post(url, JSON, b"{}") as answer,
+    ):
+        body = b"".join([chunk async for chunk in answer.chunks()])
+
+    assert (answer.status, body) == (307, b"abc")
+    assert [pair for pair in answer.headers if pair[0] == "x-a"] == [("x-a", "1"), ("x-a", "2")]
+
+
+async def test_request_has_the_given_headers_and_none_of_the_library() -> None:
+    """Ours: the caller's user agent stays the caller's, and nobody packs the answer."""
+    heads: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await request_of(reader))[0])
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with (
+        serving(script) as url,
+        upstream() as client,
+        client.post(url, [*JSON, ("traceparent", "00-ab")], b"{}"),
+    ):
+        pass
+
+    head = heads[0].lower()
+    assert b"traceparent: 00-ab" in head
+    assert b"accept-encoding: identity" in head
+    assert b"user-agent" not in head
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20, (1 << 20) + 1, 5 << 20])
+async def test_body_arrives_whole(size: int) -> None:
+    """Ours: also where the library warns of large bodies; warnings are errors here."""
+    bodies: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        bodies.append((await request_of(reader))[1])
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    body = bytes(range(256)) * (size // 256 + 1)
+    async with (
+        serving(script) as url,
+        upstream(Timeouts()) as client,
+        client.post(url, JSON, body[:size]),
+    ):
+        pass
+
+    assert bodies == [body[:size]]
+
+
+async def test_leaving_early_closes_the_connection() -> None:
+    """Ours: that is what aborts the work in the engine."""
+    closed = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(HEAD + b"3\r\nabc\r\n")
+        await reader.read()
+        closed.set()
+
+    async with serving(script) as url, upstream(Timeouts()) as client:
+        async with client.post(url, JSON, b"{}") as answer:
+            async for _ in answer.chunks():
+                break
+        await closed.wait()
+
+
+async def test_cancelling_before_the_answer_closes_the_connection() -> None:
+    """Ours: a caller that leaves during prefill frees the engine."""
+    arrived, closed = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        arrived.set()
+        await reader.read()
+        closed.set()
+
+    async def ask(client: HttpUpstream, url: str) -> None:
+        async with client.post(url, JSON, b"{}"):
+            pass
+
+    async with (
+        serving(script) as url,
+        upstream(Timeouts()) as client,
+        asyncio.TaskGroup() as tasks,
+    ):
+        task = tasks.create_task(ask(client, url))
+        await arrived.wait()
+        task.cancel()
+        await closed.wait()
+
+
+async def test_connection_of_a_finished_answer_is_used_again() -> None:
+    """Ours: a handshake for each request would cost more than the request."""
+    connections = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await request_of(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    async with serving(script) as url, upstream(Timeouts()) as client:
+        for _ in range(3):
+            async with client.post(url, JSON, b"{}") as answer:
+                assert [chunk async for chunk in answer.chunks()] == [b"ok"]
+
+    assert connections == 1
+
+
+async def test_slow_stream_outlives_the_limits_on_silence() -> None:
+    """Ours: limits are on silence, not on the whole (the seed cut long answers at 300 s)."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(HEAD)
+        for _ in range(6):
+            await asyncio.sleep(HASTY.idle_s / 2)
+            writer.write(b"1\r\na\r\n")
+        writer.write(b"0\r\n\r\n")
+
+    async with (
+        serving(script) as url,
+        upstream() as client,
+        client.post(url, JSON, b"{}") as answer,
+    ):
+        body = b"".join([chunk async for chunk in answer.chunks()])
+
+    assert body == b"aaaaaa"
