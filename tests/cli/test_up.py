@@ -124,6 +124,7 @@ async def test_two_simulated_nodes_answer_and_leave_nothing_behind(
     shown = capsys.readouterr().out
     assert "fleet ok: 2 of 2 nodes up" in shown
     assert "node-1/0  SIM-24" in shown
+    assert "3.9 GiB" in shown
 
 
 async def test_neuron_that_dies_ends_the_fleet_and_is_named(tmp_path: pathlib.Path) -> None:

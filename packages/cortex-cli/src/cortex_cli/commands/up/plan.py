@@ -27,6 +27,9 @@ CLOSE_S = 10.0
 SIMULATED_DEVICE = {"index": 0, "name": "SIM-24", "vram_total_mb": 24576}
 """What a simulated node has; the size of a common 24 GB card."""
 
+SIMULATED_VRAM_MB = 4000
+"""What a simulated model takes: a sixth of its device, so that memory bars show something."""
+
 SIMULATED_LOAD_S = 0.5
 """Long enough to be seen, short enough not to be waited for."""
 
@@ -96,7 +99,7 @@ def neuron_toml(models: Sequence[str], harness: str, port: int) -> str:
         "drain_timeout_s": DRAIN_S,
         "close_timeout_s": CLOSE_S,
         "harnesses": [{"name": harness}],
-        "default_models": [{"model_id": model, "harness": harness} for model in models],
+        "default_models": [{"model_id": model, **_profile(harness)} for model in models],
     }
     if harness == "simulated":
         table["devices"] = [SIMULATED_DEVICE]
@@ -137,4 +140,11 @@ def cortex_toml(
 
 
 def _catalogue(models: Sequence[str], harness: str) -> dict[str, object]:
-    return {"models": [{"id": model, "harness": harness} for model in models]}
+    return {"models": [{"id": model, **_profile(harness)} for model in models]}
+
+
+def _profile(harness: str) -> dict[str, object]:
+    if harness == "simulated":
+        return {"harness": harness, "vram_mb": SIMULATED_VRAM_MB}
+    # The real engine measures its models, which nobody knows before.
+    return {"harness": harness}
