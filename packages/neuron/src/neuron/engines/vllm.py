@@ -7,7 +7,6 @@ check or load, in a thread, and only inside functions.
 
 import asyncio
 import functools
-import importlib.metadata
 import logging
 import multiprocessing
 import os
@@ -26,9 +25,9 @@ from cortex_core.harness import Engine, ModelSpec, ProgressCallback
 from cortex_core.ids import ModelId
 from neuron.engines import engine_process, processes, vllm_bringup, vllm_failures
 from neuron.engines.vllm_engine import VllmEngine
+from neuron.engines.vllm_environment import prepare_environment, start_fork_server
 from neuron.engines.vllm_stats import render_metrics
 from neuron.engines.vllm_weights import estimate_vram_bytes, find_weights, hub_cache
-from neuron.engines.watchdog import DAEMON_VARIABLE
 from neuron.models import BUILTIN, BuiltinModel
 from neuron.settings import VllmSettings
 
@@ -44,40 +43,6 @@ _THREADS = 16
 """Loads and shutdowns at a time; each holds one thread."""
 
 logger = logging.getLogger(__name__)
-
-
-def prepare_environment(settings: VllmSettings) -> None:
-    """Set the variables that vLLM reads when it is imported; those that are set stay.
-
-    `NEURON_DAEMON_PID` (always) ends engine processes with the daemon. `HF_HUB_CACHE`
-    (always, when `hf_cache` is set) is where weights are looked for and downloaded to.
-    No statistics are sent (`VLLM_NO_USAGE_STATS`, `DO_NOT_TRACK`). Errors are logged, to
-    standard error (`VLLM_LOGGING_LEVEL`, `VLLM_LOGGING_STREAM`). Processes are spawned
-    (`VLLM_WORKER_MULTIPROC_METHOD`): a fork of a process with threads may hang.
-
-    On the CPU build also: one process per engine (`VLLM_ENABLE_V1_MULTIPROCESSING=0`), no
-    compiler at run time (`TORCHDYNAMO_DISABLE`; a missing g++ would end the engine at the
-    first request with log probabilities), threads not bound to cores
-    (`VLLM_CPU_OMP_THREADS_BIND`; several engines would share the first core).
-    """
-    defaults = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    }
-    if _is_cpu_build():
-        defaults |= {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "TORCHDYNAMO_DISABLE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    os.environ[DAEMON_VARIABLE] = str(os.getpid())
-    if settings.hf_cache:
-        os.environ["HF_HUB_CACHE"] = settings.hf_cache
 
 
 class VllmHarness:
@@ -167,6 +132,7 @@ class VllmHarness:
             if self._is_imported:
                 return
             prepare_environment(self._settings)
+            start_fork_server()
             await self._in_thread(vllm_bringup.import_vllm)
             self._is_imported = True
 
@@ -181,14 +147,13 @@ class VllmHarness:
     def _find_weights(self, spec: ModelSpec) -> pathlib.Path | None:
         """Return the model's folder; `None` when vLLM is to download it."""
         builtin = self._builtin.get(spec.model)
-        if builtin is not None:
-            return pathlib.Path(builtin.path)
+        model = str(builtin.path) if builtin is not None else spec.model
         cache = hub_cache(self._settings.hf_cache, os.environ)
         revision = spec.engine.get("revision")
-        folder = find_weights(spec.model, cache, str(revision) if revision else "main")
+        folder = find_weights(model, cache, str(revision) if revision else "main")
         if folder is not None:
             return folder
-        if spec.model.startswith("/"):
+        if model.startswith("/"):
             raise NotFoundError(f"there are no weights under {spec.model!r} on this node")
         if vllm_bringup.is_offline():
             raise NotFoundError(
@@ -297,11 +262,3 @@ class VllmHarness:
 
 def _children() -> set[int]:
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
-
-
-def _is_cpu_build() -> bool:
-    try:
-        importlib.metadata.distribution("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return os.environ.get("VLLM_TARGET_DEVICE") == "cpu"
-    return True

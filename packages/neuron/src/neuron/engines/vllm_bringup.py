@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import time
@@ -15,6 +16,7 @@ from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import Capabilities, EngineAnswer, Limit, ModelInfo, ModelSpec, Route
 from cortex_core.ids import RequestId
 from neuron.engines.vllm_engine import VllmEngine
+from neuron.engines.vllm_environment import own_log_records, use_fork_server
 from neuron.engines.vllm_families import parsers_for
 from neuron.engines.vllm_options import (
     NO_PARSER,
@@ -66,6 +68,10 @@ def import_vllm() -> None:
     import vllm.entrypoints.pooling.scoring.serving
     import vllm.entrypoints.serve.tokenize.serving
     import vllm.v1.engine.async_llm  # noqa: F401
+
+    use_fork_server()
+    # Until its logging is configured with the first load.
+    logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
 def is_offline() -> bool:
@@ -135,8 +141,10 @@ def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: path
             configure_logging=True, pylogging_config_file=str(logging_config)
         ),
     )
+    with own_log_records():
+        config = args.create_engine_config()
     return Parts(
-        config=args.create_engine_config(),
+        config=config,
         serving=msgspec.structs.replace(options.serving, tool_call_parser=tool_parser),
         reasoning_parser=reasoning_parser,
         registry=CollectorRegistry(),
@@ -152,11 +160,12 @@ def start(parts: Parts) -> Any:
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_vllm_config(
-        parts.config,
-        stat_loggers=[_window_logger(parts.window), _prometheus_logger(parts.registry)],
-        disable_log_stats=True,
-    )
+    with own_log_records():
+        return AsyncLLM.from_vllm_config(
+            parts.config,
+            stat_loggers=[_window_logger(parts.window), _prometheus_logger(parts.registry)],
+            disable_log_stats=True,
+        )
 
 
 def make_stack(llm: Any, model: str, parts: Parts, tasks: tuple[str, ...]) -> Stack:

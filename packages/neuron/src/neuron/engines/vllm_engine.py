@@ -159,6 +159,7 @@ class VllmEngine:
     async def _drain(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
+        if self._in_flight == 0:
             return
         logger.warning("%s: %d requests are cut off by unloading", self._model, self._in_flight)
         self._cut = f"{self._model!r} was unloaded before the answer was complete"

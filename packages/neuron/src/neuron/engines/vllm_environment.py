@@ -1,0 +1,99 @@
+"""What must be so in the process before vLLM is imported."""
+
+import contextlib
+import importlib.metadata
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator
+from multiprocessing import forkserver
+
+from neuron.engines.watchdog import DAEMON_VARIABLE
+from neuron.settings import VllmSettings
+
+_PRELOADED = [
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+]
+"""Modules whose import takes most of the time in which a small model is loaded."""
+
+
+def prepare_environment(settings: VllmSettings) -> None:
+    """Set the variables that vLLM reads when it is imported; those that are set stay.
+
+    `NEURON_DAEMON_PID` (always) ends engine processes with the daemon. `HF_HUB_CACHE`
+    (always, when `hf_cache` is set) is where weights are looked for and downloaded to.
+    No statistics are sent (`VLLM_NO_USAGE_STATS`, `DO_NOT_TRACK`). Errors are logged
+    (`VLLM_LOGGING_LEVEL`), to standard error (`VLLM_LOGGING_STREAM`), and logging is left
+    alone until an engine is loaded (`VLLM_CONFIGURE_LOGGING`). Processes are spawned
+    (`VLLM_WORKER_MULTIPROC_METHOD`): a fork of a process with threads may hang.
+
+    On the CPU build also: one process per engine (`VLLM_ENABLE_V1_MULTIPROCESSING=0`), no
+    compiler at run time (`TORCHDYNAMO_DISABLE`; a missing g++ would end the engine at the
+    first request with log probabilities), threads not bound to cores
+    (`VLLM_CPU_OMP_THREADS_BIND`; several engines would share the first core), one core left
+    to the daemon (`OMP_NUM_THREADS`; threads that compete with it wait for each other).
+    """
+    defaults = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_CONFIGURE_LOGGING": "0",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    if is_cpu_build():
+        defaults |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
+        }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ[DAEMON_VARIABLE] = str(os.getpid())
+    if settings.hf_cache:
+        os.environ["HF_HUB_CACHE"] = settings.hf_cache
+
+
+def is_cpu_build() -> bool:
+    """Return whether the installed vLLM is the build for CPUs."""
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return os.environ.get("VLLM_TARGET_DEVICE") == "cpu"
+    return True
+
+
+def start_fork_server() -> None:
+    """Begin to import vLLM in a process that engines on the CPU are then forked from.
+
+    A load takes two seconds instead of eight. The server has the environment of now, one
+    thread alone, and ends with the daemon. Does nothing on GPU builds, whose driver must not
+    be forked.
+    """
+    if is_cpu_build():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def own_log_records() -> Iterator[None]:
+    """Keep vLLM from adding a field of its own to every log record of this process."""
+    factory = logging.getLogRecordFactory()
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+
+
+def use_fork_server() -> None:
+    """Make vLLM, once it is imported, start its engine processes from the fork server."""
+    if is_cpu_build():
+        import vllm.v1.engine.utils
+
+        context = multiprocessing.get_context("forkserver")
+        # There is no setting for it: vLLM takes `fork` or `spawn` only.
+        vllm.v1.engine.utils.get_mp_context = lambda: context
