@@ -13,27 +13,27 @@ class NVMLError(Exception):
     """As in the binding."""
 
 
-class NVMLError_NotSupported(NVMLError):  # noqa: N801 - the binding's name
+class NVMLError_NotSupported(NVMLError):  # noqa: N801, N818 - the binding's name
     """As in the binding."""
 
 
-class NVMLError_NotFound(NVMLError):  # noqa: N801 - the binding's name
+class NVMLError_NotFound(NVMLError):  # noqa: N801, N818 - the binding's name
     """As in the binding."""
 
 
-class NVMLError_LibraryNotFound(NVMLError):  # noqa: N801 - the binding's name
+class NVMLError_LibraryNotFound(NVMLError):  # noqa: N801, N818 - the binding's name
     """As in the binding."""
 
 
-class NVMLError_DriverNotLoaded(NVMLError):  # noqa: N801 - the binding's name
+class NVMLError_DriverNotLoaded(NVMLError):  # noqa: N801, N818 - the binding's name
     """As in the binding."""
 
 
-class NVMLError_LibRmVersionMismatch(NVMLError):  # noqa: N801 - the binding's name
+class NVMLError_LibRmVersionMismatch(NVMLError):  # noqa: N801, N818 - the binding's name
     """As in the binding."""
 
 
-class NVMLError_GpuIsLost(NVMLError):  # noqa: N801 - the binding's name
+class NVMLError_GpuIsLost(NVMLError):  # noqa: N801, N818 - the binding's name
     """As in the binding."""
 
 

@@ -5,9 +5,19 @@ import json
 
 import pytest
 
-from tests.neuron.conftest import PATIENCE_S, Start, events_of
+from cortex_core.sse import SseEvent
+from tests.neuron.conftest import PATIENCE_S, RunningNeuron, Start, events_of
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+async def _streamed_load(neuron: RunningNeuron) -> list[SseEvent]:
+    body = {"model_id": "a", "harness": "simulated"}
+    headers = {"accept": "text/event-stream"}
+    path = neuron.url + "/models/load"
+    async with neuron.session.post(path, json=body, headers=headers) as answer:
+        assert answer.status == 200
+        return [event async for event in events_of(answer)]
 
 
 async def test_twenty_loads_of_one_model_are_one(start: Start) -> None:
@@ -179,16 +189,10 @@ async def test_load_goes_on_when_its_caller_leaves(start: Start) -> None:
 async def test_load_streams_its_progress(start: Start) -> None:
     """Ours: stages with bytes and the time left, then `done`."""
     async with start(simulated={"load_s": 0.2, "vram_mb": {"a": 100}}) as neuron:
-        async with neuron.session.post(
-            neuron.url + "/models/load",
-            json={"model_id": "a", "harness": "simulated"},
-            headers={"accept": "text/event-stream"},
-        ) as answer:
-            events = [event async for event in events_of(answer)]
+        events = await _streamed_load(neuron)
 
     progress = [json.loads(event.data) for event in events if event.event == "progress"]
-    assert answer.status == 200
-    assert [event.event for event in events][-1] == "done"
+    assert events[-1].event == "done"
     assert json.loads(events[-1].data) == {"status": "loaded"}
     weights = [entry for entry in progress if entry["stage"] == "weights"]
     assert [entry["done_bytes"] for entry in weights] == sorted(
@@ -201,12 +205,7 @@ async def test_load_streams_its_progress(start: Start) -> None:
 async def test_load_that_fails_ends_its_stream_with_the_error(start: Start) -> None:
     """Ours: the same error as without a stream."""
     async with start(simulated={"faults": {"a": {"fail_to_load": True}}}) as neuron:
-        async with neuron.session.post(
-            neuron.url + "/models/load",
-            json={"model_id": "a", "harness": "simulated"},
-            headers={"accept": "text/event-stream"},
-        ) as answer:
-            events = [event async for event in events_of(answer)]
+        events = await _streamed_load(neuron)
 
     assert events[-1].event == "error"
     assert json.loads(events[-1].data)["error"]["code"] == "model_load_failed"

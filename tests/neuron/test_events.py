@@ -50,7 +50,7 @@ async def test_first_event_is_everything_and_changes_follow(start: Start) -> Non
     assert first.event == "snapshot"
     assert json.loads(first.data)["discovery"]["devices"][0]["name"] == "SIM"
     assert statuses[0] == "loading"
-    assert [s for s in dict.fromkeys(statuses)] == ["loading", "loaded", "unloading", "unloaded"]
+    assert list(dict.fromkeys(statuses)) == ["loading", "loaded", "unloading", "unloaded"]
 
 
 async def test_listener_goes_on_where_it_was(start: Start) -> None:

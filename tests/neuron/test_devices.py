@@ -1,0 +1,229 @@
+"""Device workers, background readings, memory that comes back, declared and driver's devices."""
+
+import asyncio
+import threading
+
+import pytest
+from hypothesis import given, strategies as st
+
+from cortex_core.device import Device, DeviceReading
+from cortex_core.errors import InsufficientVramError
+from cortex_core.harness import ModelSpec
+from cortex_core.ids import DeviceIndex, ModelId
+from neuron.devices.nvml import NvmlSource
+from neuron.devices.readings import DeviceMonitor
+from neuron.devices.workers import DeviceWorkers
+from neuron.ports import DeviceFacts
+from neuron.supervisor.memory import Memory
+from tests.fakes.clock import FakeClock, settle
+from tests.fakes.nvml import GIB, FakeCard, FakeNvml, NVMLError_LibRmVersionMismatch
+from tests.neuron.conftest import PATIENCE_S, Start
+
+groups = st.lists(
+    st.lists(st.integers(0, 3), max_size=4, unique=True).map(tuple), min_size=1, max_size=12
+)
+
+
+async def _hold_all(wanted: list[tuple[int, ...]]) -> tuple[int, int]:
+    """Hold all groups at once; return how many got through and the worst sharing seen."""
+    held = dict.fromkeys(range(4), 0)
+    worst = through = 0
+
+    async def one(devices: tuple[int, ...]) -> None:
+        nonlocal worst, through
+        async with workers.hold(tuple(DeviceIndex(index) for index in devices)):
+            for index in devices:
+                held[index] += 1
+            worst = max(worst, *held.values())
+            await asyncio.sleep(0)
+            for index in devices:
+                held[index] -= 1
+            through += 1
+
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        workers = DeviceWorkers([DeviceIndex(index) for index in range(4)], tasks)
+        async with asyncio.TaskGroup() as holders:
+            for devices in wanted:
+                holders.create_task(one(devices))
+        workers.close()
+    return through, worst
+
+
+@given(groups)
+def test_groups_of_devices_never_share_and_never_wait_for_each_other(
+    wanted: list[tuple[int, ...]],
+) -> None:
+    """Ours: serial per device, without deadlock over groups."""
+    through, worst = asyncio.run(_hold_all(wanted))
+
+    assert through == len(wanted)
+    assert worst <= 1
+
+
+async def test_holder_that_gives_up_its_turn_holds_nobody_up() -> None:
+    """Ours: a cancelled load leaves no trace in the mailbox."""
+    device = (DeviceIndex(0),)
+    order = []
+
+    async def hold(name: str) -> None:
+        async with workers.hold(device):
+            order.append(name)
+
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        workers = DeviceWorkers(device, tasks)
+        async with workers.hold(device):
+            second = tasks.create_task(hold("second"))
+            third = tasks.create_task(hold("third"))
+            await settle()
+            second.cancel()
+            await settle()
+            assert order == []
+        await third
+        workers.close()
+
+    assert order == ["third"]
+
+
+async def test_workers_are_named_after_their_device() -> None:
+    """Ours: one worker per device, `cuda-dev-N`."""
+    async with asyncio.TaskGroup() as tasks:
+        workers = DeviceWorkers([DeviceIndex(0), DeviceIndex(3)], tasks)
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        workers.close()
+
+    assert {"cuda-dev-0", "cuda-dev-3"} <= names
+
+
+class StuckSource:
+    """A driver that stops to answer."""
+
+    def __init__(self) -> None:
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def discover(self) -> DeviceFacts:
+        return DeviceFacts(devices=(_device(10),))
+
+    def read(self) -> tuple[DeviceReading, ...]:
+        self.may_answer.wait(PATIENCE_S)
+        return (DeviceReading(index=DeviceIndex(0), vram_used_bytes=4, temp_c=50),)
+
+    def close(self) -> None:
+        pass
+
+
+def _device(total: int) -> Device:
+    return Device(index=DeviceIndex(0), name="d", vram_total_bytes=total)
+
+
+async def test_driver_that_stops_to_answer_makes_readings_unknown_and_nobody_wait() -> None:
+    """Ours: `/health` has the last reading at once, and none when it is too old."""
+    clock, source = FakeClock(), StuckSource()
+    monitor = DeviceMonitor(source, clock, 1.0)
+    await monitor.discover()
+    assert monitor.latest()[0].temp_c == 50
+    source.may_answer.clear()
+    async with asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(monitor.run(lambda: None))
+        await clock.advance(5)
+        fresh = monitor.latest()
+        await clock.advance(10)
+        stale = monitor.latest()
+        watch.cancel()
+    source.may_answer.set()
+    monitor.close()
+
+    assert fresh[0].temp_c == 50
+    assert stale == (DeviceReading(index=DeviceIndex(0)),)
+
+
+async def test_health_and_discovery_show_what_the_driver_says(start: Start) -> None:
+    """Ours: a card with gaps is shown with gaps."""
+    cards = [FakeCard("L4", used=6 * GIB, busy=25), FakeCard("GB10", total=None, busy=None)]
+    async with start(source=NvmlSource(FakeNvml(cards)), devices=[]) as neuron:
+        found = await neuron.get("/discovery")
+        health = await neuron.get("/health")
+        text = await (await neuron.session.get(neuron.url + "/metrics")).text()
+
+    assert [device["vram_total_mb"] for device in found["devices"]] == [24 << 10, None]
+    assert (found["driver_version"], found["cuda_version"]) == ("570.124.06", "12.8")
+    assert found["cuda_unavailable_reason"] is None
+    assert health["devices"][0] == {
+        "index": 0,
+        "vram_used_mb": 6 << 10,
+        "vram_free_mb": 18 << 10,
+        "utilization_pct": 25.0,
+        "temp_c": 40.0,
+    }
+    assert health["devices"][1]["vram_used_mb"] is None
+    assert 'neuron_device_utilization_ratio{device="0"} 0.25' in text
+
+
+async def test_node_whose_driver_is_broken_says_so_and_serves(start: Start) -> None:
+    """Ours: lesson 62, detect and report."""
+    nvml = FakeNvml(init_error=NVMLError_LibRmVersionMismatch("mismatch"))
+    async with start(source=NvmlSource(nvml), devices=[]) as neuron:
+        found = await neuron.get("/discovery")
+        await neuron.load("a")
+
+    assert "different versions" in found["cuda_unavailable_reason"]
+    assert found["devices"] == []
+
+
+async def test_unload_ends_when_the_driver_shows_the_memory_free() -> None:
+    """Given: `unloaded` means that the memory is there."""
+    clock = FakeClock()
+    card = FakeCard(used=10 * GIB)
+    monitor = DeviceMonitor(NvmlSource(FakeNvml([card])), clock, 1.0)
+    memory = Memory(await monitor.discover(), monitor, clock, 1.0)
+    spec = ModelSpec(model=ModelId("a"), harness="h", vram_bytes=8 * GIB)
+    await memory.reserve(spec, lambda: None)
+    memory.measure(spec.model, 8 * GIB)
+    closed = asyncio.Event()
+
+    async def close() -> None:
+        async with memory.settled(spec.model):
+            closed.set()
+
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(close())
+        await closed.wait()
+        while not clock.sleepers:
+            await asyncio.sleep(0)
+        assert not task.done()
+        card.used = 2 * GIB
+        await clock.advance(0.2)
+        await task
+    monitor.close()
+
+    assert clock.now() < 1
+
+
+async def test_reservation_waits_no_longer_than_told() -> None:
+    """Ours: memory that is promised and does not come is insufficient memory."""
+    clock = FakeClock()
+    memory = Memory(DeviceFacts(devices=(_device(10),), is_declared=True), None, clock, 30.0)
+    one = ModelSpec(model=ModelId("a"), harness="h", vram_bytes=8)
+    two = ModelSpec(model=ModelId("b"), harness="h", vram_bytes=8)
+    await memory.reserve(one, lambda: None)
+    waits = []
+    with pytest.raises(InsufficientVramError):
+        await memory.reserve(two, lambda: waits.append(1))
+    assert waits == []
+    memory.will_free(one.model)
+
+    async def refused() -> bool:
+        try:
+            await memory.reserve(two, lambda: waits.append(1))
+        except InsufficientVramError:
+            return True
+        return False
+
+    async with asyncio.TaskGroup() as tasks:
+        waiter = tasks.create_task(refused())
+        await clock.advance(29)
+        assert not waiter.done()
+        await clock.advance(2)
+
+    assert waiter.result()
+    assert waits == [1]
