@@ -100,6 +100,7 @@ class FakeNeuron:
         app.router.add_get("/health", self._answer(self.health))
         app.router.add_get("/models", self._answer(lambda: list(self.models.values())))
         app.router.add_post("/models/load", self._load)
+        app.router.add_post("/v1/chat/completions", self._chat)
         if not self.is_given_only:
             app.router.add_get("/events", self._events)
         return app
@@ -133,6 +134,27 @@ class FakeNeuron:
             return web.json_response(answer, status=status)
         self.set_model(model, "loaded", limit={"context": 4096})
         return web.json_response({"status": "loaded"})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        model = (await request.json())["model"]
+        if self.models.get(model, {}).get("status") != "loaded":
+            return web.json_response({"error": {"message": "not loaded"}}, status=503)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "hello"},
+            "finish_reason": "stop",
+        }
+        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+        return web.json_response(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": model,
+                "choices": [choice],
+                "usage": usage,
+            }
+        )
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})

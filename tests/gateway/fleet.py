@@ -11,13 +11,13 @@ from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.replica import ReplicaStatus
 from cortex_core.server.clock import SystemClock
-from cortex_gateway.clients.node import NodePatience
+from cortex_gateway.clients.node import NodePatience, node_clients
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.watcher import WatchPace
 from cortex_gateway.lifespan import control_plane
 from cortex_gateway.metrics import GatewayMetrics
-from cortex_gateway.settings import GatewaySettings, NeuronEntry, Timeouts
+from cortex_gateway.settings import Timeouts
 
 WAIT_S = 5.0
 FAST = WatchPace(poll_s=0.03)
@@ -43,20 +43,17 @@ async def control_of(
     metrics: GatewayMetrics | None = None,
 ) -> AsyncIterator[FleetStore]:
     """Run watchers and reconciler over the given nodes."""
-    settings = GatewaySettings(
-        neurons=tuple(NeuronEntry(name=NodeName(n), endpoint=url) for n, url in endpoints.items())
-    )
+    nodes = {NodeName(name): url for name, url in endpoints.items()}
     catalogue = Catalogue(profiles={entry.id: entry for entry in profiles})
     async with (
         open_session(Timeouts()) as session,
         control_plane(
-            settings,
+            nodes,
             catalogue,
-            session=session,
+            clients=node_clients(nodes, session, patience),
             metrics=metrics or GatewayMetrics(CollectorRegistry()),
             clock=SystemClock(),
             pace=pace,
-            patience=patience,
         ) as store,
     ):
         yield store

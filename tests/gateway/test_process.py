@@ -17,7 +17,7 @@ import msgspec
 import openai
 
 from tests.fakes.neuron import FakeNeuron, running
-from tests.gateway.fleet import MODEL
+from tests.gateway.fleet import MODEL, until_true
 
 WAIT_S = 20.0
 """A process must start within this on a machine that is busy with other tests."""
@@ -129,6 +129,39 @@ async def test_both_sdks_list_the_models(tmp_path: pathlib.Path) -> None:
     assert other.type == "model"
     assert other.display_name == "small"
     assert other.created_at.year >= 2026
+
+
+async def test_cold_model_is_loaded_once_for_all_who_ask(tmp_path: pathlib.Path) -> None:
+    """Ours: held, loaded on demand, answered; through the real process, by an official SDK."""
+    neuron = FakeNeuron()
+    neuron.load_may_end.clear()
+
+    async with (
+        running(neuron),
+        started(write_settings(tmp_path, neuron.url)) as gateway,
+        openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="none", max_retries=0) as client,
+        aiohttp.ClientSession() as session,
+    ):
+        async with asyncio.TaskGroup() as tasks:
+            asked = [
+                tasks.create_task(
+                    client.chat.completions.create(
+                        model=model, messages=[{"role": "user", "content": "hi"}]
+                    )
+                )
+                for model in (MODEL, "small", MODEL, "small", MODEL)
+            ]
+            await until_true(lambda: bool(neuron.loads))
+            neuron.load_may_end.set()
+        async with session.get(gateway.metrics_url) as answer:
+            metrics = await answer.text()
+
+    assert [task.result().choices[0].message.content for task in asked] == ["hello"] * 5
+    assert len(neuron.loads) == 1
+    labels = f'model="{MODEL}",node="beast"'
+    assert f'cortex_requests_total{{{labels},outcome="ok"}} 5.0' in metrics
+    assert f"cortex_load_seconds_count{{{labels}}} 1.0" in metrics
+    assert f"cortex_cold_starts_total{{{labels}}}" in metrics
 
 
 async def test_taken_port_is_one_line_and_status_1(tmp_path: pathlib.Path) -> None:

@@ -7,12 +7,12 @@ import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-import aiohttp
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints
+from cortex_core.ids import NodeName
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
@@ -23,13 +23,14 @@ from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
 from cortex_core.units import bytes_from_mib
 from cortex_gateway.app import build_app
-from cortex_gateway.clients.node import HttpNodeClient, NodePatience
+from cortex_gateway.clients.node import NodePatience, node_clients
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.reconciler import Reconciler
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.watcher import NodeWatcher, WatchPace
 from cortex_gateway.metrics import FleetCollector, GatewayMetrics
+from cortex_gateway.ports import NodeClient
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.settings import EvictionSettings, GatewaySettings
 
@@ -97,13 +98,12 @@ async def open_gateway(
     async with (
         open_session(timeouts) as session,
         control_plane(
-            settings,
+            settings.endpoints,
             catalogue,
-            session=session,
+            clients=node_clients(settings.endpoints, session, NodePatience(load_s=timeouts.load_s)),
             metrics=metrics,
             clock=clock,
             pace=WatchPace(),
-            patience=NodePatience(load_s=timeouts.load_s),
         ) as store,
     ):
         registry.register(FleetCollector(lambda: store.state))
@@ -123,21 +123,16 @@ async def open_gateway(
 
 @asynccontextmanager
 async def control_plane(
-    settings: GatewaySettings,
+    endpoints: Mapping[NodeName, str],
     catalogue: Catalogue,
     *,
-    session: aiohttp.ClientSession,
+    clients: Mapping[NodeName, NodeClient],
     metrics: GatewayMetrics,
     clock: Clock,
     pace: WatchPace,
-    patience: NodePatience,
 ) -> AsyncIterator[FleetStore]:
     """Watch the fleet and load what is wanted for as long as the context is open."""
-    store = FleetStore(from_endpoints(settings.endpoints), catalogue)
-    clients = {
-        name: HttpNodeClient(name=name, endpoint=url, session=session, patience=patience)
-        for name, url in settings.endpoints.items()
-    }
+    store = FleetStore(from_endpoints(endpoints), catalogue)
     reconciler = Reconciler(store=store, clients=clients, metrics=metrics, clock=clock)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(reconciler.run(), name="reconcile")]

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
@@ -84,6 +84,16 @@ class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
     """Within the event stream."""
     load_s: float
     """For the answer to a load."""
+
+
+def node_clients(
+    endpoints: Mapping[NodeName, str], session: aiohttp.ClientSession, patience: NodePatience
+) -> dict[NodeName, "HttpNodeClient"]:
+    """Return a client for each node, in the order of `endpoints`."""
+    return {
+        name: HttpNodeClient(name=name, endpoint=url, session=session, patience=patience)
+        for name, url in endpoints.items()
+    }
 
 
 class HttpNodeClient:
