@@ -18,6 +18,7 @@ from tests.gateway.fleet import (
     MODEL,
     NODE,
     PROFILE,
+    QuickClock,
     control_of,
     has_status,
     is_health,
@@ -119,6 +120,24 @@ async def test_failed_load_cools_down_and_its_reason_is_listed() -> None:
     assert (failure.reason, failure.failures) == ("needs 9 MiB, free are 5", 1)
     assert not state.commands
     assert listed.reason == "the last load on beast failed: needs 9 MiB, free are 5"
+
+
+async def test_load_is_tried_again_when_the_cool_down_ends() -> None:
+    """Ours: who still waits then need not ask again; five seconds, here a twentieth."""
+    neuron = FakeNeuron()
+    neuron.load_error = (500, {"error": "no luck"})
+
+    async with (
+        running(neuron),
+        control_of({NODE: neuron.url}, profiles=[PROFILE], clock=QuickClock(100)) as store,
+    ):
+        with store.demand(MODEL):
+            await until(store, lambda state: REPLICA in state.failures)
+            neuron.load_error = None
+            state = await until(store, has_status(NODE, MODEL, ReplicaStatus.LOADED))
+
+    assert len(neuron.loads) == 2
+    assert not state.failures
 
 
 async def test_load_on_a_node_that_went_down_is_given_up_and_placed_elsewhere() -> None:

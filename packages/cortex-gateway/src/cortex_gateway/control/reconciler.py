@@ -74,11 +74,15 @@ class Reconciler:
             for target, failure in self._store.state.failures.items()
             if target.model in demanded and failure.retry_at > now
         ]
-        try:
-            async with asyncio.timeout(min(pauses, default=None)):
-                await self._store.wanted()
-        except TimeoutError:
-            pass
+        async with asyncio.TaskGroup() as tasks:
+            alarm = tasks.create_task(self._ring(min(pauses))) if pauses else None
+            await self._store.wanted()
+            if alarm is not None:
+                alarm.cancel()
+
+    async def _ring(self, pause_s: float) -> None:
+        await self._clock.sleep(pause_s)
+        self._store.reconsider()
 
     async def _load(self, step: Load) -> None:
         replica = step.replica

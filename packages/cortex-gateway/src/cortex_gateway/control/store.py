@@ -63,8 +63,12 @@ class FleetStore:
         """Models that at least one request waits for."""
         return frozenset(self._waiters)
 
+    def reconsider(self) -> None:
+        """Let the reconciler plan again although nothing has changed but the time."""
+        self._wanted.set()
+
     async def wanted(self) -> None:
-        """Wait until there was a change or new demand since this returned last.
+        """Wait until there was a change, new demand or `reconsider` since this returned last.
 
         For the reconciler alone: a second caller would take the wake-ups of the first.
         """

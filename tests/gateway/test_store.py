@@ -1,0 +1,111 @@
+"""The snapshot's keeper: who is woken by what."""
+
+import asyncio
+
+from hypothesis import given, strategies as st
+
+from cortex_core.catalogue import Catalogue
+from cortex_core.fleet.reducers import from_endpoints, with_miss
+from cortex_core.fleet.state import FleetState
+from cortex_gateway.control.store import FleetStore
+from tests.gateway.fleet import MODEL, NODE
+
+
+def store() -> FleetStore:
+    return FleetStore(from_endpoints({NODE: "http://h"}), Catalogue())
+
+
+def missed(state: FleetState) -> FleetState:
+    return with_miss(state, NODE, "silent")
+
+
+async def test_everybody_who_waits_sees_the_change() -> None:
+    """Ours: also who comes with an older revision, at once."""
+    keeper = store()
+    revision = keeper.state.revision
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(keeper.changed(revision)) for _ in range(3)]
+        await asyncio.sleep(0)
+        keeper.update(missed)
+        late = await keeper.changed(revision)
+
+    assert {task.result().revision for task in waiting} == {late.revision} == {revision + 1}
+
+
+async def test_reducer_that_changes_nothing_wakes_nobody() -> None:
+    """Ours: a request that went well, on a replica that never failed, is no news."""
+    keeper = store()
+
+    keeper.update(lambda state: state)
+    woken = await asyncio.wait_for(_is_woken(keeper), 5)
+
+    assert not woken
+
+
+async def _is_woken(keeper: FleetStore) -> bool:
+    """Whether the reconciler would go on without anything else happening."""
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(keeper.wanted())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        is_done = waiting.done()
+        waiting.cancel()
+    return is_done
+
+
+async def test_changes_and_demand_are_not_lost_while_the_reconciler_is_busy() -> None:
+    """Ours: it is told once, however much has happened."""
+    keeper = store()
+    keeper.update(missed)
+    with keeper.demand(MODEL):
+        async with asyncio.timeout(5):
+            await keeper.wanted()
+
+        assert keeper.demanded() == {MODEL}
+    assert keeper.demanded() == frozenset()
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_demand_lasts_as_long_as_its_last_waiter(steps: list[bool]) -> None:
+    """Ours: counts are exact, in whatever order waiters come and go."""
+    keeper = store()
+    waiters = []
+    for comes in steps:
+        if comes:
+            waiter = keeper.demand(MODEL)
+            waiter.__enter__()
+            waiters.append(waiter)
+        elif waiters:
+            waiters.pop(0).__exit__(None, None, None)
+
+        assert (MODEL in keeper.demanded()) == bool(waiters)
+
+
+async def test_waiter_that_is_cancelled_is_forgotten() -> None:
+    """Ours: a caller that left demands nothing."""
+    keeper = store()
+
+    async def wait() -> None:
+        with keeper.demand(MODEL):
+            await asyncio.Event().wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(wait())
+        await asyncio.sleep(0)
+        assert keeper.demanded() == {MODEL}
+        task.cancel()
+
+    assert keeper.demanded() == frozenset()
+
+
+def test_snapshot_is_replaced_not_changed() -> None:
+    """Ours: whoever holds one keeps what it saw."""
+    keeper = store()
+    before = keeper.state
+    copy = before.revision, dict(before.nodes)
+
+    keeper.update(missed)
+
+    assert keeper.state is not before
+    assert (before.revision, dict(before.nodes)) == copy
