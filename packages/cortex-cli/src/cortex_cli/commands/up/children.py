@@ -19,8 +19,8 @@ TAIL_LINES = 8
 MAX_LINE_BYTES = 16 << 10
 """A longer line is shown in pieces, so that a child without newlines cannot fill the memory."""
 
-STOP_TIMEOUT_S = 20.0
-"""More than a daemon needs to drain and close with the settings that `plan` writes."""
+STOP_TIMEOUT_S = 30.0
+"""What a neuron may need to drain and to close two engines with the settings that `plan` writes."""
 
 LAST_WORDS_S = 2.0
 """How long the log of an ended child is waited for; a stray grandchild could hold it open."""

@@ -42,7 +42,7 @@ def _address(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="A model to serve; may be repeated. Without it, those that ship with neuron.",
 )  # fmt: skip
 @click.option(
-    "--harness", type=click.Choice(sorted(DEFAULT_MODELS)), default="vllm", show_default=True,
+    "--harness", type=click.Choice(tuple(DEFAULT_MODELS)), default="vllm", show_default=True,
     help="What runs the models: the real engine, or a simulation of one.",
 )  # fmt: skip
 @click.option(
