@@ -29,6 +29,7 @@ class Server:
         self.drain = drain
         self.shutdown = shutdown
         self.is_over = asyncio.Event()
+        self.clients: list[Client] = []
 
     async def connect(self, *, receive_buffer: int | None = None) -> "Client":
         sock = socket.socket()
@@ -36,7 +37,8 @@ class Server:
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        return Client(sock)
+        self.clients.append(Client(sock))
+        return self.clients[-1]
 
     async def ask(self, request: bytes) -> "Answer":
         """Send `request` over a connection of its own and read one answer."""
@@ -90,6 +92,8 @@ async def serving(
         try:
             yield server
         finally:
+            for client in server.clients:
+                client.close()
             shutdown.ask()
             async with asyncio.timeout(WAIT_S * 3):
                 await server.is_over.wait()

@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import inspect
 import logging
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +33,9 @@ from cortex_core.server.guard import CONNECTION_KEY
 BACKLOG = 4096
 """Connections that wait to be accepted. With Hypercorn's 100, two thousand callers who come at
 once wait seconds (SYN retries); with this they are all in within 0.1 s."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""`struct linger`: on, and wait for nothing (socket(7))."""
 
 PUBLIC_KEEP_ALIVE_S = 5.0
 NEURON_KEEP_ALIVE_S = 75.0
@@ -92,10 +97,10 @@ def apply_repairs() -> None:
         setattr(repair.owner, repair.name, repair.new)
 
 
-class _Repair:
+class Repair:
     """One method and what takes its place."""
 
-    def __init__(self, owner: type, name: str, digest: str, new: Callable[..., Any]) -> None:
+    def __init__(self, *, owner: type, name: str, digest: str, new: Callable[..., Any]) -> None:
         self.owner = owner
         self.name = name
         self.digest = digest
@@ -118,6 +123,24 @@ def source_digest(function: Callable[..., Any]) -> str:
     return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
 
 
+class _Droppable:
+    """What the guard gets of a connection."""
+
+    __slots__ = ("_writer",)
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    def abort(self) -> None:
+        """Reset the connection; what was not sent is forgotten, by the kernel too."""
+        connection = self._writer.get_extra_info("socket")
+        # A transport's `abort` alone ends with a FIN, as a complete answer would.
+        # A socket that is closed already has no descriptor to set it on.
+        with contextlib.suppress(OSError, ValueError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._writer.transport.abort()
+
+
 async def _run_connection(self: TCPServer) -> None:
     """Serve one connection; replaces `TCPServer.run`.
 
@@ -125,12 +148,12 @@ async def _run_connection(self: TCPServer) -> None:
     timer fires, and the socket stays in CLOSE-WAIT until then. Also hands the transport to the
     guard, which ASGI has no door for.
     """
-    socket = self.writer.get_extra_info("socket")
+    sock = self.writer.get_extra_info("socket")
     try:
-        client = parse_socket_addr(socket.family, socket.getpeername())
-        server = parse_socket_addr(socket.family, socket.getsockname())
+        client = parse_socket_addr(sock.family, sock.getpeername())
+        server = parse_socket_addr(sock.family, sock.getsockname())
         is_tls = self.writer.get_extra_info("ssl_object") is not None
-        state = ConnectionState({**self.state, CONNECTION_KEY: self.writer.transport})
+        state = ConnectionState({**self.state, CONNECTION_KEY: _Droppable(self.writer)})
         async with TaskGroup(self.loop) as task_group:
             self._task_group = task_group
             self.protocol = ProtocolWrapper(
@@ -154,8 +177,10 @@ async def _close_connection(self: TCPServer) -> None:
     up, and then lets a `TimeoutError` out, which is logged as our bug
     (https://github.com/pgjones/hypercorn/issues/202).
     """
-    with contextlib.suppress(NotImplementedError, OSError, RuntimeError):
-        self.writer.write_eof()
+    # Not after an abort: a FIN would overtake the reset.
+    if not self.writer.is_closing():
+        with contextlib.suppress(NotImplementedError, OSError, RuntimeError):
+            self.writer.write_eof()
     timeout_s = getattr(self.config, "flush_timeout_s", TamedConfig.flush_timeout_s)
     try:
         async with asyncio.timeout(timeout_s):
@@ -163,9 +188,9 @@ async def _close_connection(self: TCPServer) -> None:
             await self.writer.wait_closed()
     except (OSError, RuntimeError):
         # A closed connection has nothing left to abort; a stuck one is dropped.
-        self.writer.transport.abort()
+        _Droppable(self.writer).abort()
     except asyncio.CancelledError:
-        self.writer.transport.abort()
+        _Droppable(self.writer).abort()
         raise
     finally:
         await self.idle_task.stop()
@@ -240,9 +265,18 @@ async def _check_no_protocol(self: H11Protocol, event: h11.Request) -> None:
 
 
 _REPAIRS = (
-    _Repair(TCPServer, "run", "9437d01a916d887b", _run_connection),
-    _Repair(TCPServer, "_close", "ea76225e14315206", _close_connection),
-    _Repair(H11Protocol, "handle", "3b56e067447488df", _handle_connection_event),
-    _Repair(H11Protocol, "_handle_events", "bd4a76b2837e8722", _handle_parser_events),
-    _Repair(H11Protocol, "_check_protocol", "f95f6b38f43c62aa", _check_no_protocol),
+    Repair(owner=TCPServer, name="run", digest="9437d01a916d887b", new=_run_connection),
+    Repair(owner=TCPServer, name="_close", digest="ea76225e14315206", new=_close_connection),
+    Repair(
+        owner=H11Protocol, name="handle", digest="3b56e067447488df", new=_handle_connection_event
+    ),
+    Repair(
+        owner=H11Protocol,
+        name="_handle_events",
+        digest="bd4a76b2837e8722",
+        new=_handle_parser_events,
+    ),
+    Repair(
+        owner=H11Protocol, name="_check_protocol", digest="f95f6b38f43c62aa", new=_check_no_protocol
+    ),
 )

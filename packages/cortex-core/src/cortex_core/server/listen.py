@@ -149,6 +149,7 @@ def _adopt(fd: int) -> ListeningSocket:
     except OSError as error:
         raise ListenError(f"inherited descriptor {fd}: {_reason(error)}") from error
     if not listens:
+        sock.close()
         raise ListenError(f"inherited descriptor {fd} is not a listening TCP socket")
     return ListeningSocket(sock)
 

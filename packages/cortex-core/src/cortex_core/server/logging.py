@@ -16,14 +16,13 @@ LogFormat = Literal["text", "json"]
 
 STDERR = 2
 _QUEUE_LINES = 10_000
-# How long the end of the process waits for lines that are not written yet.
 _CLOSE_S = 2.0
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 _SECRET_NAMES = re.compile(r"authorization|api[-_]?key|cookie|password|secret|token$", re.I)
 _SECRETS = re.compile(
     r"(?P<name>(?:proxy-)?authorization|x-api-key|api[-_]key|cookie)"
-    r"(?P<mark>['\"]?\s*[:=,]\s*b?['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",;]+"
+    r"(?P<mark>['\"]?\s*[:=,]\s*(?:b(?=['\"]))?['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",;]+"
     r"|(?P<scheme>\bbearer\s+)[\w.~+/=-]+",
     re.I,
 )
@@ -37,14 +36,18 @@ def logging_to(
     form: LogFormat = "text",
     level: str = "info",
     queue_lines: int = _QUEUE_LINES,
+    close_s: float = _CLOSE_S,
 ) -> Iterator["LineWriter"]:
     """Send every logger's records to `fd`, one line each, until the context ends.
+
+    Begin and end it outside the event loop: both wait for the thread, at the end for up to `close_s`. To log never waits.
 
     Args:
         fd: an open descriptor; stays open.
         form: `text` for people, `json` for programs.
         level: least severe records that are written: debug, info, warning or error.
         queue_lines: how many lines may wait; more are dropped and counted.
+        close_s: how long the end may wait for lines that are not written yet.
     """
     writer = LineWriter(fd, queue_lines)
     handler = _QueueingHandler(writer)
@@ -61,7 +64,7 @@ def logging_to(
     finally:
         root.removeHandler(handler)
         root.setLevel(before)
-        writer.close()
+        writer.close(close_s)
 
 
 class LineWriter:
@@ -88,10 +91,10 @@ class LineWriter:
         else:
             self._lines.put(line)
 
-    def close(self) -> None:
-        """Write what is waiting, for a bounded time."""
+    def close(self, timeout_s: float) -> None:
+        """Write what is waiting, for `timeout_s` at most."""
         self._lines.put(None)
-        self._thread.join(_CLOSE_S)
+        self._thread.join(timeout_s)
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:

@@ -1,0 +1,73 @@
+"""`/metrics` as Prometheus asks for it."""
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from cortex_core.server.metrics import metrics_app, watch_loop_lag
+from tests.server.harness import WAIT_S, get, post, request, serving
+
+
+def counted() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    Counter("things", "Things.", registry=registry).inc(3)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type", "last"),
+    [
+        ("*/*", "text/plain", b"things_created"),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text", b"# EOF\n"),
+    ],
+)
+async def test_format_is_what_the_caller_accepts(
+    accept: str, content_type: str, last: bytes
+) -> None:
+    """Prometheus, "Exposition formats"."""
+    async with serving(metrics_app(counted())) as server:
+        answer = await server.ask(get("/metrics", f"accept: {accept}"))
+
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith(content_type)
+    assert b"things_total 3.0\n" in answer.body
+    assert last in answer.body
+
+
+async def test_head_has_no_body() -> None:
+    """RFC 9110, section 9.3.2."""
+    async with serving(metrics_app(counted())) as server:
+        client = await server.connect()
+        await client.send(request("HEAD", "/metrics", "connection: close"))
+
+        head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 200")
+    assert body == b""
+
+
+async def test_other_paths_and_methods_are_refused() -> None:
+    """Ours: there is nothing else on this port."""
+    async with serving(metrics_app(counted())) as server:
+        assert (await server.ask(get("/"))).status == 404
+        assert (await server.ask(post(b"", "/metrics"))).status == 405
+
+
+async def test_lag_of_the_loop_is_reported() -> None:
+    """Ours: seconds, never negative."""
+    lags: list[float] = []
+    enough = asyncio.Event()
+
+    def report(lag: float) -> None:
+        lags.append(lag)
+        if len(lags) == 3:
+            enough.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(watch_loop_lag(report, period_s=0.001))
+        async with asyncio.timeout(WAIT_S):
+            await enough.wait()
+        watch.cancel()
+
+    assert all(0 <= lag < WAIT_S for lag in lags)
