@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class FakeCard:
 class FakeNvml:
     """Stands in for the module `pynvml`."""
 
-    NVMLError = NVMLError
+    NVMLError: type[Exception] = NVMLError
     NVML_TEMPERATURE_GPU = 0
     NVML_P2P_CAPS_INDEX_NVLINK = 2
     NVML_P2P_STATUS_OK = 0
@@ -78,7 +78,7 @@ class FakeNvml:
         self,
         cards: Sequence[FakeCard] = (),
         *,
-        init_error: NVMLError | None = None,
+        init_error: Exception | None = None,
         has_nvlink: bool = False,
     ) -> None:
         self.cards = list(cards)
@@ -108,40 +108,50 @@ class FakeNvml:
             raise NVMLError_GpuIsLost("GPU is lost")
         return self.cards[index]
 
-    def nvmlDeviceGetName(self, handle: FakeCard) -> str | bytes:  # noqa: N802
-        return handle.name
+    def nvmlDeviceGetName(self, handle: object) -> str | bytes:  # noqa: N802
+        return _card(handle).name
 
-    def nvmlDeviceGetUUID(self, handle: FakeCard) -> str:  # noqa: N802
-        return _known(handle.uuid)
+    def nvmlDeviceGetUUID(self, handle: object) -> str:  # noqa: N802
+        return _known(_card(handle).uuid)
 
-    def nvmlDeviceGetMemoryInfo(self, handle: FakeCard) -> SimpleNamespace:  # noqa: N802
-        total = _known(handle.total)
-        return SimpleNamespace(total=total, used=handle.used, free=total - handle.used)
+    def nvmlDeviceGetMemoryInfo(self, handle: object) -> Any:  # noqa: N802
+        total = _known(_card(handle).total)
+        return SimpleNamespace(
+            total=total, used=_card(handle).used, free=total - _card(handle).used
+        )
 
-    def nvmlDeviceGetCudaComputeCapability(self, handle: FakeCard) -> tuple[int, int]:  # noqa: N802
-        return _known(handle.capability)
+    def nvmlDeviceGetCudaComputeCapability(self, handle: object) -> tuple[int, int]:  # noqa: N802
+        return _known(_card(handle).capability)
 
-    def nvmlDeviceGetUtilizationRates(self, handle: FakeCard) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(gpu=_known(handle.busy))
+    def nvmlDeviceGetUtilizationRates(self, handle: object) -> Any:  # noqa: N802
+        return SimpleNamespace(gpu=_known(_card(handle).busy))
 
-    def nvmlDeviceGetTemperature(self, handle: FakeCard, sensor: int) -> int:  # noqa: N802
-        return _known(handle.temp_c)
+    def nvmlDeviceGetTemperature(self, handle: object, sensor: int) -> int:  # noqa: N802
+        return _known(_card(handle).temp_c)
 
-    def nvmlDeviceGetMigMode(self, handle: FakeCard) -> tuple[int, int]:  # noqa: N802
-        if handle.instances is None:
+    def nvmlDeviceGetNumaNodeId(self, handle: object) -> int:  # noqa: N802
+        return _known(_card(handle).numa_node)
+
+    def nvmlDeviceGetMigMode(self, handle: object) -> tuple[int, int]:  # noqa: N802
+        if _card(handle).instances is None:
             raise NVMLError_NotSupported("Not Supported")
         return (1, 1)
 
-    def nvmlDeviceGetMaxMigDeviceCount(self, handle: FakeCard) -> int:  # noqa: N802
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: object) -> int:  # noqa: N802
         return 7
 
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: FakeCard, index: int) -> FakeCard:  # noqa: N802
-        if index not in (handle.instances or {}):
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: object, index: int) -> FakeCard:  # noqa: N802
+        if index not in (_card(handle).instances or {}):
             raise NVMLError_NotFound("Not Found")
-        return (handle.instances or {})[index]
+        return (_card(handle).instances or {})[index]
 
-    def nvmlDeviceGetP2PStatus(self, one: FakeCard, other: FakeCard, caps: int) -> int:  # noqa: N802
+    def nvmlDeviceGetP2PStatus(self, one: object, other: object, caps: int) -> int:  # noqa: N802
         return self.NVML_P2P_STATUS_OK if self.has_nvlink else 1
+
+
+def _card(handle: object) -> FakeCard:
+    assert isinstance(handle, FakeCard)
+    return handle
 
 
 def _known(value: T | None) -> T:

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import aiohttp
 import pytest
@@ -21,6 +22,9 @@ from neuron.settings import NeuronSettings
 
 PATIENCE_S = 5.0
 
+Json = Any
+"""A JSON document of whatever shape; a test says what it expects of it."""
+
 
 class RunningNeuron:
     """A neuron that answers, and a client for it."""
@@ -30,7 +34,7 @@ class RunningNeuron:
         self.session = session
         self.shutdown = shutdown
 
-    async def get(self, path: str) -> dict[str, object]:
+    async def get(self, path: str) -> Json:
         """Return a JSON answer, which must be a success."""
         async with self.session.get(self.url + path) as answer:
             assert answer.status == 200, await answer.text()
@@ -38,7 +42,7 @@ class RunningNeuron:
 
     async def post(
         self, path: str, body: object, **headers: str
-    ) -> tuple[int, dict[str, object], Mapping[str, str]]:
+    ) -> tuple[int, Json, Mapping[str, str]]:
         """Return status, JSON body and headers of an answer."""
         async with self.session.post(self.url + path, json=body, headers=headers) as answer:
             return answer.status, await answer.json(), answer.headers
@@ -50,12 +54,12 @@ class RunningNeuron:
         )
         assert (status, body) == (200, {"status": "loaded"})
 
-    async def model(self, model: str) -> dict[str, object] | None:
+    async def model(self, model: str) -> Json:
         """Return one model's report."""
         models = await self.get("/models")
         return next((entry for entry in models if entry["id"] == model), None)
 
-    async def until(self, holds: Callable[[dict[str, object]], bool]) -> dict[str, object]:
+    async def until(self, holds: Callable[[Json], bool]) -> Json:
         """Watch the event stream until a health report satisfies `holds`, and return it."""
         async with asyncio.timeout(PATIENCE_S):
             async with contextlib.aclosing(self.events()) as events:
@@ -66,7 +70,7 @@ class RunningNeuron:
                         return health
         raise AssertionError("the event stream ended first")
 
-    async def events(self, last_id: str | None = None) -> AsyncIterator[SseEvent]:
+    async def events(self, last_id: str | None = None) -> AsyncGenerator[SseEvent, None]:
         """Yield the events of `/events`."""
         headers = {"last-event-id": last_id} if last_id is not None else {}
         async with self.session.get(self.url + "/events", headers=headers) as answer:
@@ -86,7 +90,7 @@ async def events_of(answer: aiohttp.ClientResponse) -> AsyncIterator[SseEvent]:
             yield event
 
 
-def settings_of(**table: object) -> NeuronSettings:
+def settings_of(**table: Any) -> NeuronSettings:
     """Return settings of a node with one device of 1000 MiB and quick engines."""
     simulated = {"load_s": 0.01, "decode_tok_per_s": 2000, **table.pop("simulated", {})}
     whole = {
@@ -137,7 +141,9 @@ async def running(
 def start() -> Start:
     """Return a function that runs a neuron with the given settings."""
 
-    def started(source: DeviceSource | None = None, **table: object) -> object:
+    def started(
+        source: DeviceSource | None = None, **table: Any
+    ) -> AbstractAsyncContextManager[RunningNeuron]:
         return running(settings_of(**table), source)
 
     return started

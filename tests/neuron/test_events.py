@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 
 from cortex_core.ids import BootId
 from cortex_core.sse import SseDecoder, SseEvent
@@ -18,8 +19,9 @@ def _feed(clock: FakeClock | None = None) -> EventFeed:
     return EventFeed(BootId("boot"), clock or FakeClock(), 5.0, lambda: SNAPSHOT)
 
 
-async def _next(stream: contextlib.aclosing, count: int) -> list[SseEvent]:
-    decoder, events = SseDecoder(), []
+async def _next(stream: AsyncIterator[bytes], count: int) -> list[SseEvent]:
+    decoder = SseDecoder()
+    events: list[SseEvent] = []
     async with asyncio.timeout(PATIENCE_S):
         while len(events) < count:
             events += decoder.feed(await anext(stream))

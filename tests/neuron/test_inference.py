@@ -7,17 +7,17 @@ import json
 import aiohttp
 import pytest
 
-from tests.neuron.conftest import RunningNeuron, Start, events_of
+from tests.neuron.conftest import Json, RunningNeuron, Start, events_of
 
 CHAT = {"model": "a", "messages": [{"role": "user", "content": "hello"}]}
 PATH = "/v1/chat/completions"
 
 
-def _is_idle(health: dict[str, object]) -> bool:
+def _is_idle(health: Json) -> bool:
     return all(entry["in_flight"] == 0 for entry in health["models"])
 
 
-def _is_busy(health: dict[str, object]) -> bool:
+def _is_busy(health: Json) -> bool:
     return any(entry["in_flight"] > 0 for entry in health["models"])
 
 

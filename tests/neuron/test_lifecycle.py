@@ -73,7 +73,8 @@ nodes = st.lists(st.integers(0, 64), max_size=6).map(
 
 
 def _run(history: list[Event]) -> tuple[ReplicaState | None, list[object]]:
-    state, effects = None, []
+    state = None
+    effects: list[object] = []
     for event in history:
         after = step(state, event)
         state = after.state
@@ -142,7 +143,7 @@ def test_second_load_joins_the_first() -> None:
 def test_load_with_another_option_is_refused_and_names_it() -> None:
     """Ours: a differing spec never silently gets what is loaded."""
     other = msgspec.structs.replace(SPEC, engine={"max_model_len": 5})
-    history = [LoadAsked(spec=SPEC, now=0.0), LoadEnded(info=INFO, now=1.0)]
+    history: list[Event] = [LoadAsked(spec=SPEC, now=0.0), LoadEnded(info=INFO, now=1.0)]
 
     state, effects = _run([*history, LoadAsked(spec=other, now=2.0)])
 
@@ -177,7 +178,7 @@ def test_difference_names_what_differs(change: dict[str, object], words: str | N
 
 def test_dead_engine_is_disposed_of_and_the_model_can_be_loaded_again() -> None:
     """Ours: reliability S9, a dead engine is `failed` and never the end of the model."""
-    history = [
+    history: list[Event] = [
         LoadAsked(spec=SPEC, now=0.0),
         LoadEnded(info=INFO, now=1.0),
         EngineDied(error="out of memory", now=2.0),
@@ -194,7 +195,7 @@ def test_dead_engine_is_disposed_of_and_the_model_can_be_loaded_again() -> None:
 
 def test_unload_drains_before_it_closes() -> None:
     """Ours: the bound goes with the effect."""
-    history = [LoadAsked(spec=SPEC, now=0.0), LoadEnded(info=INFO, now=1.0)]
+    history: list[Event] = [LoadAsked(spec=SPEC, now=0.0), LoadEnded(info=INFO, now=1.0)]
 
     state, effects = _run([*history, UnloadAsked(now=2.0, drain_timeout_s=7.0)])
 
@@ -205,7 +206,7 @@ def test_unload_drains_before_it_closes() -> None:
 
 def test_progress_tells_the_time_that_is_left() -> None:
     """Ours: linear in bytes."""
-    placed = [LoadAsked(spec=SPEC, now=0.0)]
+    placed: list[Event] = [LoadAsked(spec=SPEC, now=0.0)]
     progress = LoadProgressed(stage="weights", done_bytes=25, total_bytes=100, now=10.0)
 
     state, _ = _run([*placed, progress])

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
@@ -67,7 +67,7 @@ class EventFeed:
                 listener.events.append(event)
             listener.changed.set()
 
-    async def listen(self, last_id: str | None) -> AsyncIterator[bytes]:
+    async def listen(self, last_id: str | None) -> AsyncGenerator[bytes, None]:
         """Yield events for ever, ready for the wire; ends when the feed is closed.
 
         Args:
