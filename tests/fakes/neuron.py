@@ -30,6 +30,9 @@ class FakeNeuron:
         self.load_may_end = asyncio.Event()
         self.load_may_end.set()
         self.load_error: tuple[int, dict[str, object]] | None = None
+        self.models_may_leave = asyncio.Event()
+        """While it is not set, answers of `/models` are made but not sent."""
+        self.models_may_leave.set()
         self.cuts_loads = False
         """Close the connection instead of answering a load."""
         self.hidden_paths: set[str] = set()
@@ -98,7 +101,7 @@ class FakeNeuron:
         app = web.Application(middlewares=[self._misbehave])
         app.router.add_get("/discovery", self._answer(self.discovery))
         app.router.add_get("/health", self._answer(self.health))
-        app.router.add_get("/models", self._answer(lambda: list(self.models.values())))
+        app.router.add_get("/models", self._models)
         app.router.add_post("/models/load", self._load)
         app.router.add_post("/v1/chat/completions", self._chat)
         if not self.is_given_only:
@@ -119,6 +122,11 @@ class FakeNeuron:
             return web.json_response(value())
 
         return handler
+
+    async def _models(self, _: web.Request) -> web.StreamResponse:
+        answer = web.json_response(list(self.models.values()))
+        await self.models_may_leave.wait()
+        return answer
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -194,6 +202,7 @@ async def running(neuron: FakeNeuron) -> AsyncIterator[FakeNeuron]:
     finally:
         neuron.thaw()
         neuron.load_may_end.set()
+        neuron.models_may_leave.set()
         neuron.end_events()
         await runner.cleanup()
 

@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.errors import InvalidRequestError
-from cortex_core.fleet.reducers import from_endpoints, with_miss
+from cortex_core.fleet.reducers import from_endpoints, with_miss, with_report
 from cortex_core.fleet.views import model_list
 from cortex_core.ids import ModelId, NodeName
+from cortex_core.node import NodeReport
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
 from cortex_core.server.listen import open_listener
@@ -169,15 +170,17 @@ async def test_draining_gateway_is_alive_but_not_ready(catalogue: Catalogue) -> 
     assert alive == 200
 
 
-def test_ready_is_who_has_heard_of_every_node() -> None:
-    """Ours: right after a restart a gateway would answer 503 for models that are there."""
-    node = NodeName("beast")
-    state = from_endpoints({node: "http://h"})
+def test_ready_is_who_has_asked_every_node() -> None:
+    """Ours: right after a restart a gateway would answer 404 for models that are there."""
+    seen, silent = NodeName("seen"), NodeName("silent")
+    state = from_endpoints({seen: "http://h", silent: "http://h"})
 
-    assert unready_reason(state) == "not heard of yet: beast"
-    for _ in range(3):
-        state = with_miss(state, node, "silent")
-    assert unready_reason(state) == "no node can be reached"
+    assert unready_reason(state) == "not heard of yet: seen, silent"
+    state = with_miss(state, silent, "silent")
+    assert unready_reason(state) == "not heard of yet: seen"
+    # One node that stays away must not keep the gateway from serving the others.
+    assert unready_reason(with_report(state, seen, NodeReport(replicas=()), 0.0)) is None
+    assert unready_reason(with_miss(state, seen, "silent")) == "no node can be reached"
 
 
 @pytest.mark.parametrize("query", [{}, {"lifecycle": "active"}])

@@ -104,6 +104,9 @@ def test_refusal_before_any_node_is_a_rejection_and_an_error() -> None:
     value = registry.get_sample_value
     assert value("cortex_rejections_total", {"reason": "model_not_found"}) == 1
     assert value("cortex_request_errors_total", labels) == 1
+    assert value("cortex_request_duration_seconds_count", labels) == 1
+    # It was never dispatched, so it has no time of dispatch.
+    assert value("cortex_queue_seconds_count", labels) is None
     assert value("cortex_requests_total", {**labels, "outcome": "model_not_found"}) == 1
 
 

@@ -180,6 +180,46 @@ async def test_node_that_answers_nonsense_is_missed_not_believed() -> None:
     assert state.nodes[NODE].last_error == "beast answers /models with status 500"
 
 
+async def test_answer_that_is_older_than_an_event_changes_nothing() -> None:
+    """Ours: what was asked later wins over what arrived later, else a stale answer would stay."""
+    neuron = FakeNeuron()
+
+    async with running(neuron), control_of({NODE: neuron.url}, pace=NEVER) as store:
+        await until_true(lambda: neuron.has_subscriber)
+        polls = neuron.requests["/models"]
+        neuron.models_may_leave.clear()
+        store.refresh(NODE)
+        await until_true(lambda: neuron.requests["/models"] == polls + 1)
+        neuron.set_model(MODEL, "loaded")
+        await until(store, has_status(NODE, MODEL, ReplicaStatus.LOADED))
+        neuron.models_may_leave.set()
+        # Refreshes are answered one after the other: when the second asks, the first is through.
+        store.refresh(NODE)
+        neuron.hidden_paths = {"/health"}
+        health = neuron.requests["/health"]
+        await until_true(lambda: neuron.requests["/health"] == health + 1)
+        state = store.state
+
+    assert has_status(NODE, MODEL, ReplicaStatus.LOADED)(state)
+
+
+async def test_sparse_and_strange_reports_are_read() -> None:
+    """Ours: lenient on the wire; what is not understood is unknown, not fatal."""
+    neuron = FakeNeuron(is_given_only=True)
+    neuron.models = {
+        "sparse": {"id": "sparse", "status": "loaded"},
+        "newer": {"id": "newer", "status": "hibernating", "vram_used_mb": 5.0, "extra": {"a": 1}},
+    }
+
+    async with running(neuron), control_of({NODE: neuron.url}) as store:
+        state = await until(store, lambda state: len(state.nodes[NODE].replicas) == 2)
+
+    replicas = state.nodes[NODE].replicas
+    assert replicas[ModelId("sparse")].is_servable
+    assert replicas[ModelId("newer")].status is ReplicaStatus.UNKNOWN
+    assert replicas[ModelId("newer")].vram_used_bytes == 5 << 20
+
+
 async def test_broken_event_stream_falls_back_to_polls() -> None:
     """Ours: `/events` that fails for another reason than absence does not blind the gateway."""
     neuron = FakeNeuron()

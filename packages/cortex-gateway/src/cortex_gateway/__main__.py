@@ -7,6 +7,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from prometheus_client import disable_created_metrics
+
 from cortex_core.catalogue import Catalogue, load_catalogue
 from cortex_core.errors import SettingsError
 from cortex_core.server.clock import SystemClock
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"{NAME}: {error.message}", file=sys.stderr)
         return WRONG_SETTINGS
+    # They double the number of series, and nobody reads them.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library is untyped here
     with logging_to(form=settings.gateway.log_format, level=settings.gateway.log_level):
         gateway = run_gateway(
             settings, catalogue, clock=SystemClock(), environ=os.environ, version=version

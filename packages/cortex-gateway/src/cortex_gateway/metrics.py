@@ -164,7 +164,7 @@ class GatewayMetrics:
         rate = completion_tokens / generation_s if completion_tokens and generation_s > 0 else None
         for histogram, value in (
             (histograms.duration, duration_s),
-            (histograms.queue, queue_s + load_s),
+            (histograms.queue, None if node == UNKNOWN else queue_s + load_s),
             (histograms.first_token, ttft_s),
             (histograms.inter_token, inter_token_s),
             (histograms.rate, rate),

@@ -65,11 +65,15 @@ def routes(store: Store, *, version: str, is_draining: Callable[[], bool]) -> li
 def unready_reason(state: FleetState) -> str | None:
     """Return why requests had better go to another gateway, or `None`.
 
-    Ready is who has heard of every node, or given up on it, and reaches at least one.
+    Ready is who has asked every node once, whether it answered or not, and reaches at least one.
     """
-    unseen = [node.name for node in state.nodes.values() if node.health is NodeHealth.UNSEEN]
-    if unseen:
-        return f"not heard of yet: {', '.join(unseen)}"
+    unasked = [
+        node.name
+        for node in state.nodes.values()
+        if node.health is NodeHealth.UNSEEN and not node.misses
+    ]
+    if unasked:
+        return f"not heard of yet: {', '.join(unasked)}"
     if not any(node.is_reachable for node in state.nodes.values()):
         return "no node can be reached"
     return None
