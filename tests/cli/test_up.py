@@ -131,6 +131,7 @@ async def test_neuron_that_dies_ends_the_fleet_and_is_named(tmp_path: pathlib.Pa
     """Ours: a fleet that is not what was asked for must not go on as if it were."""
     async with started(tmp_path, *SIMULATED, "--nodes", "2") as up:
         await up.url()
+        await up.logged("node-1 | ")
         with Watch(children_of(up.process.pid)) as children:
             os.kill(up.children()["neuron-1.toml"], signal.SIGKILL)
             assert await up.status() == 1, up.log

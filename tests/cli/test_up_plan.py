@@ -115,12 +115,20 @@ LOADING = replica(
 FAILED = Activation(state="ready", failed=(ActivationFailure(model_id="b", error="no weights"),))
 
 
+WELL = fleet(replica("a", "loaded"), replica("b", "loaded"))
+UNSEEN = NodeView(name=NodeName("node-1"), endpoint="e", health="unseen")
+
+
 @pytest.mark.parametrize(
     ("overview", "expected"),
     [
-        (fleet(replica("a", "loaded"), replica("b", "loaded")), Ready()),
+        (WELL, Ready()),
         (FleetOverview(status="degraded"), Coming(text="a waits, b waits")),
         (fleet(replica("a", "loaded")), Coming(text="b waits")),
+        (
+            msgspec.structs.replace(WELL, nodes=(*WELL.nodes, UNSEEN)),
+            Coming(text="node-1 unseen"),
+        ),
         (fleet(replica("a", "loaded"), LOADING), Coming(text="b loading (weights 25%)")),
         (
             fleet(replica("a", "loaded"), replica("b", "failed", error="it broke")),
@@ -133,7 +141,7 @@ FAILED = Activation(state="ready", failed=(ActivationFailure(model_id="b", error
         (fleet(replica("a", "loaded"), replica("b", "loaded"), activation=FAILED), Ready()),
     ],
 )
-def test_fleet_is_ready_when_every_model_would_answer(
+def test_fleet_is_ready_when_every_node_is_up_and_every_model_would_answer(
     overview: FleetOverview, expected: Ready | Coming | Failed
 ) -> None:
     """Contract: ready when a request would be answered."""

@@ -11,7 +11,7 @@ HOPELESS = frozenset({"failed", "poisoned"})
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
-    """Every model would answer."""
+    """Every node is up and every model would answer."""
 
 
 class Coming(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +44,8 @@ def standing(overview: FleetOverview, models: Sequence[str]) -> Ready | Coming |
         if reason is not None:
             return Failed(reason=reason)
         missing.append(_how_far(found, model))
+    # A node without models would be ready later than the fleet, which then shows as degraded.
+    missing += [f"{node.name} {node.health}" for node in overview.nodes if node.health != "up"]
     return Coming(text=", ".join(missing)) if missing else Ready()
 
 
