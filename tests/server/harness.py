@@ -40,6 +40,14 @@ class Server:
         self.clients.append(Client(sock))
         return self.clients[-1]
 
+    async def end(self) -> None:
+        """Close all clients and go down."""
+        for client in self.clients:
+            client.close()
+        self.shutdown.ask()
+        async with asyncio.timeout(WAIT_S * 3):
+            await self.is_over.wait()
+
     async def ask(self, request: bytes) -> "Answer":
         """Send `request` over a connection of its own and read one answer."""
         client = await self.connect()
@@ -59,27 +67,23 @@ async def serving(
     drain: Drain | None = None,
     drain_timeout_s: float = 1.0,
     flush_timeout_s: float = 1.0,
-    graceful_s: float = 1.0,
     environ: Mapping[str, str] | None = None,
-    is_protected: bool = True,
 ) -> AsyncIterator[Server]:
     """Serve `app` behind the guard until the block ends, and end in good order."""
     listener = open_listener("127.0.0.1:0")
-    drain = drain or Drain()
-    shutdown = Shutdown()
-    server = Server(listener, drain, shutdown)
+    server = Server(listener, drain or Drain(), Shutdown())
     ready = asyncio.Event()
-    stack = protect(app, drain=drain, limits=limits) if is_protected else app
+    stack = protect(app, drain=server.drain, limits=limits)
 
     async def life() -> None:
         await serve(
             [Listener(app=stack, socket=listener, keep_alive_s=keep_alive_s)],
-            drain=drain,
-            shutdown=shutdown,
+            drain=server.drain,
+            shutdown=server.shutdown,
             environ=environ or {},
             drain_timeout_s=drain_timeout_s,
             hurry_timeout_s=0.1,
-            graceful_s=graceful_s,
+            graceful_s=1.0,
             flush_timeout_s=flush_timeout_s,
             on_ready=ready.set,
         )
@@ -92,11 +96,7 @@ async def serving(
         try:
             yield server
         finally:
-            for client in server.clients:
-                client.close()
-            shutdown.ask()
-            async with asyncio.timeout(WAIT_S * 3):
-                await server.is_over.wait()
+            await server.end()
 
 
 class Answer:

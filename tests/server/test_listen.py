@@ -8,7 +8,6 @@ import pytest
 
 from cortex_core.server.listen import (
     ListenError,
-    ListeningSocket,
     inherited_listeners,
     open_listener,
     parse_address,
@@ -163,13 +162,3 @@ def test_inherited_socket_must_listen() -> None:
 
     with pytest.raises(ListenError, match=f"inherited descriptor {fd} is not a listening"):
         inherited_listeners({"LISTEN_PID": "77", "LISTEN_FDS": "1"}, 77, first_fd=fd)
-
-
-def test_detached_socket_is_not_closed_twice() -> None:
-    """Ours: the server owns it then."""
-    listener = open_listener("127.0.0.1:0")
-    port = listener.port
-
-    with ListeningSocket(socket.socket(fileno=listener.detach())).socket as sock:
-        listener.close()
-        assert sock.getsockname()[1] == port

@@ -1,5 +1,7 @@
 """The repairs fit the server that is installed, or nothing starts."""
 
+import socket
+
 import pytest
 from hypercorn.protocol.h11 import H11Protocol
 
@@ -57,7 +59,8 @@ async def test_answers_do_not_name_the_server() -> None:
 
 def test_only_http_1_is_offered() -> None:
     """Ours: with TLS the caller would choose HTTP/2 otherwise."""
-    config = tamed_config(fd=0, keep_alive_s=5)
+    with socket.socket() as sock:
+        config = tamed_config(sock, keep_alive_s=5)
 
-    assert config.alpn_protocols == ["http/1.1"]
-    assert config.read_timeout is None
+        assert config.alpn_protocols == ["http/1.1"]
+        assert config.create_sockets().insecure_sockets == [sock]

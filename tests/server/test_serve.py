@@ -165,6 +165,21 @@ async def test_app_that_cannot_start_is_not_served(app: ASGIApp) -> None:
         await serve_once([app])
 
 
+async def test_port_is_free_after_a_failed_start() -> None:
+    """Ours: whoever tries again in the same process, as tests do, can have it."""
+    sock = open_listener("127.0.0.1:0")
+    app = Starlette(lifespan=failing_start)
+    with pytest.raises(StartError):
+        await serve(
+            [Listener(app=app, socket=sock, keep_alive_s=1)],
+            drain=Drain(),
+            shutdown=Shutdown(),
+            environ={},
+        )
+
+    open_listener(sock.address).close()
+
+
 async def test_one_app_that_cannot_start_ends_the_others() -> None:
     """Ours: half a daemon is none."""
     with pytest.raises(StartError, match="harness"):

@@ -100,9 +100,7 @@ class Exchange:
         self.is_last = False
         """The connection ends with this answer."""
         self._limits = limits
-        self._scope = scope
-        self._receive = receive
-        self._send = send
+        self._scope, self._receive, self._send = scope, receive, send
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[object] | None = None
@@ -115,8 +113,7 @@ class Exchange:
         self._received = 0
         self._discard_from: int | None = None
         self._failure: RequestError | None = None
-        self._is_gone = False
-        self._is_over = False
+        self._is_gone = self._is_over = False
         self._cancels = 0
         self._sends = 0
         self._sending_since: float | None = None

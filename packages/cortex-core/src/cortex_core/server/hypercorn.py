@@ -19,7 +19,7 @@ from typing import Any
 import h11
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.events import Body, EndBody
@@ -43,10 +43,16 @@ NEURON_KEEP_ALIVE_S = 75.0
 
 
 class TamedConfig(Config):
-    """Hypercorn's settings with one of ours."""
+    """Hypercorn's settings, and the one socket to listen on."""
 
-    flush_timeout_s: float = 30.0
-    """How long what was written may take to reach a caller after the connection's end."""
+    def __init__(self, sock: socket.socket, flush_timeout_s: float) -> None:
+        self.sock = sock
+        self.flush_timeout_s = flush_timeout_s
+        """How long what was written may take to reach a caller after the connection's end."""
+
+    def create_sockets(self) -> Sockets:
+        """Give Hypercorn our socket, which it closes at its end."""
+        return Sockets([], [self.sock], [])
 
 
 class HypercornChangedError(CortexError):
@@ -54,24 +60,26 @@ class HypercornChangedError(CortexError):
 
 
 def tamed_config(
-    *, fd: int, keep_alive_s: float, graceful_s: float = 5.0, flush_timeout_s: float = 30.0
+    sock: socket.socket,
+    *,
+    keep_alive_s: float,
+    graceful_s: float = 5.0,
+    flush_timeout_s: float = 30.0,
 ) -> TamedConfig:
     """Return settings for one listening socket.
 
     Args:
-        fd: the socket's descriptor; Hypercorn closes it.
+        sock: listens already; Hypercorn closes it.
         keep_alive_s: how long a connection may be idle; also how long a caller may take to
             send the head of its first request.
         graceful_s: how long connections may take to end after the drain.
-        flush_timeout_s: see `TamedConfig`.
+        flush_timeout_s: how long what was written may take to reach a caller after the end.
     """
-    config = TamedConfig()
-    config.bind = [f"fd://{fd}"]
+    config = TamedConfig(sock, flush_timeout_s)
     config.backlog = BACKLOG
     config.keep_alive_timeout = keep_alive_s
     config.keep_alive_max_requests = 10**9
     config.graceful_timeout = graceful_s
-    config.flush_timeout_s = flush_timeout_s
     config.ssl_handshake_timeout = 5.0
     config.alpn_protocols = ["http/1.1"]
     config.include_server_header = False
@@ -181,7 +189,7 @@ async def _close_connection(self: TCPServer) -> None:
     if not self.writer.is_closing():
         with contextlib.suppress(NotImplementedError, OSError, RuntimeError):
             self.writer.write_eof()
-    timeout_s = getattr(self.config, "flush_timeout_s", TamedConfig.flush_timeout_s)
+    timeout_s = self.config.flush_timeout_s if isinstance(self.config, TamedConfig) else None
     try:
         async with asyncio.timeout(timeout_s):
             self.writer.close()

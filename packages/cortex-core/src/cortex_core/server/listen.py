@@ -51,12 +51,8 @@ class ListeningSocket:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"http://{_joined(host, self.port)}"
 
-    def detach(self) -> int:
-        """Give up the socket and return its descriptor, which is the caller's to close."""
-        return self.socket.detach()
-
     def close(self) -> None:
-        """Stop listening; nothing happens after `detach`."""
+        """Stop listening; nothing happens the second time."""
         self.socket.close()
 
 
@@ -116,7 +112,7 @@ def inherited_listeners(
 
 @contextlib.contextmanager
 def closing_all(listeners: Sequence[ListeningSocket]) -> Iterator[None]:
-    """Close on the way out what was not handed to a server."""
+    """Close them on the way out, whoever else did before."""
     try:
         yield
     finally:

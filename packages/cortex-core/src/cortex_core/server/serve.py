@@ -100,33 +100,16 @@ async def serve(
     await asyncio.to_thread(apply_repairs)
     lifespans = [Lifespan(listener.app) for listener in listeners]
     over = asyncio.Event()
+    servers = [
+        _serve_one(lifespan, listener, graceful_s, flush_timeout_s, over)
+        for lifespan, listener in zip(lifespans, listeners, strict=True)
+    ]
+    end = _drained(drain, shutdown, drain_timeout_s, hurry_timeout_s, environ, over)
     with closing_all([listener.socket for listener in listeners]):
-        configs = [
-            tamed_config(
-                fd=listener.socket.detach(),
-                keep_alive_s=listener.keep_alive_s,
-                graceful_s=graceful_s,
-                flush_timeout_s=flush_timeout_s,
-            )
-            for listener in listeners
-        ]
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            ready = tasks.create_task(_announce(lifespans, environ, on_ready))
-            end = tasks.create_task(
-                _drained(drain, shutdown, drain_timeout_s, hurry_timeout_s, environ, over)
-            )
-            async with asyncio.TaskGroup() as servers:
-                for lifespan, config in zip(lifespans, configs, strict=True):
-                    # Hypercorn types scopes and messages more closely than Starlette does.
-                    app: Any = lifespan
-                    servers.create_task(
-                        hypercorn_serve(app, config, shutdown_trigger=over.wait, mode="asgi")
-                    )
-            ready.cancel()
-            end.cancel()
-    except* (LifespanFailureError, LifespanTimeoutError) as group:
-        raise StartError(_start_failure(lifespans, group)) from None
+        try:
+            await _serve_all(servers, [_announce(lifespans, environ, on_ready), end])
+        except* (LifespanFailureError, LifespanTimeoutError) as group:
+            raise StartError(_start_failure(lifespans, group)) from None
     for lifespan in lifespans:
         if lifespan.failure is not None:
             raise lifespan.failure
@@ -151,6 +134,38 @@ def run(main: Coroutine[Any, Any, None], name: str) -> int:
         sys.stderr.write(f"{name}: {alone}\n")
         return _MISCONFIGURED if isinstance(alone, SettingsError) else _FAILED
     return 0
+
+
+_Work = Coroutine[Any, Any, None]
+
+
+async def _serve_all(servers: Sequence[_Work], beside: Sequence[_Work]) -> None:
+    """Run until all servers have ended; what runs beside them is stopped then."""
+    async with asyncio.TaskGroup() as tasks:
+        others = [tasks.create_task(work) for work in beside]
+        async with asyncio.TaskGroup() as group:
+            for server in servers:
+                group.create_task(server)
+        for task in others:
+            task.cancel()
+
+
+async def _serve_one(
+    lifespan: Lifespan,
+    listener: Listener,
+    graceful_s: float,
+    flush_timeout_s: float,
+    over: asyncio.Event,
+) -> None:
+    config = tamed_config(
+        listener.socket.socket,
+        keep_alive_s=listener.keep_alive_s,
+        graceful_s=graceful_s,
+        flush_timeout_s=flush_timeout_s,
+    )
+    # Hypercorn types scopes and messages more closely than Starlette does.
+    app: Any = lifespan
+    await hypercorn_serve(app, config, shutdown_trigger=over.wait, mode="asgi")
 
 
 async def _announce(
