@@ -7,11 +7,12 @@ from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.device import Device, DeviceReading
+from cortex_core.fleet.feasibility import infeasible_reason
 from cortex_core.fleet.reducers import with_command
 from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
 from cortex_core.ids import DeviceIndex, ModelId, NodeName
 from cortex_core.node import NodeFacts
-from cortex_core.placement.fit import free_bytes, infeasible_reason
+from cortex_core.placement.fit import free_bytes
 from cortex_core.placement.plan import Hold, Load, is_coming, place, plan
 from cortex_core.units import MIB
 from tests.core.strategies import MODELS, NOW, catalogues, fleets

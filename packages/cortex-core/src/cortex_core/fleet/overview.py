@@ -4,9 +4,9 @@ import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.device import Device, DeviceReading
+from cortex_core.fleet.feasibility import infeasible_reason
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
 from cortex_core.ids import DeviceIndex, ModelId, NodeName
-from cortex_core.placement.fit import infeasible_reason
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 from cortex_core.wire.neuron import Activation
 

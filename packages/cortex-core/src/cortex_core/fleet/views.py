@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import msgspec
 
 from cortex_core.catalogue import Catalogue
+from cortex_core.fleet.feasibility import infeasible_reason
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.harness import Capabilities, Limit
 from cortex_core.ids import ModelId
-from cortex_core.placement.fit import infeasible_reason
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.units import mib_from_bytes
 from cortex_core.wire.openai.models import ModelList, ModelLocation, ModelObject

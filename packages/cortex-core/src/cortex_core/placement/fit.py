@@ -1,14 +1,13 @@
-"""Whether a node could ever hold a model (feasible) and whether it can now (fits)."""
+"""Whether a node can hold a model now, and on which devices."""
 
 from collections.abc import Mapping
 
 import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.device import Device
+from cortex_core.fleet.feasibility import is_able, share_bytes
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.ids import DeviceIndex, ReplicaId
-from cortex_core.units import bytes_from_mib, mib_from_bytes
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,32 +17,6 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """In rank order; empty on a node without devices."""
     free_bytes: int
     """Free memory of these devices together, before the load."""
-
-
-def infeasible_reason(profile: Profile, node: NodeState) -> str | None:
-    """Return why `node` could never hold the model, or `None` when it could.
-
-    A node whose facts are not known yet gives a reason that says so.
-    """
-    if profile.pinned_on and node.name not in profile.pinned_on:
-        return f"the model is pinned on {', '.join(profile.pinned_on)}"
-    facts = node.facts
-    if facts is None:
-        return "nothing is known of the node yet"
-    if profile.harness not in facts.harnesses:
-        known = ", ".join(facts.harnesses) or "none"
-        return f"it has no harness {profile.harness!r} (it has: {known})"
-    if not facts.devices:
-        return _without_devices(profile, facts.cuda_unavailable_reason)
-    able = [device for device in facts.devices if _is_able(device, profile)]
-    if len(able) < profile.min_devices:
-        need = mib_from_bytes(_share_bytes(profile))
-        sizes = ", ".join(str(mib_from_bytes(device.vram_total_bytes)) for device in facts.devices)
-        return (
-            f"it needs {profile.min_devices} device(s) of {need} MiB each;"
-            f" the node's have {sizes} MiB"
-        )
-    return None
 
 
 def find_fit(profile: Profile, node: NodeState, free: Mapping[DeviceIndex, int]) -> Fit | None:
@@ -57,11 +30,11 @@ def find_fit(profile: Profile, node: NodeState, free: Mapping[DeviceIndex, int])
     assert node.facts is not None
     if not node.facts.devices:
         return Fit(devices=(), free_bytes=0)
-    need = _share_bytes(profile)
+    need = share_bytes(profile)
     roomy = [
         device
         for device in node.facts.devices
-        if _is_able(device, profile) and free[device.index] >= need
+        if is_able(device, profile) and free[device.index] >= need
     ]
     if len(roomy) < profile.min_devices:
         return None
@@ -113,23 +86,6 @@ def _claims(state: FleetState, catalogue: Catalogue, node: NodeState) -> dict[De
         for index in devices:
             claimed[index] = claimed.get(index, 0) + (size or 0) // len(devices)
     return claimed
-
-
-def _without_devices(profile: Profile, cuda_reason: str | None) -> str | None:
-    # A host without devices runs models in its own memory, which the catalogue does not size.
-    if profile.min_devices == 1 and not profile.min_device_vram_mb:
-        return None
-    why = f" ({cuda_reason})" if cuda_reason else ""
-    return f"it has no devices{why}"
-
-
-def _is_able(device: Device, profile: Profile) -> bool:
-    need = max(_share_bytes(profile), bytes_from_mib(profile.min_device_vram_mb))
-    return device.vram_total_bytes >= need
-
-
-def _share_bytes(profile: Profile) -> int:
-    return (profile.vram_bytes or 0) // profile.min_devices
 
 
 def cooling_down(state: FleetState, replica: ReplicaId, now: float) -> bool:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.fleet.feasibility import infeasible_reason
 from cortex_core.fleet.reducers import with_command
 from cortex_core.fleet.state import FleetState, LoadCommand, NodeState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
-from cortex_core.placement.fit import Fit, cooling_down, find_fit, free_bytes, infeasible_reason
+from cortex_core.placement.fit import Fit, cooling_down, find_fit, free_bytes
 from cortex_core.replica import ReplicaStatus
 from cortex_core.units import mib_from_bytes
 from cortex_core.wire.neuron import LoadRequest
