@@ -62,6 +62,20 @@ async def test_load_of_a_given_neuron_is_sent_once_although_it_shows_nothing_mea
     assert len(neuron.loads) == 1
 
 
+async def test_load_is_noted_while_its_answer_is_awaited() -> None:
+    """Ours: routing says where it is being loaded, and its memory counts as taken."""
+    neuron = FakeNeuron(is_given_only=True)
+    neuron.load_may_end.clear()
+
+    async with running(neuron), control_of({NODE: neuron.url}, profiles=[PROFILE]) as store:
+        with store.demand(MODEL):
+            await until_true(lambda: bool(neuron.loads))
+            noted = dict(store.state.commands)
+
+    assert noted.keys() == {REPLICA}
+    assert noted[REPLICA].devices == (0,)
+
+
 async def test_load_says_what_the_catalogue_says() -> None:
     """Contract: `/models/load`; what is not set is left out, as an older neuron may refuse it."""
     neuron = FakeNeuron()

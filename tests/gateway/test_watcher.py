@@ -5,6 +5,7 @@ from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.fleet.views import model_list
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.replica import ReplicaStatus
+from cortex_gateway.control.store import FleetStore
 from tests.fakes.neuron import FakeNeuron, black_hole, running
 from tests.gateway.fleet import (
     HASTY,
@@ -167,6 +168,23 @@ async def test_refresh_polls_at_once() -> None:
         await until(store, has_status(NODE, MODEL, ReplicaStatus.LOADED))
 
 
+async def test_refreshes_that_fail_make_a_node_suspect_and_no_more() -> None:
+    """Ours: a burst of failed requests must not take a node down that missed one beat."""
+    neuron = FakeNeuron(is_given_only=True)
+
+    async with (
+        running(neuron),
+        control_of({NODE: neuron.url}, pace=NEVER, patience=HASTY) as store,
+    ):
+        await until(store, lambda state: state.nodes[NODE].facts is not None)
+        neuron.freeze()
+        for _ in range(5):
+            await _refresh(neuron, store)
+        state = store.state
+
+    assert state.nodes[NODE].health is NodeHealth.SUSPECT
+
+
 async def test_node_that_answers_nonsense_is_missed_not_believed() -> None:
     """Ours: an answer that cannot be read is no report, and the watcher lives on."""
     neuron = FakeNeuron()
@@ -229,6 +247,13 @@ async def test_broken_event_stream_falls_back_to_polls() -> None:
         await until(store, is_health(NODE, NodeHealth.UP))
         neuron.set_model(MODEL, "loaded")
         await until(store, has_status(NODE, MODEL, ReplicaStatus.LOADED))
+
+
+async def _refresh(neuron: FakeNeuron, store: FleetStore) -> None:
+    """Ask for a refresh and wait until the neuron is asked, when the one before is through."""
+    asked = neuron.requests["/health"]
+    store.refresh(NODE)
+    await until_true(lambda: neuron.requests["/health"] > asked)
 
 
 def _device_name(state: FleetState) -> str | None:
