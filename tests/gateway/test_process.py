@@ -185,13 +185,13 @@ async def test_settings_that_cannot_be_used_are_one_line_and_status_2(
 ) -> None:
     """Contract: file, TOML path, what was wrong and what would be right."""
     path = tmp_path / "cortex.toml"
-    path.write_text('[[neurons]]\nname = "a"\nendpont = "http://h"\n')
+    path.write_text('[[neurons]]\nname = "a"\nend_point = "http://h"\n')
 
     status, said = await run_to_end("--config", str(path))
 
     assert status == 2
     assert said == (
-        f"cortex-gateway: {path}: neurons[0].endpont: unknown key; did you mean 'endpoint'?\n"
+        f"cortex-gateway: {path}: neurons[0].end_point: unknown key; did you mean 'endpoint'?\n"
     )
 
 

@@ -99,6 +99,7 @@ NODE = '[[neurons]]\nname = "{}"\nendpoint = "{}"\n'
         ("[gateway]\nmetrics_listen = 'h:70000'", "gateway.metrics_listen", "HOST:PORT"),
         ("[gateway]\nmetrics_listen = '0.0.0.0:31313'", "gateway.metrics_listen", "another port"),
         ("[gateway.timeouts]\nidle_s = 0", "gateway.timeouts.idle_s", "> 0"),
+        ("[gateway.timeouts]\nkeep_alive_s = 75", "gateway.timeouts.keep_alive_s", "< 75"),
         ("[gateway]\nlog_format = 'xml'", "gateway.log_format", "xml"),
         ("[eviction]\nstrategy = 'mru'", "eviction.strategy", "mru"),
         ("[[nodes]]\nname = 'a'", "nodes", "known keys: "),

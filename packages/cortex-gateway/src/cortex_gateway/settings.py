@@ -11,6 +11,7 @@ from msgspec import Meta
 from cortex_core.config import Table, load_toml, overlay_environment, to_settings
 from cortex_core.errors import SettingsError
 from cortex_core.ids import NodeName
+from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
 from cortex_core.server.listen import ListenError, parse_address
 
 DEFAULT_PATH = pathlib.Path("/etc/cortex/cortex.toml")
@@ -30,7 +31,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """For the head of a neuron's answer; prefill is slow, and heartbeats keep the caller."""
     idle_s: Seconds = 120.0
     """Between two chunks of a neuron's answer; there is no limit on the whole."""
-    keep_alive_s: Seconds = 30.0
+    keep_alive_s: Annotated[float, Meta(gt=0, lt=NEURON_KEEP_ALIVE_S)] = 30.0
     """How long an idle connection to a neuron is kept; must stay below the neuron's 75."""
     hold_s: Seconds = 600.0
     """How long a request waits for its model to be loaded; callers may ask for less."""
