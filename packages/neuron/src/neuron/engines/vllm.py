@@ -39,6 +39,10 @@ _SPAWN_CHECK_S = 0.02
 _GIVE_UP_S = 30.0
 """Time that a cancelled load gets to notice that its processes are gone."""
 
+_MAX_TEMPORARY_CHARS = 107 - len("/neuron-12345678/e-12345678/") - 36
+"""Longest temporary folder in which vLLM's sockets, named by a UUID, have a path that is short
+enough for a socket (`sun_path`, unix(7))."""
+
 _THREADS = 16
 """Loads and shutdowns at a time; each holds one thread."""
 
@@ -54,7 +58,7 @@ class VllmHarness:
     """
 
     def __init__(
-        self, settings: VllmSettings, *, builtin: Mapping[str, BuiltinModel] = BUILTIN
+        self, settings: VllmSettings, *, builtin: Mapping[ModelId, BuiltinModel] = BUILTIN
     ) -> None:
         self._settings = settings
         self._builtin = builtin
@@ -101,7 +105,7 @@ class VllmHarness:
         await self._import_vllm()
         folder = await self._in_thread(functools.partial(self._find_weights, spec))
         on_progress("weights", None, vllm_bringup.total_bytes(folder))
-        scratch = pathlib.Path(tempfile.mkdtemp(prefix="engine-", dir=self._runtime_folder()))
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix="e-", dir=self._runtime_folder()))
         try:
             llm, parts = await self._start(spec, folder, scratch)
         except BaseException:
@@ -176,7 +180,7 @@ class VllmHarness:
                 scratch, functools.partial(vllm_bringup.start, parts)
             )
             llm = await self._await_start(future, members)
-        except vllm_bringup.LOAD_ERRORS as error:
+        except vllm_bringup.load_errors() as error:
             log = engine_process.read_log(scratch)
             cause = vllm_failures.root_cause(log, str(error) or type(error).__name__)
             logger.warning("%s cannot be loaded: %s", spec.model, cause)
@@ -256,7 +260,9 @@ class VllmHarness:
 
     def _runtime_folder(self) -> pathlib.Path:
         if self._runtime is None:
-            self._runtime = pathlib.Path(tempfile.mkdtemp(prefix="neuron-"))
+            temporary = tempfile.gettempdir()
+            folder = temporary if len(temporary) <= _MAX_TEMPORARY_CHARS else "/tmp"  # noqa: S108
+            self._runtime = pathlib.Path(tempfile.mkdtemp(prefix="neuron-", dir=folder))
         return self._runtime
 
 

@@ -29,7 +29,7 @@ from neuron.engines.vllm_serving import Stack
 from neuron.engines.vllm_stats import LoadWindow
 from neuron.engines.vllm_weights import read_architecture, weights_bytes
 
-LOAD_ERRORS = (
+_LOAD_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -40,7 +40,7 @@ LOAD_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What vLLM and the libraries below it raise when a model cannot be loaded."""
+"""What libraries below vLLM raise when a model cannot be loaded."""
 
 _CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache of an engine on the CPU when nobody says; vLLM would take 92 % of the memory."""
@@ -62,6 +62,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 def import_vllm() -> None:
     """Import what loads and requests need; seconds, and half a gigabyte."""
+    # Until its logging is configured with the first load.
+    logging.getLogger("vllm").setLevel(logging.ERROR)
     import vllm.entrypoints.openai.chat_completion.serving
     import vllm.entrypoints.openai.completion.serving
     import vllm.entrypoints.pooling.embed.serving
@@ -70,8 +72,14 @@ def import_vllm() -> None:
     import vllm.v1.engine.async_llm  # noqa: F401
 
     use_fork_server()
-    # Until its logging is configured with the first load.
-    logging.getLogger("vllm").setLevel(logging.ERROR)
+
+
+def load_errors() -> tuple[type[Exception], ...]:
+    """Return what vLLM and the libraries below it raise when a model cannot be loaded."""
+    import zmq
+    from vllm.exceptions import VLLMError
+
+    return (*_LOAD_ERRORS, VLLMError, zmq.ZMQError)
 
 
 def is_offline() -> bool:

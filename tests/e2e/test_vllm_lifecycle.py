@@ -1,0 +1,208 @@
+"""Loading, unloading, failing and dying of the real engine, in one life of a neuron."""
+
+import json
+import pathlib
+import shutil
+import threading
+
+import httpx
+import pytest
+
+from cortex_core.ids import ModelId
+from neuron.engines import processes
+from neuron.models import BUILTIN
+from tests.e2e.conftest import CHAT
+from tests.e2e.neuron_process import LOAD_S, NeuronProcess, kill, running, wait_for
+
+pytestmark = pytest.mark.timeout(300)
+
+CHAT_PATH = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+ENDLESS = {"model": CHAT, "messages": HELLO, "max_tokens": 3900, "ignore_eos": True}
+
+CYCLES = 10
+"""Loads and unloads in a row that must leave nothing behind."""
+
+GROWTH_BYTES = 48 << 20
+"""What the daemon may grow by in that time: its allocator keeps one to two MiB per load for
+the first dozens of loads. A leaked engine would be a hundred."""
+
+
+def is_answering(daemon: NeuronProcess) -> bool:
+    """Return whether a short chat succeeds."""
+    body = {"model": CHAT, "messages": HELLO, "max_tokens": 2}
+    return daemon.post(CHAT_PATH, body).status_code == 200
+
+
+def left_behind(daemon: NeuronProcess) -> list[pathlib.Path]:
+    """Return files in the daemon's temporary folder, which hold nothing when no engine runs."""
+    mine = daemon.folder.glob("neuron-*/**/*")
+    return [path for path in (*mine, *daemon.folder.glob("vllm*")) if not path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        ({"max_model_length": 5}, 400, "did you mean 'max_model_len'?"),
+        ({"max_model_len": "5"}, 400, "expected int"),
+        ({"tool_call_parser": "hermess"}, 400, "did you mean 'hermes'?"),
+        ({"max_model_len": 10_000_000}, 400, "max_model_len"),
+        ({"kv_cache_memory_bytes": 1}, 503, "memory"),
+    ],
+)
+def test_load_with_a_bad_option_says_why(
+    own_neuron: NeuronProcess, options: dict[str, object], status: int, words: str
+) -> None:
+    """Ours: short, with the cure, whether it is found before the engine starts or by it."""
+    answer = own_neuron.load(CHAT, engine=options)
+
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == status, message
+    assert words in message
+    assert "Traceback" not in message
+    assert len(message) < 1500
+
+
+def test_load_of_a_model_that_is_not_there_is_404(own_neuron: NeuronProcess) -> None:
+    """Ours: told before anything is started."""
+    for model in ("org/nowhere", "/nowhere"):
+        answer = own_neuron.load(model)
+
+        assert answer.status_code == 404
+        assert model in answer.json()["error"]["message"]
+
+
+def test_load_of_an_unknown_architecture_says_so(
+    own_neuron: NeuronProcess, tmp_path: pathlib.Path
+) -> None:
+    """Ours: a 400 that names it."""
+    folder = tmp_path / "strange"
+    shutil.copytree(BUILTIN[ModelId(CHAT)].path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["StrangeForCausalLM"], "model_type": "strange"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    answer = own_neuron.load(str(folder))
+
+    assert answer.status_code == 400, answer.text
+    assert "strange" in answer.json()["error"]["message"].lower()
+
+
+def test_load_of_broken_weights_says_so(own_neuron: NeuronProcess, tmp_path: pathlib.Path) -> None:
+    """Ours: the reason is found in the engine's process, and nothing of it stays."""
+    folder = tmp_path / "broken"
+    shutil.copytree(BUILTIN[ModelId(CHAT)].path, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+    answer = own_neuron.load(str(folder))
+
+    assert answer.status_code == 503, answer.text
+    assert "deserializing header" in answer.json()["error"]["message"]
+    assert own_neuron.engine_processes() == set()
+
+
+def test_unload_during_a_load_ends_its_processes(own_neuron: NeuronProcess) -> None:
+    """Ours: a load is undone when it is not wanted any more."""
+    own_neuron.post("/models/load?wait=false", {"model_id": CHAT, "harness": "vllm"})
+    wait_for(own_neuron.engine_processes, timeout_s=60)
+
+    own_neuron.unload(CHAT)
+
+    wait_for(lambda: not own_neuron.engine_processes(), timeout_s=30)
+    assert own_neuron.status(CHAT) in ("absent", "unloaded")
+
+
+def test_killed_engine_breaks_its_stream_and_nothing_else(own_neuron: NeuronProcess) -> None:
+    """Ours: an error event and no `[DONE]`, then `failed`; the daemon lives, a reload works."""
+    assert own_neuron.load(CHAT).status_code == 200
+    (engine,) = own_neuron.engine_processes()
+
+    with own_neuron.http.stream("POST", CHAT_PATH, json={**ENDLESS, "stream": True}) as answer:
+        pieces = answer.iter_text()
+        text = next(pieces)
+        kill(engine)
+        text += "".join(pieces)
+
+    assert '"error"' in text
+    assert "engine_error" in text
+    assert "[DONE]" not in text
+    wait_for(lambda: own_neuron.status(CHAT) == "failed")
+    assert own_neuron.http.get("/livez").status_code == 200
+    assert own_neuron.load(CHAT).status_code == 200
+    assert is_answering(own_neuron)
+    own_neuron.unload(CHAT)
+
+
+def test_engine_that_dies_idle_is_noticed(own_neuron: NeuronProcess) -> None:
+    """Ours: nobody has to ask it something first."""
+    assert own_neuron.load(CHAT).status_code == 200
+    (engine,) = own_neuron.engine_processes()
+
+    kill(engine)
+
+    wait_for(lambda: own_neuron.status(CHAT) == "failed", timeout_s=2.0)
+    own_neuron.unload(CHAT)
+
+
+def test_unload_cuts_what_does_not_end_in_time(own_neuron: NeuronProcess) -> None:
+    """Ours: a stream that is cut never looks complete."""
+    assert own_neuron.load(CHAT).status_code == 200
+    with own_neuron.http.stream("POST", CHAT_PATH, json={**ENDLESS, "stream": True}) as answer:
+        pieces = answer.iter_text()
+        text = next(pieces)
+        thread = threading.Thread(
+            target=httpx.post,
+            args=(f"{own_neuron.url}/models/unload",),
+            kwargs={"json": {"model_id": CHAT, "drain_timeout_s": 0.2}, "timeout": LOAD_S},
+        )
+        thread.start()
+        text += "".join(pieces)
+        thread.join(LOAD_S)
+
+    assert '"error"' in text
+    assert "[DONE]" not in text
+    assert own_neuron.engine_processes() == set()
+
+
+def test_loading_and_unloading_again_and_again_leaves_nothing(own_neuron: NeuronProcess) -> None:
+    """Ours: no process, thread, descriptor or file more after ten cycles, and little memory."""
+
+    def cycle() -> None:
+        assert own_neuron.load(CHAT).status_code == 200
+        assert is_answering(own_neuron)
+        assert own_neuron.unload(CHAT).status_code == 200
+        assert own_neuron.engine_processes() == set()
+
+    cycle()
+    # The first cycle starts what stays: the fork server, the threads of a pool.
+    cycle()
+    family = len(own_neuron.descendants())
+    threads, descriptors = own_neuron.threads(), own_neuron.descriptors()
+    memory_bytes = own_neuron.rss_bytes()
+
+    for _ in range(CYCLES - 2):
+        cycle()
+
+    assert len(own_neuron.descendants()) == family
+    assert own_neuron.descriptors() <= descriptors + 2
+    # The pool of threads grows to its bound and stays there.
+    assert own_neuron.threads() <= threads + 16
+    assert own_neuron.rss_bytes() - memory_bytes < GROWTH_BYTES
+    assert not own_neuron.series("vllm:num_requests_running")
+    assert left_behind(own_neuron) == []
+
+
+def test_engine_ends_with_a_daemon_that_is_killed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Ours: no orphan holds the memory."""
+    with running(tmp_path_factory.mktemp("k")) as daemon:
+        assert daemon.load(CHAT).status_code == 200
+        members = daemon.descendants()
+        assert members
+
+        kill(daemon.process.pid)
+        daemon.process.wait(5)
+
+        wait_for(lambda: not processes.alive(members), timeout_s=5.0)
