@@ -164,6 +164,28 @@ async def test_cold_model_is_loaded_once_for_all_who_ask(tmp_path: pathlib.Path)
     assert f"cortex_cold_starts_total{{{labels}}}" in metrics
 
 
+async def test_held_stream_is_told_when_the_process_goes_down(tmp_path: pathlib.Path) -> None:
+    """Ours: a drain is bounded, a cut stream never looks complete, and the status is 0."""
+    neuron = FakeNeuron()
+    neuron.load_may_end.clear()
+    body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+
+    async with running(neuron):
+        path = write_settings(tmp_path, neuron.url, "[gateway.timeouts]\ndrain_s = 0.2")
+        async with started(path) as gateway, aiohttp.ClientSession() as session:
+            url = gateway.url + "/v1/chat/completions"
+            async with asyncio.timeout(WAIT_S), session.post(url, json=body) as answer:
+                # The heartbeat: from here on the stream has begun.
+                await answer.content.readline()
+                gateway.handle.send_signal(signal.SIGTERM)
+                rest = (await answer.content.read()).decode()
+                status = await gateway.handle.wait()
+
+    assert '"code":"draining"' in rest
+    assert "[DONE]" not in rest
+    assert status == 0
+
+
 async def test_taken_port_is_one_line_and_status_1(tmp_path: pathlib.Path) -> None:
     """Ours."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
