@@ -35,7 +35,7 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
     inference = [
         StarletteRoute(
             route.value,
-            InferenceEndpoint(route, node.supervisor, parts.metrics),
+            InferenceEndpoint(route, node.supervisor, parts.metrics, parts.clock),
             methods=["POST"],
         )
         for route in Route

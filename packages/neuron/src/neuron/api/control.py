@@ -1,11 +1,11 @@
 """The control paths: what is here, load, unload, where to find a model."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from cortex_core.codec import decode_request, encode_json
@@ -20,6 +20,7 @@ from cortex_core.sse import encode_comment, encode_event
 from cortex_core.units import bytes_from_mib
 from cortex_core.wire.neuron import EndpointAnswer, LoadRequest, StatusAnswer, UnloadRequest
 from neuron.api.body import read_body
+from neuron.api.stream import EVENT_STREAM, EventStream
 from neuron.settings import NeuronSettings
 from neuron.supervisor import reports
 from neuron.supervisor.life import Life
@@ -28,8 +29,6 @@ from neuron.supervisor.waiting import within
 
 _LOAD_DECODER = msgspec.json.Decoder(LoadRequest)
 _UNLOAD_DECODER = msgspec.json.Decoder(UnloadRequest)
-
-_EVENT_STREAM = "text/event-stream"
 
 
 class ControlApi:
@@ -69,11 +68,8 @@ class ControlApi:
         spec = _spec(decode_request(await read_body(request.receive), _LOAD_DECODER))
         is_waited_for = _flag(request, "wait")
         life = await self._node.supervisor.load(spec)
-        if _EVENT_STREAM in request.headers.get("accept", ""):
-            stream = self._progress(life, request_id_of(request.scope))
-            return StreamingResponse(
-                stream, media_type=_EVENT_STREAM, headers={"cache-control": "no-cache"}
-            )
+        if EVENT_STREAM in request.headers.get("accept", ""):
+            return EventStream(self._progress(life, request_id_of(request.scope)))
         if not is_waited_for:
             await life.accepted.wait()
             if not life.loaded.done():
@@ -105,7 +101,7 @@ class ControlApi:
         name = f"[{host}]" if ":" in host else host
         return json_answer(EndpointAnswer(url=f"http://{name}:{port}"))
 
-    async def _progress(self, life: Life, request_id: RequestId) -> AsyncIterator[bytes]:
+    async def _progress(self, life: Life, request_id: RequestId) -> AsyncGenerator[bytes, None]:
         told = None
         while not life.loaded.done():
             progress = reports.progress(life.state.progress)

@@ -1,9 +1,10 @@
 """The event path."""
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
+from neuron.api.stream import EventStream
 from neuron.supervisor.feed import EventFeed
 
 
@@ -23,8 +24,4 @@ class EventsApi:
 
     async def events(self, request: Request) -> Response:
         """Stream events for as long as the caller listens."""
-        return StreamingResponse(
-            self._feed.listen(request.headers.get("last-event-id")),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
+        return EventStream(self._feed.listen(request.headers.get("last-event-id")))

@@ -1,6 +1,7 @@
 """The inference paths: admit, hand the body to the engine, pass its answer on."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,12 +11,15 @@ from cortex_core.dialect import Dialect, error_event
 from cortex_core.errors import DrainingError, InternalError, RequestError
 from cortex_core.harness import Route
 from cortex_core.ids import ModelId
+from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import Cut, exchange_of
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
 from neuron.api.body import read_body
 from neuron.metrics import NeuronMetrics
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.lease import Lease, NotAdmittedError
+
+logger = logging.getLogger(__name__)
 
 NOT_ADMITTED = (b"x-cortex-not-admitted", b"1")
 """Header of an answer to a request that no engine has seen: it may be sent elsewhere."""
@@ -37,9 +41,13 @@ class InferenceEndpoint:
         route: which path.
         supervisor: admits.
         metrics: counts every request, whatever becomes of it.
+        clock: times it.
     """
 
-    def __init__(self, route: Route, supervisor: Supervisor, metrics: NeuronMetrics) -> None:
+    def __init__(
+        self, route: Route, supervisor: Supervisor, metrics: NeuronMetrics, clock: Clock
+    ) -> None:
+        self._clock = clock
         self._route = route
         self._supervisor = supervisor
         self._metrics = metrics
@@ -50,6 +58,7 @@ class InferenceEndpoint:
         model = ModelId(decode_request(body, ENVELOPE_DECODER).model)
         outcome = "cancelled"
         label: str = model
+        begin = self._clock.now()
         try:
             async with self._supervisor.lease(model) as lease:
                 scope[_ADMITTED_KEY] = True
@@ -72,6 +81,16 @@ class InferenceEndpoint:
             raise
         finally:
             self._metrics.requests.labels(label, self._route.value, outcome).inc()
+            logger.info(
+                "request",
+                extra={
+                    "request_id": exchange_of(scope).request_id,
+                    "route": self._route.value,
+                    "model": model[:200],
+                    "outcome": outcome,
+                    "duration_s": round(self._clock.now() - begin, 4),
+                },
+            )
 
     async def _serve(self, lease: Lease, body: bytes, scope: Scope, send: Send) -> None:
         answer = await lease.engine.serve(self._route, body, exchange_of(scope).request_id)

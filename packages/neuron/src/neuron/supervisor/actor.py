@@ -194,8 +194,7 @@ class Supervisor:
             case StartUnload():
                 self._procedures.take_down(life, effect.drain_timeout_s)
             case HastenUnload():
-                if effect.drain_timeout_s <= 0:
-                    life.hastened.set()
+                self._procedures.hasten(life, effect.drain_timeout_s)
             case DisposeEngine():
                 self._leaving[life.model] = life
                 self._procedures.dispose(life, effect.error)

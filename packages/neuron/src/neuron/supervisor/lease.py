@@ -37,7 +37,7 @@ class Lease:
         await self._scope.__aenter__()
         self._is_open = True
         if self._error is not None:
-            self.cut(self._error)
+            self._expire()
         return self
 
     async def __aexit__(
@@ -55,7 +55,11 @@ class Lease:
             raise self._error from None
 
     def cut(self, error: RequestError) -> None:
-        """End the request with `error`, wherever it waits at the moment."""
-        self._error = self._error or error
-        if self._is_open:
-            self._scope.reschedule(asyncio.get_running_loop().time())
+        """End the request with `error`, wherever it waits; the first of several counts."""
+        if self._error is None:
+            self._error = error
+            if self._is_open:
+                self._expire()
+
+    def _expire(self) -> None:
+        self._scope.reschedule(asyncio.get_running_loop().time())

@@ -24,6 +24,8 @@ class Life:
         """The load, then the watch over the engine."""
         self.ending: asyncio.Task[None] | None = None
         """The unload, or the disposal of a dead engine."""
+        self.hasting: list[asyncio.Task[None]] = []
+        """Further unloads that want a shorter drain."""
         self.has_reserved = False
         """Whether its memory is in the budget."""
         self.is_shutting_down = False

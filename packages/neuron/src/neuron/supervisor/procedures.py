@@ -96,13 +96,17 @@ class Procedures:
         self._memory.will_free(life.model)
         life.ending = self._spawn(self._take_down(life, drain_timeout_s), f"unload {life.model}")
 
+    def hasten(self, life: Life, drain_timeout_s: float) -> None:
+        """End the drain of an unload under way after `drain_timeout_s` at the latest."""
+        life.hasting.append(self._spawn(self._hasten(life, drain_timeout_s), "hasten"))
+
     def dispose(self, life: Life, error: str) -> None:
         """Free what a dead engine left."""
         self._memory.will_free(life.model)
         life.ending = self._spawn(self._dispose(life, error), f"dispose {life.model}")
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
-        return self._parts.tasks.create_task(work, name=name)
+        return self._parts.tasks.create_task(_contained(work, name), name=name)
 
     async def _bring_up(self, life: Life, predecessor: Life | None) -> None:
         try:
@@ -179,22 +183,30 @@ class Procedures:
         self._apply(life, EngineDied(error=error, now=self._clock.now()))
 
     async def _take_down(self, life: Life, drain_timeout_s: float) -> None:
-        if drain_timeout_s > 0:
-            await within(self._clock, drain_timeout_s, life.drained())
-        life.cut(NoReplicaError(f"{life.model!r} was unloaded while it answered"))
-        await within(self._clock, _CUT_NOTICE_S, life.idle())
-        await self._close_engine(life)
-        self._memory.release(life.model)
-        self._apply(life, UnloadEnded())
-        life.gone.set()
+        try:
+            if drain_timeout_s > 0:
+                await within(self._clock, drain_timeout_s, life.drained())
+            life.cut(NoReplicaError(f"{life.model!r} was unloaded while it answered"))
+            await within(self._clock, _CUT_NOTICE_S, life.idle())
+            await self._close_engine(life)
+        finally:
+            self._memory.release(life.model)
+            self._apply(life, UnloadEnded())
+            life.gone.set()
         logger.info("model unloaded", extra={"model": life.model})
 
+    async def _hasten(self, life: Life, drain_timeout_s: float) -> None:
+        await within(self._clock, drain_timeout_s, life.gone.wait())
+        life.hastened.set()
+
     async def _dispose(self, life: Life, error: str) -> None:
-        await within(self._clock, _DEATH_NOTICE_S, life.idle())
-        life.cut(EngineError(error))
-        await self._close_engine(life)
-        self._memory.release(life.model)
-        life.gone.set()
+        try:
+            await within(self._clock, _DEATH_NOTICE_S, life.idle())
+            life.cut(EngineError(error))
+            await self._close_engine(life)
+        finally:
+            self._memory.release(life.model)
+            life.gone.set()
 
     async def _close_engine(self, life: Life) -> None:
         """Close the engine, bounded, and wait for its memory."""
@@ -213,6 +225,14 @@ class Procedures:
             except Exception:
                 # An engine that cannot even be closed must not take the daemon with it.
                 logger.exception("engine failed to close", extra={"model": life.model})
+
+
+async def _contained(work: Coroutine[object, object, None], name: str) -> None:
+    """Run a procedure; a bug in it must not take the other models' procedures with it."""
+    try:
+        await work
+    except Exception:
+        logger.exception("procedure failed", extra={"procedure": name})
 
 
 def _placed(spec: ModelSpec, devices: tuple[DeviceIndex, ...]) -> ModelSpec:

@@ -1,0 +1,103 @@
+"""A harness that does as a test says, with every fault that a real one may have."""
+
+import asyncio
+
+from cortex_core.errors import EngineError
+from cortex_core.harness import (
+    Capabilities,
+    EngineAnswer,
+    EngineLoad,
+    Limit,
+    ModelInfo,
+    ModelSpec,
+    ProgressCallback,
+    Route,
+)
+from cortex_core.ids import RequestId
+
+
+class FakeEngine:
+    """Answers nothing until it is told to, dies when it is told to."""
+
+    def __init__(self, spec: ModelSpec, vram_bytes: int | None) -> None:
+        self.spec = spec
+        self.info = ModelInfo(
+            capabilities=Capabilities(chat=True), limit=Limit(), vram_bytes=vram_bytes
+        )
+        self.failure: str | None = None
+        self.may_close = asyncio.Event()
+        self.may_close.set()
+        self.close_error: Exception | None = None
+        self.is_closed = False
+        self._died = asyncio.Event()
+
+    def die(self, reason: str) -> None:
+        """End by itself, without a word to its requests."""
+        self.failure = reason
+        self._died.set()
+
+    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+        """Hang."""
+        if self.failure is not None:
+            raise EngineError(self.failure)
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets this event")
+
+    def load(self) -> EngineLoad:
+        """Return that it is idle."""
+        return EngineLoad()
+
+    async def failed(self) -> str:
+        """Wait for `die`."""
+        await self._died.wait()
+        return self.failure or ""
+
+    async def close(self, timeout_s: float) -> None:
+        """Close, when it may."""
+        if self.close_error is not None:
+            raise self.close_error
+        await self.may_close.wait()
+        self.is_closed = True
+
+
+class FakeHarness:
+    """Loads when it may."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.may_load = asyncio.Event()
+        self.may_load.set()
+        self.load_error: Exception | None = None
+        self.obeys_cancel = True
+        """Whether a cancelled load ends without an engine."""
+        self.measured_bytes: int | None = None
+        self.specs: list[ModelSpec] = []
+        """As they were loaded, in order."""
+        self.engines: list[FakeEngine] = []
+
+    async def check(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec`."""
+        return spec
+
+    async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> FakeEngine:
+        """Load, when it may."""
+        self.specs.append(spec)
+        on_progress("weights", None, None)
+        try:
+            await self.may_load.wait()
+        except asyncio.CancelledError:
+            if self.obeys_cancel:
+                raise
+        if self.load_error is not None:
+            raise self.load_error
+        engine = FakeEngine(spec, self.measured_bytes)
+        self.engines.append(engine)
+        return engine
+
+    def metrics(self) -> bytes:
+        """Return nothing."""
+        return b""
+
+    async def close(self) -> None:
+        """Do nothing."""
