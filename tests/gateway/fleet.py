@@ -23,8 +23,9 @@ WAIT_S = 5.0
 FAST = WatchPace(poll_s=0.03)
 NEVER = WatchPace(poll_s=3600.0)
 """For tests of what happens without a poll."""
-PATIENT = NodePatience(poll_s=1.0, events_s=15.0, load_s=60.0)
-HASTY = NodePatience(poll_s=0.1, events_s=0.3, load_s=60.0)
+PATIENT = NodePatience(poll_s=4.0, events_s=15.0, load_s=60.0)
+HASTY = NodePatience(poll_s=0.3, events_s=0.3, load_s=60.0)
+"""For tests of silence; still long enough for an answer on a busy machine."""
 
 MODEL = ModelId("org/model")
 NODE = NodeName("beast")

@@ -23,14 +23,14 @@ from cortex_gateway.clients.node import MAX_REASON_CHARACTERS, HttpNodeClient, N
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.settings import Timeouts
 from tests.fakes.neuron import FakeNeuron, black_hole, running
-from tests.gateway.fleet import MODEL, NODE
+from tests.gateway.fleet import MODEL, NODE, PATIENT
 
+HASTY = NodePatience(poll_s=0.2, events_s=0.2, load_s=0.2)
 REQUEST = LoadRequest(model_id=MODEL, harness="simulated")
 
 
 @asynccontextmanager
-async def client_of(url: str) -> AsyncIterator[HttpNodeClient]:
-    patience = NodePatience(poll_s=0.2, events_s=0.2, load_s=0.2)
+async def client_of(url: str, patience: NodePatience = PATIENT) -> AsyncIterator[HttpNodeClient]:
     async with asyncio.timeout(5), open_session(Timeouts()) as session:
         yield HttpNodeClient(name=NODE, endpoint=url, session=session, patience=patience)
 
@@ -91,14 +91,14 @@ async def test_load_that_takes_too_long_is_told_as_silence() -> None:
     neuron = FakeNeuron()
     neuron.load_may_end.clear()
 
-    async with running(neuron), client_of(neuron.url) as client:
+    async with running(neuron), client_of(neuron.url, HASTY) as client:
         with pytest.raises(UpstreamTimeoutError, match="beast is silent"):
             await client.load(REQUEST)
 
 
 async def test_black_hole_is_given_up_in_time() -> None:
     """Ours: accepts, never answers."""
-    async with black_hole() as url, client_of(url) as client:
+    async with black_hole() as url, client_of(url, HASTY) as client:
         with pytest.raises(UpstreamTimeoutError):
             await client.report()
         with pytest.raises(UpstreamTimeoutError):

@@ -5,6 +5,7 @@ from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.fleet.views import model_list
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.replica import ReplicaStatus
+from cortex_gateway.clients.node import NodePatience
 from cortex_gateway.control.store import FleetStore
 from tests.fakes.neuron import FakeNeuron, black_hole, running
 from tests.gateway.fleet import (
@@ -18,6 +19,8 @@ from tests.gateway.fleet import (
     until,
     until_true,
 )
+
+SILENT_EVENTS = NodePatience(poll_s=4.0, events_s=0.3, load_s=60.0)
 
 
 async def test_running_models_and_loads_under_way_are_adopted_at_start() -> None:
@@ -149,7 +152,7 @@ async def test_silence_of_the_event_stream_is_a_miss() -> None:
 
     async with (
         running(neuron),
-        control_of({NODE: neuron.url}, pace=NEVER, patience=HASTY) as store,
+        control_of({NODE: neuron.url}, pace=NEVER, patience=SILENT_EVENTS) as store,
     ):
         await until_true(lambda: neuron.has_subscriber)
         state = await until(store, is_health(NODE, NodeHealth.SUSPECT))
@@ -178,7 +181,8 @@ async def test_refreshes_that_fail_make_a_node_suspect_and_no_more() -> None:
     ):
         await until(store, lambda state: state.nodes[NODE].facts is not None)
         neuron.freeze()
-        for _ in range(5):
+        # When the fourth is asked, three have failed.
+        for _ in range(4):
             await _refresh(neuron, store)
         state = store.state
 
