@@ -18,6 +18,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import uvloop
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints, with_report
@@ -37,8 +39,6 @@ from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.settings import Timeouts
-from prometheus_client import CollectorRegistry
-from starlette.applications import Starlette
 
 MODEL = ModelId("org/model")
 TURNS = 4
@@ -139,13 +139,12 @@ class Target:
 def started(role: str, *arguments: str) -> Iterator[Target]:
     """Start one of the server processes; it is gone when the context ends."""
     listener = open_listener("127.0.0.1:0")
-    fd, port = listener.detach(), listener.port
-    os.set_inheritable(fd, True)
+    fd = listener.socket.fileno()
     command = [sys.executable, "-m", "benchmarks.relay", "--role", role, str(fd), *arguments]
     process = subprocess.Popen(command, pass_fds=(fd,))
-    os.close(fd)
+    listener.close()
     try:
-        yield Target(process, port)
+        yield Target(process, listener.port)
     finally:
         process.terminate()
         process.wait(10)
@@ -261,7 +260,9 @@ async def measure(direct: Target, gateway: Target) -> None:
     for count, gap_s in ((64, 0.005), (200, 0.02)):
         events = round(1.5 / gap_s)
         one, two, wall_1, wall_2, cpu_s = await in_turns(
-            direct, gateway, lambda port: streams(port, count, events, gap_s)  # noqa: B023 - awaited here
+            direct,
+            gateway,
+            lambda port: streams(port, count, events, gap_s),  # noqa: B023 - awaited here
         )
         total = TURNS * count * (events + 1)
         print(

@@ -146,26 +146,32 @@ async def gateway(
             clock=SystemClock(),
         )
         app = Starlette(routes=routes(proxy), exception_handlers=exception_handlers())
-        socket = open_listener("127.0.0.1:0")
-        listener = Listener(
-            app=protect(app, drain=drain), socket=socket, keep_alive_s=PUBLIC_KEEP_ALIVE_S
+        async with _serving(app, drain) as url:
+            yield Gateway(url, store, proxy, recorder, drain)
+
+
+@asynccontextmanager
+async def _serving(app: Starlette, drain: Drain) -> AsyncIterator[str]:
+    socket = open_listener("127.0.0.1:0")
+    listener = Listener(
+        app=protect(app, drain=drain), socket=socket, keep_alive_s=PUBLIC_KEEP_ALIVE_S
+    )
+    url, shutdown = socket.url, Shutdown()
+    async with asyncio.TaskGroup() as tasks:
+        serving = serve(
+            [listener],
+            drain=drain,
+            shutdown=shutdown,
+            environ={},
+            drain_timeout_s=0.1,
+            graceful_s=0.1,
+            flush_timeout_s=0.1,
         )
-        url, shutdown = socket.url, Shutdown()
-        async with asyncio.TaskGroup() as tasks:
-            serving = serve(
-                [listener],
-                drain=drain,
-                shutdown=shutdown,
-                environ={},
-                drain_timeout_s=0.1,
-                graceful_s=0.1,
-                flush_timeout_s=0.1,
-            )
-            tasks.create_task(serving)
-            try:
-                yield Gateway(url, store, proxy, recorder, drain)
-            finally:
-                shutdown.ask()
+        tasks.create_task(serving)
+        try:
+            yield url
+        finally:
+            shutdown.ask()
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

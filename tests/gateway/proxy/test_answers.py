@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from cortex_core.ids import ModelId
+from cortex_gateway.proxy.relay import LINGER_S
 from cortex_gateway.settings import Timeouts
 from tests.fakes.gateway import MODEL, ask, calling, gateway, request
 from tests.fakes.upstream import DONE, ScriptedNode, Wire, answers, nodes, streams, words
@@ -315,3 +316,36 @@ async def test_silence_of_a_node_is_told_as_a_timeout() -> None:
 
     assert (answer.status, answer.json["error"]["code"]) == (504, "timeout")
     assert len(a.wires) + len(b.wires) == 1
+
+
+async def test_other_methods_are_refused_by_name() -> None:
+    """Contract: 405 `method_not_supported` with `Allow`."""
+    async with (
+        nodes(node := ScriptedNode(answers(200, ANSWER))),
+        gateway({"a": node.url}) as g,
+        aiohttp.ClientSession() as session,
+        session.get(g.url + "/v1/chat/completions") as answer,
+    ):
+        error = (await answer.json())["error"]
+
+    assert (answer.status, error["code"]) == (405, "method_not_supported")
+    assert answer.headers["allow"] == "POST"
+
+
+async def test_stream_that_its_node_does_not_end_is_over_for_the_caller() -> None:
+    """Ours: the terminator is the end; the connection that lingers is dropped."""
+
+    async def script(wire: Wire) -> None:
+        await wire.begin_stream()
+        await wire.event(words(1)[0])
+        await wire.chunk(DONE)
+        await wire.closed.wait()
+
+    async with nodes(node := ScriptedNode(script)), gateway({"a": node.url}) as g:
+        answer = await ask(g.url, {"stream": True})
+        await asyncio.wait_for(node.wires[0].closed.wait(), 5)
+        figures = await g.recorder.request()
+
+    assert answer.body.endswith(DONE)
+    assert figures["outcome"] == "ok"
+    assert figures["duration_s"] < LINGER_S

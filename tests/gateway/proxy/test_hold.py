@@ -247,24 +247,26 @@ async def test_refused_request_waits_for_the_nodes_next_report() -> None:
 
     assert answer.status == 200
     assert len(node.wires) == 2
+    assert "x-cortex-cold-start" not in answer.headers
 
 
 async def test_refused_request_is_held_for_the_reload() -> None:
     """Ours: what was loaded and is not any more is waited for like any cold model."""
     async with (
-        nodes(node := ScriptedNode(refuses, OK)),
-        gateway({"a": node.url}) as g,
-        asyncio.TaskGroup() as tasks,
+        nodes(node := ScriptedNode(refuses, streams(words(1)))),
+        gateway({"a": node.url}, timeouts=QUICK) as g,
+        calling(g.url, {"stream": True}) as caller,
     ):
-        asked = tasks.create_task(ask(g.url))
         await g.refresh_asked("a")
         g.report("a", replica("a", LOADING))
-        await demanded(g)
+        await caller.read_until(b"it is loading on a")
         g.report("a", replica("a"))
-        answer = await asked
+        rest = await caller.read_until(DONE)
+        figures = await g.recorder.request()
 
-    assert answer.status == 200
-    assert answer.headers["x-cortex-cold-start"] == "true"
+    assert b"error" not in rest
+    assert figures["outcome"] == "ok"
+    assert figures["is_cold_start"]
 
 
 async def test_reports_that_contradict_refusals_are_believed_only_so_often() -> None:

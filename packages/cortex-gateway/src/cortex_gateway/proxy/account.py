@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from cortex_core.errors import RequestError
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.server.clock import Clock
-from cortex_gateway.metrics import CLIENT_GONE, UNKNOWN
+from cortex_gateway.metrics import CLIENT_GONE, OK, UNKNOWN
 from cortex_gateway.ports import RequestMetrics
-from cortex_gateway.proxy.watch import Findings
+from cortex_gateway.proxy.watch import Findings, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class Account:
         self._started_at = clock.now()
         self._dispatched_at: float | None = None
         self._first_token_at: float | None = None
+        self._ended_at: float | None = None
+        self._error_status = 0
 
     @property
     def awaits_token(self) -> bool:
@@ -69,7 +71,6 @@ class Account:
     @contextmanager
     def loading(self) -> Iterator[None]:
         """Count the time in the context as a wait for a load."""
-        self.is_cold_start = True
         since = self._clock.now()
         try:
             yield
@@ -80,9 +81,15 @@ class Account:
         """Note that the first content is here."""
         self._first_token_at = self._clock.now()
 
+    def succeed(self) -> None:
+        """Note that the answer is complete, but for its last byte on the way to the caller."""
+        self.outcome = OK
+        self._ended_at = self._clock.now()
+
     def fail(self, error: RequestError) -> None:
         """Note that the request ends in `error`."""
         self.outcome = error.code or error.openai_type
+        self._error_status = error.status
 
     def answer_headers(self) -> list[tuple[str, str]]:
         """Return the headers that say who answered, and after what waits."""
@@ -102,13 +109,16 @@ class Account:
         """Write the line and count; called once, at the very end.
 
         Args:
-            status: what the caller got; 0 when it got nothing.
+            status: what the caller got; 0 when somebody else answers, or nobody can.
         """
-        duration_s = self._clock.now() - self._started_at
-        usage = self.findings.usage
-        prompt = usage.prompt_tokens if usage else None
-        completion = usage.completion_tokens if usage else None
-        details = usage.prompt_tokens_details if usage else None
+        ended_at = self._clock.now() if self._ended_at is None else self._ended_at
+        duration_s = ended_at - self._started_at
+        self._count(duration_s)
+        self._tell(duration_s, status or self._error_status)
+
+    def _count(self, duration_s: float) -> None:
+        usage = self.findings.usage or Usage()
+        details = usage.prompt_tokens_details
         self._metrics.ended(
             model=self._model or UNKNOWN,
             node=self._node or UNKNOWN,
@@ -119,11 +129,14 @@ class Account:
             queue_s=self._queue_s(),
             load_s=self.load_s,
             ttft_s=self._ttft_s(),
-            inter_token_s=self._inter_token_s(duration_s, completion),
-            prompt_tokens=prompt,
+            inter_token_s=self._inter_token_s(duration_s, usage.completion_tokens),
+            prompt_tokens=usage.prompt_tokens,
             cached_prompt_tokens=details.cached_tokens if details else None,
-            completion_tokens=completion,
+            completion_tokens=usage.completion_tokens,
         )
+
+    def _tell(self, duration_s: float, status: int) -> None:
+        usage = self.findings.usage or Usage()
         fields = {
             "request_id": self._request_id,
             "path": self._path,
@@ -137,8 +150,8 @@ class Account:
             "load_ms": round(self.load_s * 1000),
             "ttft_ms": _ms(self._ttft_s()),
             "total_ms": round(duration_s * 1000),
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
             "finish": self.findings.finish,
         }
         logger.info("request ended", extra=fields)

@@ -15,7 +15,7 @@ from cortex_gateway.proxy.call import read_call
 from cortex_gateway.proxy.inflight import InFlight
 from cortex_gateway.proxy.reply import Reply
 from cortex_gateway.proxy.rewrite import with_model
-from cortex_gateway.proxy.search import Search
+from cortex_gateway.proxy.search import Search, Waits
 from cortex_gateway.proxy.walk import Doors, Walk
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Proxy:
         clock: Clock,
     ) -> None:
         self.in_flight = InFlight()
+        self._waits = Waits()
         self._doors = Doors(
             store=store,
             upstream=upstream,
@@ -91,5 +92,5 @@ class Proxy:
         resolved = resolve(doors.store.state, doors.store.catalogue, call.model)
         account.begin(resolved.model)
         body = with_model(call.body, resolved.model) if resolved.is_alias else call.body
-        search = Search(resolved.model, cold_ok=call.cold_ok)
+        search = Search(resolved.model, cold_ok=call.cold_ok, waits=self._waits)
         await Walk(doors, call, search, body, reply, account).run()

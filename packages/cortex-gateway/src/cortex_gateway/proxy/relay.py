@@ -9,7 +9,6 @@ import msgspec
 from cortex_core.headers import response_headers
 from cortex_core.routing.retry import Failure
 from cortex_core.sse import encode_event
-from cortex_gateway.metrics import OK
 from cortex_gateway.ports import UpstreamAnswer, UpstreamFailure
 from cortex_gateway.proxy.account import FAILED_AT_NODE, REFUSED_BY_NODE, Account
 from cortex_gateway.proxy.hold import Pulse
@@ -85,7 +84,7 @@ class Relay:
         except StopAsyncIteration:
             await self._ended(watch)
         else:
-            account.outcome = OK
+            account.succeed()
             await reply.end()
             await _linger(chunks)
         finally:
@@ -96,7 +95,7 @@ class Relay:
         """Finish a stream whose node has ended it without a terminator so far."""
         rest = watch.end()
         if watch.is_done:
-            self._account.outcome = OK
+            self._account.succeed()
             await self._reply.end(rest)
         elif watch.findings().has_error:
             # The node's own words are with the caller already.
@@ -116,7 +115,8 @@ class Relay:
             if not _is_delimited(headers) and not _is_json(body):
                 # Such a body ends where its connection does, and a cut looks the same.
                 raise UpstreamFailure(Failure.CUT_MID_ANSWER, "the answer is no whole JSON")
-            self._account.outcome, self._account.findings = OK, findings_of(body)
+            self._account.findings = findings_of(body)
+            self._account.succeed()
             await self._reply.whole(answer.status, self._headers(answer), body)
             return
         length = headers.get("content-length")
@@ -125,7 +125,7 @@ class Relay:
         await self._reply.write(body)
         async for chunk in chunks:
             await self._reply.write(chunk)
-        self._account.outcome = OK
+        self._account.succeed()
         await self._reply.end()
 
     async def _refusal(self, answer: UpstreamAnswer, kind: str, is_encoded: bool) -> None:

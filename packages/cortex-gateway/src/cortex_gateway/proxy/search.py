@@ -5,7 +5,7 @@ from cortex_core.errors import RequestError, UpstreamCutError, UpstreamError, Up
 from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.routing.retry import Failure
-from cortex_core.routing.route import Decision, Refuse, RouteHints, Wait, route
+from cortex_core.routing.route import Decision, Refuse, RouteHints, Serve, Wait, route
 from cortex_gateway.ports import UpstreamFailure
 from cortex_gateway.proxy.inflight import InFlight
 
@@ -14,13 +14,47 @@ REPORT_S = 2.0
 milliseconds, and a node that cannot be reached fails within the time for a connection."""
 
 
-class Search:
-    """State of the search of one request. The decisions themselves are `route`'s."""
+WAIT_HOLDS_S = 1.0
+"""How long a wait that was decided holds for one snapshot; time alone may change it too, when
+a cool-down ends."""
 
-    def __init__(self, model: ModelId, *, cold_ok: bool) -> None:
+
+class Waits:
+    """Waits that were decided, by model, so that a thousand held requests ask once a snapshot."""
+
+    def __init__(self) -> None:
+        self._revision = -1
+        self._until = 0.0
+        self._waits: dict[ModelId, Wait] = {}
+
+    def known(self, revision: int, model: ModelId, now: float) -> Wait | None:
+        """Return the wait for `model`, if it was decided for this snapshot just now."""
+        if revision != self._revision or now >= self._until:
+            self._waits.clear()
+            self._revision, self._until = revision, now + WAIT_HOLDS_S
+        return self._waits.get(model)
+
+    def note(self, wait: Wait) -> None:
+        """Keep a wait that was decided right after `known` had none."""
+        self._waits[wait.model] = wait
+
+
+class Search:
+    """State of the search of one request. The decisions themselves are `route`'s.
+
+    Args:
+        model: what is searched for.
+        cold_ok: False refuses instead of waiting for a load.
+        waits: shared by all requests.
+    """
+
+    def __init__(self, model: ModelId, *, cold_ok: bool, waits: Waits) -> None:
         self.model = model
+        self._waits = waits
         self.attempts = 0
         """Attempts that were made and failed."""
+        self.is_cold = False
+        """Whether a load had to be waited for."""
         self._cold_ok = cold_ok
         self._tried: frozenset[ReplicaId] = frozenset()
         self._error: RequestError | None = None
@@ -30,6 +64,11 @@ class Search:
         self, state: FleetState, catalogue: Catalogue, in_flight: InFlight, now: float
     ) -> Decision:
         """Return what to do now: a refusal after a failed attempt carries that one's error."""
+        is_plain = self._cold_ok and not self._tried and not self._doubted
+        known = self._waits.known(state.revision, self.model, now) if is_plain else None
+        if known is not None:
+            self.is_cold = True
+            return known
         decision = route(
             state,
             catalogue,
@@ -38,11 +77,16 @@ class Search:
             in_flight=in_flight.replicas,
             now=now,
         )
-        if not isinstance(decision, Refuse):
+        if isinstance(decision, Serve):
             return decision
         if self._awaits_report(state, now):
             return Wait(model=self.model, reason="the node that had it is asked again")
-        return Refuse(error=self._error or decision.error, candidates=decision.candidates)
+        if isinstance(decision, Refuse):
+            return Refuse(error=self._error or decision.error, candidates=decision.candidates)
+        self.is_cold = True
+        if is_plain:
+            self._waits.note(decision)
+        return decision
 
     def exclude(self, replica: ReplicaId, failure: UpstreamFailure) -> None:
         """Note that an attempt at `replica` failed, so that the next one is made elsewhere."""
@@ -55,7 +99,7 @@ class Search:
         self._doubted[node] = (state.nodes[node].reported_at, now + REPORT_S)
 
     def _awaits_report(self, state: FleetState, now: float) -> bool:
-        """Whether the next report of a doubted node may still turn a refusal."""
+        """Whether the next report of a doubted node may still change everything."""
         return any(
             now < until and node in state.nodes and state.nodes[node].reported_at == before
             for node, (before, until) in self._doubted.items()

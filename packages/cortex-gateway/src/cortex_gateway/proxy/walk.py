@@ -107,6 +107,7 @@ class Walk:
             hold = Hold(doors.store, doors.clock, doors.settings.heartbeat_s)
             with account.loading():
                 decision = await hold.wait(self._search.model, self._decide, deadline, beat)
+        self._account.is_cold_start = self._search.is_cold
         if isinstance(decision, Refuse):
             raise decision.error
         return decision
@@ -137,6 +138,7 @@ class Walk:
         return True
 
     async def _beat(self, text: str) -> None:
+        self._account.is_cold_start = self._search.is_cold
         await self._reply.begin_stream(self._account.answer_headers())
         await self._reply.comment(text)
 
@@ -164,7 +166,12 @@ class Walk:
         doors.store.update(lambda state: with_request_failure(state, replica, now))
         if failure.failure in _UNREACHED:
             doors.store.refresh(replica.node)
-        logger.warning("attempt at %s failed: %s", replica, failure.reason)
+        logger.warning(
+            "attempt at %s failed: %s",
+            replica,
+            failure.reason,
+            extra={"request_id": self._reply.request_id, "failure": failure.failure.value},
+        )
         if not may_retry(
             failure.failure,
             attempts=self._search.attempts,
