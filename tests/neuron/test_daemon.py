@@ -6,7 +6,7 @@ import json
 import pathlib
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import aiohttp
 import pytest
@@ -38,14 +38,16 @@ CHAT = {"model": "a", "messages": [{"role": "user", "content": "x"}], "stream": 
 
 @contextlib.asynccontextmanager
 async def _daemon(
-    tmp_path: pathlib.Path, *arguments: str, text: str = SETTINGS
+    tmp_path: pathlib.Path,
+    *arguments: str,
+    text: str = SETTINGS,
+    program: Sequence[str] = ("-m", "neuron"),
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     config = tmp_path / "neuron.toml"
     config.write_text(text)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "neuron",
+        *program,
         "--config",
         str(config),
         *arguments,
@@ -115,6 +117,22 @@ async def test_request_that_does_not_end_is_cut_at_the_drain_s_end(tmp_path: pat
 
     assert (answer.status, body["error"]["code"]) == (503, "draining")
     assert status == 0
+
+
+async def test_thread_that_is_stuck_does_not_keep_the_process(tmp_path: pathlib.Path) -> None:
+    """Ours: a look-up in the hub that waits for the network ends with the daemon."""
+    stuck = (
+        "import sys, threading; from neuron.__main__ import main; "
+        "threading.Thread(target=threading.Event().wait, name='stuck').start(); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    async with _daemon(tmp_path, program=("-c", stuck)) as process:
+        await _ready(process)
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+
+    assert process.returncode == 0
+    assert b"left the thread 'stuck' behind" in errors
 
 
 async def test_mistake_in_the_settings_is_one_line_and_exit_code_two(

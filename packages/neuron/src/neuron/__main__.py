@@ -4,6 +4,8 @@ import argparse
 import os
 import pathlib
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -22,6 +24,9 @@ DEFAULT_CONFIG = pathlib.Path("/etc/neuron/neuron.toml")
 
 _MISCONFIGURED = 2
 
+# Idle threads end at once; what is still at work then may be so for long.
+_THREADS_TIMEOUT_S = 1.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon and return its exit status: 0 fine, 1 failed, 2 misconfigured."""
@@ -35,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check:
         return 0
     with logging_to(form=settings.log_format, level=settings.log_level):
-        return run_daemon(_serve(settings, environ), "neuron")
+        status = run_daemon(_serve(settings, environ), "neuron")
+    return _leave(status)
 
 
 async def _serve(settings: NeuronSettings, environ: Mapping[str, str]) -> None:
@@ -53,6 +59,24 @@ async def _serve(settings: NeuronSettings, environ: Mapping[str, str]) -> None:
             environ=environ,
             on_ready=lambda: print(f"ready: {listener.url}", flush=True),
         )
+
+
+def _leave(status: int) -> int:
+    """Return `status`, or end the process with it when a thread would not let it end.
+
+    Python waits for every thread that is not a daemon. One that waits for the hub or a driver
+    may take minutes, and nobody needs its answer any more.
+    """
+    deadline = time.monotonic() + _THREADS_TIMEOUT_S
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                print(f"neuron: left the thread {thread.name!r} behind", file=sys.stderr)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+    return status
 
 
 def _settings(arguments: argparse.Namespace, environ: Mapping[str, str]) -> NeuronSettings:
