@@ -67,12 +67,12 @@ async def test_unfinished_body_ends_the_connection_after_the_answer() -> None:
 
 async def test_caller_who_sends_all_before_reading_gets_its_answer() -> None:
     """Ours: closing at once would reset the connection and lose the answer."""
-    limits = Limits(max_body_bytes=1_000, discard_bytes=8_000_000, discard_s=5.0)
+    limits = Limits(max_body_bytes=1_000, discard_bytes=64_000_000, discard_s=5.0)
     async with serving(echo, limits=limits) as server:
         client = await server.connect()
-        await client.send(request("POST", "/", "content-length: 4000000"))
+        await client.send(request("POST", "/", "content-length: 32000000"))
 
-        answer = await answer_to(client, b"x" * 4_000_000)
+        answer = await answer_to(client, b"x" * 32_000_000)
 
         assert answer.status == 413
         client.close()

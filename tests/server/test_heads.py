@@ -166,9 +166,17 @@ def scope_of(*headers: tuple[bytes, bytes]) -> Scope:
     }
 
 
-def test_two_lengths_are_refused_whatever_the_parser_does() -> None:
-    """Ours: h11 refuses them first, another server might not."""
-    head = read_head(scope_of((b"content-length", b"5"), (b"content-length", b"6")), Limits())
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-length", b"5"), (b"content-length", b"6")],
+        [(b"transfer-encoding", b"xchunked")],
+        [(b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")],
+    ],
+)
+def test_framing_is_refused_whatever_the_parser_does(headers: list[tuple[bytes, bytes]]) -> None:
+    """Ours: h11 refuses these first, another server might not."""
+    head = read_head(scope_of(*headers), Limits())
 
     assert head.error is not None
     assert head.error.status == 400

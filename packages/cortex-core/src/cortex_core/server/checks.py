@@ -53,21 +53,19 @@ _Found = Mapping[bytes, list[bytes]]
 
 def read_head(scope: Scope, limits: Limits) -> Head:
     """Check method, version, target and headers of an HTTP scope, in that order."""
+    headers = scope["headers"]
     found: dict[bytes, list[bytes]] = {}
-    size = 0
-    is_clean = True
-    for name, value in scope["headers"]:
-        size += len(name) + len(value)
-        if _CONTROL.search(value):
-            is_clean = False
+    for name, value in headers:
         if name in _WATCHED:
             found.setdefault(name, []).append(value)
+    values = b"".join([value for _, value in headers])
+    size = len(values) + sum([len(name) for name, _ in headers])
     length = _body_bytes(found)
     return Head(
         error=(
             _target_error(scope)
-            or _size_error(len(scope["headers"]), size, limits)
-            or (None if is_clean else MalformedRequestError("control character in a header"))
+            or _size_error(len(headers), size, limits)
+            or _value_error(values)
             or _framing_error(scope, found)
             or _host_error(found, limits)
             or _length_error(length, limits)
@@ -95,6 +93,12 @@ def _size_error(count: int, size: int, limits: Limits) -> RequestError | None:
         return HeadersTooLargeError(
             f"{size} bytes of headers; at most {limits.max_header_bytes} are taken"
         )
+    return None
+
+
+def _value_error(values: bytes) -> RequestError | None:
+    if _CONTROL.search(values):
+        return MalformedRequestError("control character in a header")
     return None
 
 

@@ -34,6 +34,9 @@ BACKLOG = 4096
 """Connections that wait to be accepted. With Hypercorn's 100, two thousand callers who come at
 once wait seconds (SYN retries); with this they are all in within 0.1 s."""
 
+_PIPELINED_BYTES = 64 * 1024
+"""What is read of further requests while one is answered."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """`struct linger`: on, and wait for nothing (socket(7))."""
 
@@ -168,6 +171,7 @@ async def _run_connection(self: TCPServer) -> None:
                 self.app, self.config, self.context, task_group, state, is_tls,
                 client, server, self.protocol_send, "http/1.1",
             )  # fmt: skip
+            self.protocol.protocol.cortex_reader = self.reader  # type: ignore[union-attr]
             await self.protocol.initiate()
             await self.idle_task.restart(task_group, self._idle_timeout)
             await self._read_data()
@@ -239,10 +243,37 @@ async def _handle_parser_events(self: H11Protocol) -> None:
         if isinstance(event, h11.Request):
             await _begin_request(self, event)
         elif event is h11.PAUSED:
-            await self.can_read.clear()
-            await self.can_read.wait()
+            await _wait_for_turn(self)
         elif not await _passed_on(self, event):
             return
+
+
+async def _wait_for_turn(self: H11Protocol) -> None:
+    """Wait until the answer before a pipelined request is complete, or the caller has left.
+
+    Should notice that. Does not read meanwhile, and so works on for somebody who is gone.
+    """
+    await self.can_read.clear()
+    async with asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(_read_ahead(self, self.cortex_reader))  # type: ignore[attr-defined]
+        await self.can_read.wait()
+        watch.cancel()
+
+
+async def _read_ahead(self: H11Protocol, reader: asyncio.StreamReader) -> None:
+    """Keep what comes for later, within bounds, and see the end of the connection."""
+    kept = 0
+    data = b"-"
+    while data and kept < _PIPELINED_BYTES:
+        try:
+            data = await reader.read(_PIPELINED_BYTES)
+        except OSError:
+            data = b""
+        if data:
+            self.connection.receive_data(data)
+            kept += len(data)
+    if not data:
+        await self.handle(Closed())
 
 
 async def _begin_request(self: H11Protocol, event: h11.Request) -> None:
