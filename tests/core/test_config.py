@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import PINNED_PRIORITY, Catalogue, load_catalogue
-from cortex_core.config import overlay_environment, to_settings
+from cortex_core.config import Table, overlay_environment, to_settings
 from cortex_core.errors import SettingsError
 from cortex_core.ids import ModelId
 
@@ -82,7 +82,7 @@ def test_an_empty_catalogue_is_fine(tmp_path: pathlib.Path) -> None:
 
 def test_environment_lies_over_the_file() -> None:
     """Contract: `CORTEX_GATEWAY__LISTEN` sets `gateway.listen`."""
-    table = {"gateway": {"listen": "file", "limit_s": 2.0}}
+    table: Table = {"gateway": {"listen": "file", "limit_s": 2.0}}
     environ = {"CORTEX_GATEWAY__LISTEN": "env", "CORTEX_PORT": "7", "OTHER": "x"}
 
     settings = to_settings(overlay_environment(table, environ, "CORTEX_"), Outer, "cortex.toml")

@@ -279,19 +279,25 @@ def test_a_retry_never_follows_a_visible_byte_or_a_running_request(
 
 
 @pytest.mark.parametrize(
-    ("change", "allowed"),
+    ("attempts", "bytes_sent", "retries", "in_flight", "allowed"),
     [
-        ({}, True),
-        ({"bytes_sent": True}, False),
-        ({"attempts": MAX_ATTEMPTS}, False),
-        ({"retries": 3}, False),
-        ({"retries": 3, "in_flight": 100}, True),
+        (1, False, 0, 1, True),
+        (1, True, 0, 1, False),
+        (MAX_ATTEMPTS, False, 0, 1, False),
+        (1, False, 3, 1, False),
+        (1, False, 3, 100, True),
     ],
 )
 def test_a_refused_connection_is_retried_within_bounds(
-    change: dict[str, int], allowed: bool
+    attempts: int, bytes_sent: bool, retries: int, in_flight: int, allowed: bool
 ) -> None:
     """Ours: each bound alone is enough to stop it."""
-    asked = {"attempts": 1, "bytes_sent": False, "retries": 0, "in_flight": 1} | change
+    decision = may_retry(
+        Failure.CONNECT,
+        attempts=attempts,
+        bytes_sent=bytes_sent,
+        retries=retries,
+        in_flight=in_flight,
+    )
 
-    assert may_retry(Failure.CONNECT, **asked) is allowed
+    assert decision is allowed
