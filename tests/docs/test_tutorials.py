@@ -55,7 +55,7 @@ class Reader:
                     self._start(name, ports, step.block)
                 case "stop":
                     self._stop(step.argument)
-                case "run":
+                case _:
                     shows = following is not None and following.kind == "shows"
                     self._run(step, following.block if following and shows else "")
 
@@ -105,6 +105,7 @@ class Reader:
         environ = {**self._environ}
         if "31313" in self._ports:
             environ["CORTEX_ENDPOINT"] = f"http://127.0.0.1:{self._ports['31313']}"
+        told = ""
         for _ in moments():
             done = subprocess.run(
                 ["sh", "-c", command],
@@ -118,10 +119,8 @@ class Reader:
             missing = missing_lines(self._here(shown), done.stdout)
             if done.returncode == wanted_status and not missing:
                 return
-        pytest.fail(
-            f"{command}\nended with {done.returncode}, printed\n{done.stdout}{done.stderr}\n"
-            f"and not\n{missing}"
-        )
+            told = f"{command}\n{done.returncode}: {done.stdout}{done.stderr}\nnot: {missing}"
+        pytest.fail(told)
 
     def _write_files(self, own: list[str] | None = None) -> None:
         for name, text in self._files.items():
