@@ -16,7 +16,7 @@ import httpx
 from neuron.engines import processes
 
 READY_S = 30.0
-LOAD_S = 150.0
+LOAD_S = 300.0
 """Bounds, not expectations: a load takes two to ten seconds on two free cores."""
 
 SETTINGS = """

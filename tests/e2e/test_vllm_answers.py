@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import CHAT, EMBED
 from tests.e2e.neuron_process import NeuronProcess, wait_for
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 CHAT_PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -173,7 +173,7 @@ def test_tool_call_is_forced(neuron: NeuronProcess, choice: object) -> None:
     answer = neuron.ask(
         CHAT_PATH,
         model=CHAT,
-        messages=HELLO,
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         tools=[WEATHER],
         tool_choice=choice,
         max_tokens=96,

@@ -14,7 +14,7 @@ from neuron.models import BUILTIN
 from tests.e2e.conftest import CHAT
 from tests.e2e.neuron_process import LOAD_S, NeuronProcess, kill, running, wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 CHAT_PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -205,4 +205,4 @@ def test_engine_ends_with_a_daemon_that_is_killed(
         kill(daemon.process.pid)
         daemon.process.wait(5)
 
-        wait_for(lambda: not processes.alive(members), timeout_s=5.0)
+        wait_for(lambda: not processes.alive(members), timeout_s=20.0)
