@@ -224,6 +224,17 @@ def test_after_a_failed_load_callers_get_the_reason_and_when_to_retry() -> None:
     assert decision.error.retry_after_s == pytest.approx(5.0)
 
 
+def test_a_request_goes_to_the_address_of_the_replica_if_it_has_its_own() -> None:
+    """Contract: `/models/{id}/endpoint` of a given neuron."""
+    own = ask(fleet(node("a", replica("a", endpoint="http://a:8001"))))
+    shared = ask(fleet(node("a", replica("a"))))
+
+    assert isinstance(own, Serve)
+    assert own.endpoint == "http://a:8001"
+    assert isinstance(shared, Serve)
+    assert shared.endpoint == "http://a"
+
+
 def test_a_tried_replica_is_not_tried_again() -> None:
     """Ours: the second attempt goes elsewhere or nowhere."""
     a = ReplicaId(node=NodeName("a"), model=MODEL)

@@ -5,7 +5,7 @@ import pytest
 
 from cortex_core.harness import Capabilities, Limit
 from cortex_core.ids import DeviceIndex, ModelId, NodeName
-from cortex_core.node import facts_from_wire, report_from_wire
+from cortex_core.node import facts_from_wire, reachable_url, report_from_wire
 from cortex_core.replica import LoadProgress, ReplicaStatus
 from cortex_core.units import MIB
 from cortex_core.wire.neuron import Discovery, Health, LoadRequest, ModelReport, UnloadRequest
@@ -108,3 +108,24 @@ def test_commands_look_as_the_contract_shows_them() -> None:
     assert msgspec.json.decode(b'{"model_id": "org/a"}', type=UnloadRequest) == UnloadRequest(
         model_id="org/a"
     )
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("http://127.0.0.1:8001", "http://beast.internal:8001"),
+        ("http://localhost:8001/", "http://beast.internal:8001"),
+        ("http://[::1]:8001/base", "http://beast.internal:8001/base"),
+        ("http://0.0.0.0:8001", "http://beast.internal:8001"),
+        ("http://10.0.0.7:8001/", "http://10.0.0.7:8001"),
+        ("https://localhost", "https://beast.internal"),
+    ],
+)
+def test_a_loopback_address_is_replaced_by_the_configured_host(told: str, expected: str) -> None:
+    """Contract: `GET /models/{id}/endpoint` (given)."""
+    assert reachable_url(told, "http://beast.internal:13131") == expected
+
+
+def test_an_ipv6_host_keeps_its_brackets() -> None:
+    """RFC 3986 section 3.2.2."""
+    assert reachable_url("http://localhost:1", "http://[fd00::7]:13131") == "http://[fd00::7]:1"

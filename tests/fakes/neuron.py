@@ -37,6 +37,8 @@ class FakeNeuron:
         """Close the connection instead of answering a load."""
         self.hidden_paths: set[str] = set()
         """Paths that answer 500."""
+        self.endpoints: dict[str, str] = {}
+        """Addresses of models that have one of their own."""
         self._is_frozen = False
         self._thawed = asyncio.Event()
         self._subscribers: set[asyncio.Queue[tuple[str, object] | None]] = set()
@@ -102,6 +104,7 @@ class FakeNeuron:
         app.router.add_get("/discovery", self._answer(self.discovery))
         app.router.add_get("/health", self._answer(self.health))
         app.router.add_get("/models", self._models)
+        app.router.add_get("/models/{model:.+}/endpoint", self._endpoint)
         app.router.add_post("/models/load", self._load)
         app.router.add_post("/v1/chat/completions", self._chat)
         if not self.is_given_only:
@@ -127,6 +130,12 @@ class FakeNeuron:
         answer = web.json_response(list(self.models.values()))
         await self.models_may_leave.wait()
         return answer
+
+    async def _endpoint(self, request: web.Request) -> web.StreamResponse:
+        url = self.endpoints.get(request.match_info["model"])
+        if url is None:
+            return web.json_response({"error": "not loaded"}, status=404)
+        return web.json_response({"url": url})
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

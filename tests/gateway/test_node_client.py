@@ -130,6 +130,34 @@ async def test_answer_of_another_program_is_no_report() -> None:
             await client.report()
 
 
+async def test_a_given_neuron_tells_where_each_model_is_served() -> None:
+    """Contract: `GET /models/{id}/endpoint`, asked once while the model stays loaded."""
+    neuron = FakeNeuron(is_given_only=True)
+    neuron.set_model("org/own", "loaded")
+    neuron.set_model("org/shared", "loaded")
+    neuron.endpoints["org/own"] = "http://localhost:8001"
+
+    async with running(neuron), client_of(neuron.url) as client:
+        await client.report()
+        own, shared = (await client.report()).replicas
+
+    assert own.endpoint == "http://127.0.0.1:8001"
+    assert shared.endpoint is None
+    assert neuron.requests["/models/org/own/endpoint"] == 1
+
+
+async def test_a_neuron_of_ours_is_not_asked_for_endpoints() -> None:
+    """Ours: its models are all served at its own address."""
+    neuron = FakeNeuron()
+    neuron.set_model(MODEL, "loaded")
+
+    async with running(neuron), client_of(neuron.url) as client:
+        (replica,) = (await client.report()).replicas
+
+    assert replica.endpoint is None
+    assert neuron.requests[f"/models/{MODEL}/endpoint"] == 0
+
+
 async def test_events_without_a_stream_are_told_apart() -> None:
     """Ours: absence means polling for good, any other trouble may pass."""
     given = FakeNeuron(is_given_only=True)

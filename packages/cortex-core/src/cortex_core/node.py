@@ -1,6 +1,7 @@
 """A node: the machine, what its neuron discovered, and what it reports."""
 
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -9,6 +10,8 @@ from cortex_core.ids import BootId, DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 from cortex_core.units import bytes_from_mib
 from cortex_core.wire.neuron import Activation, DeviceHealth, Discovery, Health, ModelReport
+
+_OWN_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - read, not bound
 
 
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +83,25 @@ def report_from_wire(
         boot_id=BootId(health.boot_id) if health and health.boot_id else None,
         is_draining=health.draining if health else False,
     )
+
+
+def reachable_url(told: str, configured: str) -> str:
+    """Return where a URL that a neuron told of itself is reached from outside.
+
+    A loopback or wildcard host means the neuron's own machine, so the host that is configured for
+    the node takes its place; scheme and port stay as told.
+
+    Args:
+        told: as `/models/{id}/endpoint` gives it.
+        configured: the node's endpoint.
+    """
+    url = urlsplit(told)
+    if url.hostname not in _OWN_HOSTS:
+        return told.rstrip("/")
+    host = urlsplit(configured).hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    port = "" if url.port is None else f":{url.port}"
+    return f"{url.scheme}://{host}{port}{url.path}".rstrip("/")
 
 
 def _replica(node: NodeName, report: ModelReport) -> Replica:

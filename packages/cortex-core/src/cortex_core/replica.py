@@ -65,6 +65,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """Why it takes no requests although its status is loaded; `None` when it does."""
     error: str | None = None
     """Short reason of the last failure."""
+    endpoint: str | None = None
+    """Base URL that takes its requests; `None` means its node's."""
 
     @property
     def is_servable(self) -> bool:

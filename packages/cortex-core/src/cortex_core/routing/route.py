@@ -45,7 +45,7 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True):
 
     replica: ReplicaId
     endpoint: str
-    """Base URL of its node."""
+    """Base URL that takes the request."""
     candidates: tuple[Candidate, ...]
 
 
@@ -98,7 +98,9 @@ def route(
             msgspec.structs.replace(seen, score=scores.get(seen.replica)) for seen in candidates
         )
         chosen = pick(scores)
-        return Serve(replica=chosen, endpoint=state.nodes[chosen.node].endpoint, candidates=scored)
+        node = state.nodes[chosen.node]
+        endpoint = node.replicas[model].endpoint or node.endpoint
+        return Serve(replica=chosen, endpoint=endpoint, candidates=scored)
     return _not_ready(state, catalogue, model, hints, now, pairs, tuple(candidates))
 
 

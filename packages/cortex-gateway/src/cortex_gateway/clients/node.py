@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -23,14 +24,22 @@ from cortex_core.errors import (
     UpstreamError,
     UpstreamTimeoutError,
 )
-from cortex_core.ids import BootId, NodeName
-from cortex_core.node import NodeFacts, NodeReport, facts_from_wire, report_from_wire
+from cortex_core.ids import BootId, ModelId, NodeName
+from cortex_core.node import (
+    NodeFacts,
+    NodeReport,
+    facts_from_wire,
+    reachable_url,
+    report_from_wire,
+)
+from cortex_core.replica import Replica
 from cortex_core.sse import SseDecoder, SseEvent
 from cortex_core.wire.neuron import (
     HEALTH_EVENT,
     MODEL_EVENT,
     SNAPSHOT_EVENT,
     Discovery,
+    EndpointAnswer,
     Health,
     LoadRequest,
     ModelReport,
@@ -60,6 +69,7 @@ T = TypeVar("T")
 _DISCOVERY = msgspec.json.Decoder(Discovery, strict=False)
 _HEALTH = msgspec.json.Decoder(Health, strict=False)
 _MODELS = msgspec.json.Decoder(tuple[ModelReport, ...], strict=False)
+_ENDPOINT = msgspec.json.Decoder(EndpointAnswer)
 _MODEL = msgspec.json.Decoder(ModelReport, strict=False)
 _SNAPSHOT = msgspec.json.Decoder(Snapshot, strict=False)
 
@@ -116,6 +126,7 @@ class HttpNodeClient:
         self._session = session
         self._patience = patience
         self._lives = _Lives()
+        self._endpoints: dict[ModelId, str] = {}
 
     async def discovery(self) -> NodeFacts:
         """Ask `/discovery`; see `NodeClient`."""
@@ -127,7 +138,12 @@ class HttpNodeClient:
         # first, so that a model that it does not mention yet is merely without a load.
         health = await self._get("/health", _HEALTH)
         models = await self._get("/models", _MODELS)
-        return self._report(models, health)
+        report = self._report(models, health)
+        if health.boot_id is not None:
+            return report
+        # A neuron of the given kind may serve each model at an address of its own.
+        replicas = [await self._with_endpoint(replica) for replica in report.replicas]
+        return msgspec.structs.replace(report, replicas=tuple(replicas))
 
     async def events(self) -> AsyncGenerator[NodeNews, None]:
         """Subscribe to `/events`; see `NodeClient`.
@@ -170,6 +186,21 @@ class HttpNodeClient:
                 body = await response.read()
         if response.status >= 300:
             raise _load_error(response.status, body)
+
+    async def _with_endpoint(self, replica: Replica) -> Replica:
+        """Ask once for the address of a model, for as long as it stays loaded."""
+        model = replica.id.model
+        if not replica.is_servable:
+            self._endpoints.pop(model, None)
+            return replica
+        if model not in self._endpoints:
+            try:
+                answer = await self._get(f"/models/{quote(model, safe='')}/endpoint", _ENDPOINT)
+            except UpstreamError:
+                # Without that path, or without an answer for this model, the node's own serves.
+                return replica
+            self._endpoints[model] = reachable_url(answer.url, self._endpoint)
+        return msgspec.structs.replace(replica, endpoint=self._endpoints[model])
 
     async def _get(self, path: str, decoder: msgspec.json.Decoder[T]) -> T:
         with _as_errors(self._name):
