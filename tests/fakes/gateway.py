@@ -192,6 +192,7 @@ async def ask(
     *,
     path: str = "/v1/chat/completions",
     headers: Mapping[str, str] | None = None,
+    limit_s: float = 10,
 ) -> Answer:
     """Send a request and return the whole answer.
 
@@ -200,13 +201,14 @@ async def ask(
         body: bytes as they are, or fields beside `model`.
         path: where to.
         headers: further ones.
+        limit_s: for the whole call; more where many share a busy machine.
 
     Raises:
         aiohttp.ClientPayloadError: the answer was cut.
     """
     data = body if isinstance(body, bytes) else msgspec.json.encode(request(body))
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(limit_s),
         aiohttp.ClientSession(auto_decompress=False) as session,
         session.post(url + path, data=data, headers=headers) as response,
     ):

@@ -142,7 +142,8 @@ class ScriptedNode:
         return not wire.closed.is_set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        # A full backlog drops what arrives, and the kernel tries again only seconds later.
+        self._server = await asyncio.start_server(self.serve, "127.0.0.1", 0, backlog=1024)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"http://{host}:{port}"
         return self

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from cortex_core.sse import SseDecoder
+from cortex_gateway.settings import Timeouts
 from tests.fakes.gateway import ask, calling, gateway
 from tests.fakes.upstream import DONE, ScriptedNode, Wire, answers, nodes, streams, words
 
@@ -126,10 +127,12 @@ async def test_two_hundred_streams_at_once() -> None:
     """Ours: they all end well, and every counter is back at zero."""
     async with (
         nodes(a := ScriptedNode(streams(words(20))), b := ScriptedNode(streams(words(20)))),
-        gateway({"a": a.url, "b": b.url}) as g,
+        gateway({"a": a.url, "b": b.url}, timeouts=Timeouts(connect_s=30)) as g,
     ):
         async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(ask(g.url, {"stream": True})) for _ in range(200)]
+            asked = [
+                tasks.create_task(ask(g.url, {"stream": True}, limit_s=40)) for _ in range(200)
+            ]
         await g.recorder.request(199)
 
     assert all(task.result().body.endswith(DONE) for task in asked)
