@@ -10,7 +10,8 @@ class NeuronMetrics:
     """Series of one neuron, on the registry that it was given.
 
     Labels come from closed sets: `model` from the models that the node has, `route` from the
-    inference paths, `outcome` from `ok`, `error`, `cancelled` and `refused`.
+    inference paths, `outcome` of a request from `ok`, `invalid`, `error`, `cancelled` and
+    `refused`, that of a load from `ok`, `failed`, `refused` and `cancelled`.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
