@@ -55,9 +55,12 @@ class Reader:
                     self._start(name, ports, step.block)
                 case "stop":
                     self._stop(step.argument)
-                case _:
+                case "run":
                     shows = following is not None and following.kind == "shows"
                     self._run(step, following.block if following and shows else "")
+                case _:
+                    # What a command shows was looked at when it was run.
+                    assert step.kind == "shows"
 
     def close(self) -> None:
         """End what still runs."""
