@@ -310,7 +310,9 @@ async def test_default_models_are_loaded_one_after_the_other_and_failures_are_li
 ) -> None:
     """Given: `activation` with pending, in_progress, completed, failed."""
     models = [{"model_id": name, "harness": "simulated"} for name in ("a", "bad", "c")]
-    simulated = {"load_s": 0.2, "faults": {"bad": {"fail_to_load": True}}}
+    # Two models of the default size would not fit on the device.
+    small = dict.fromkeys(("a", "bad", "c"), 100)
+    simulated = {"load_s": 0.2, "vram_mb": small, "faults": {"bad": {"fail_to_load": True}}}
     async with start(default_models=models, simulated=simulated) as neuron:
         first = await neuron.get("/health")
         ready = await neuron.get("/readyz")
@@ -356,3 +358,15 @@ async def test_metrics_count_models_loads_and_memory_without_doubles(start: Star
     assert 'neuron_requests_in_flight{model="a"} 0.0' in text
     assert 'simulated_generation_tokens_total{model_name="a"}' in text
     assert "nope" not in text
+
+
+async def test_a_model_of_unknown_size_takes_the_default(start: Start) -> None:
+    """Issue: the table, else the load request, else 1000 says."""
+    device = {"index": 0, "name": "SIM", "vram_total_mb": 4000}
+    async with start(devices=[device], simulated={"vram_mb": {"listed": 300}}) as neuron:
+        await neuron.load("listed", vram_mb=700)
+        await neuron.load("asked", vram_mb=700)
+        await neuron.load("neither")
+        sizes = {entry["id"]: entry["vram_used_mb"] for entry in await neuron.get("/models")}
+
+    assert sizes == {"listed": 300, "asked": 700, "neither": 1000}

@@ -22,7 +22,7 @@ name = "simulated"
 [[devices]]
 index = 0
 name = "SIM"
-vram_total_mb = 1000
+vram_total_mb = 24576
 [[default_models]]
 model_id = "a"
 harness = "simulated"

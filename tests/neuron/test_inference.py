@@ -146,13 +146,13 @@ async def test_request_whose_caller_leaves_is_aborted(start: Start, is_stream: b
 async def test_engine_that_dies_in_a_stream_ends_it_with_one_error_event(start: Start) -> None:
     """Ours: a cut stream never looks complete; the daemon lives on, and the model loads again."""
     async with start(simulated={"faults": {"a": {"die_after_tokens": 3}}}) as neuron:
-        await neuron.load("a")
-        await neuron.load("b")
+        await neuron.load("a", vram_mb=100)
+        await neuron.load("b", vram_mb=100)
         events = await _stream(neuron)
         health = await neuron.until(lambda health: health["models"][0]["status"] == "failed")
         report = await neuron.model("a")
         status, _, _ = await neuron.post(PATH, {**CHAT, "model": "b"})
-        await neuron.load("a")
+        await neuron.load("a", vram_mb=100)
         again = await neuron.model("a")
 
     assert "[DONE]" not in events

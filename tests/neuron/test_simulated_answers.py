@@ -39,8 +39,8 @@ WEATHER: Any = {
 @pytest.fixture
 async def neuron(start: Start) -> AsyncIterator[RunningNeuron]:
     async with start(simulated={"context": 256}) as running:
-        await running.load("a")
-        await running.load("embed")
+        await running.load("a", vram_mb=100)
+        await running.load("embed", vram_mb=100)
         yield running
 
 
@@ -97,6 +97,18 @@ async def test_usage_comes_only_when_asked_for(neuron: RunningNeuron) -> None:
 
     assert all("usage" not in chunk for chunk in lines[0])
     assert [chunk["usage"]["completion_tokens"] for chunk in lines[1]] == [1, 1, 2, 3, 3, 3]
+
+
+async def test_an_answer_goes_on_to_the_limit_when_the_end_is_ignored(client: Sdk) -> None:
+    """vLLM: `ignore_eos`."""
+    short = await client.chat.completions.create(model="a", messages=USER, max_tokens=150)
+    long = await client.chat.completions.create(
+        model="a", messages=USER, max_tokens=150, extra_body={"ignore_eos": True}
+    )
+
+    assert short.choices[0].finish_reason == "stop"
+    assert long.choices[0].finish_reason == "length"
+    assert long.usage.completion_tokens == 150
 
 
 async def test_choices_differ_and_interleave(client: Sdk) -> None:

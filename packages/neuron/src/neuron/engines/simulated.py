@@ -16,6 +16,9 @@ from cortex_core.units import MIB, bytes_from_mib
 from neuron.engines.simulation.engine import SimulatedEngine, options_of
 from neuron.settings import Fault, SimulatedSettings
 
+DEFAULT_VRAM_MB = 1000
+"""What a model takes when neither the settings nor the load request say."""
+
 # Progress reports of one load; enough for a bar that moves.
 _LOAD_STEPS = 10
 
@@ -42,7 +45,7 @@ class SimulatedHarness:
         self._in_host_memory: set[ModelId] = set()
 
     async def check(self, spec: ModelSpec) -> ModelSpec:
-        """Return `spec` with the memory that the settings say."""
+        """Return `spec` with the memory that the model will take."""
         options = options_of(spec)
         for name in ("max_model_len", "max_num_seqs"):
             value = getattr(options, name)
@@ -54,10 +57,7 @@ class SimulatedHarness:
             raise InvalidRequestError(
                 f"engine.runner is {options.runner!r}; use 'generate' or 'pooling'", param="engine"
             )
-        known_mb = self._settings.vram_mb.get(spec.model)
-        if spec.vram_bytes is None and known_mb is not None:
-            return msgspec.structs.replace(spec, vram_bytes=bytes_from_mib(known_mb))
-        return spec
+        return msgspec.structs.replace(spec, vram_bytes=self._size_bytes(spec))
 
     async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> SimulatedEngine:
         """Bring up an engine after the time that a load takes."""
@@ -103,8 +103,11 @@ class SimulatedHarness:
         self._engines.clear()
 
     def _size_bytes(self, spec: ModelSpec) -> int:
+        """Return what the table says, else what the load asked for, else the default."""
         known_mb = self._settings.vram_mb.get(spec.model)
-        return bytes_from_mib(known_mb) if known_mb is not None else spec.vram_bytes or 0
+        if known_mb is not None:
+            return bytes_from_mib(known_mb)
+        return bytes_from_mib(DEFAULT_VRAM_MB) if spec.vram_bytes is None else spec.vram_bytes
 
     def _load_s(self, model: ModelId, size_bytes: int) -> float:
         settings = self._settings

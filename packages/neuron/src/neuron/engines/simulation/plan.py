@@ -1,5 +1,6 @@
 """What the simulated engine will answer, decided before a single token is due."""
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
@@ -67,17 +68,17 @@ def plan_chat(request: ChatRequest, context_tokens: int) -> Plan:
     prompt = conversation_text(request.messages)
     prompt_tokens = count_tokens(prompt)
     limit = _room(prompt_tokens, context_tokens)
-    asked = request.max_completion_tokens or request.max_tokens
+    most = min(limit, request.max_completion_tokens or request.max_tokens or limit)
     tool = _forced_tool(request)
     form = _form(request, tool)
     choices = []
     for index in range(request.choices):
         tokens, reason = (
-            _generated(prompt, index, request.stops) if form is None else (tokens_of(form), "stop")
+            _generated(request, prompt, index, most) if form is None else (tokens_of(form), "stop")
         )
         if tool is not None and request.tool_choice == "required":
             reason = "tool_calls"
-        tokens, reason = _limited(tokens, reason, min(limit, asked or limit))
+        tokens, reason = _limited(tokens, reason, most)
         choices.append(
             PlannedChoice(
                 tokens=tuple(tokens),
@@ -105,7 +106,7 @@ def plan_completion(request: CompletionRequest, context_tokens: int) -> Plan:
         total += prompt_tokens
         limit = min(_room(prompt_tokens, context_tokens), request.max_tokens or _COMPLETION_TOKENS)
         for index in range(request.choices):
-            tokens, reason = _generated(prompt, index, request.stops)
+            tokens, reason = _generated(request, prompt, index, limit)
             tokens, reason = _limited(tokens, reason, limit)
             choices.append(
                 PlannedChoice(
@@ -158,13 +159,13 @@ def texts_of(inputs: Inputs, param: str) -> list[str]:
     return texts
 
 
-def check_context(prompt_tokens: int, limit_tokens: int) -> None:
-    """Check that a prompt fits.
+def check_context(prompt_tokens: int, limit_tokens: int, reserved_tokens: int = 0) -> None:
+    """Check that a prompt and what is reserved for the answer fit.
 
     Raises:
         ContextLengthError: it does not; the error has both numbers.
     """
-    if prompt_tokens > limit_tokens:
+    if prompt_tokens > limit_tokens - reserved_tokens:
         raise ContextLengthError(
             f"the prompt has {prompt_tokens} tokens and the model's context is {limit_tokens}",
             prompt_tokens=prompt_tokens,
@@ -187,12 +188,16 @@ def _part_text(part: Part, position: int) -> str:
 
 def _room(prompt_tokens: int, context_tokens: int) -> int:
     # A prompt that fills the context leaves no token for the answer.
-    check_context(prompt_tokens, context_tokens - 1)
+    check_context(prompt_tokens, context_tokens, reserved_tokens=1)
     return context_tokens - prompt_tokens
 
 
-def _generated(prompt: str, index: int, stops: Sequence[str]) -> tuple[list[str], str]:
-    tokens, _ = cut_at_stop(answer_tokens(prompt, index), stops)
+def _generated(request: Generation, prompt: str, index: int, limit: int) -> tuple[list[str], str]:
+    tokens = answer_tokens(prompt, index)
+    if request.ignore_eos:
+        # One more than there is room for, so that the limit is what ends it.
+        tokens = list(itertools.islice(itertools.cycle(tokens), limit + 1))
+    tokens, _ = cut_at_stop(tokens, request.stops)
     return tokens, "stop"
 
 

@@ -108,6 +108,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Positive | None = None
     n: Copies | None = None
     stop: str | list[str] | None = None
+    ignore_eos: bool = False
+    """vLLM's: go on until `max_tokens`, whatever the natural end."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Temperature | None = None
