@@ -80,6 +80,7 @@ def test_a_wrong_method_says_which_are_allowed() -> None:
         ("/v1/messages", {}, Dialect.ANTHROPIC),
         ("/v1/messages/count_tokens", {}, Dialect.ANTHROPIC),
         ("/v1/chat/completions", {"x-api-key": "k"}, Dialect.OPENAI),
+        ("/v1/rerank", {"x-api-key": "k"}, Dialect.OPENAI),
         ("/v1/models", {}, Dialect.OPENAI),
         ("/v1/models", {"anthropic-version": "2023-06-01"}, Dialect.ANTHROPIC),
         ("/v1/models/a/b", {"x-api-key": "k"}, Dialect.ANTHROPIC),

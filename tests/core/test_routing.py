@@ -102,7 +102,7 @@ def test_nothing_waits_in_vain(state: FleetState, catalogue: Catalogue, model: M
     """Ours: a request is held only when a load is under way or can be planned."""
     decision = route(state, catalogue, model, hints=RouteHints(), in_flight={}, now=NOW)
 
-    if isinstance(decision, Wait):
+    if isinstance(decision, Wait) and state.is_heard:
         changing = any(
             n.is_reachable and r.status is not ReplicaStatus.LOADED
             for n, r in state.replicas_of(model)
@@ -209,6 +209,15 @@ def test_a_feasible_model_on_an_unreachable_fleet_is_transient() -> None:
     assert isinstance(decision, Refuse)
     assert isinstance(decision.error, NoReplicaError)
     assert decision.error.retry_after_s is not None
+
+
+def test_nothing_is_refused_before_every_node_was_asked() -> None:
+    """Ours: a gateway that has just started does not know what it has."""
+    unseen = msgspec.structs.replace(node("a"), health=NodeHealth.UNSEEN, facts=None)
+    missed = msgspec.structs.replace(unseen, misses=1)
+
+    assert isinstance(ask(fleet(unseen)), Wait)
+    assert isinstance(ask(fleet(missed)), Refuse)
 
 
 def test_after_a_failed_load_callers_get_the_reason_and_when_to_retry() -> None:

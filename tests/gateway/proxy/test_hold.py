@@ -3,11 +3,17 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 
 from cortex_core.device import Device
-from cortex_core.fleet.reducers import with_facts, with_load_failure
-from cortex_core.ids import DeviceIndex, NodeName
+from cortex_core.fleet.reducers import (
+    from_endpoints,
+    with_facts,
+    with_load_failure,
+    with_miss,
+)
+from cortex_core.ids import DeviceIndex, ModelId, NodeName
 from cortex_core.node import NodeFacts
 from cortex_core.replica import LoadProgress, ReplicaStatus
 from cortex_core.routing.route import Wait
@@ -328,3 +334,38 @@ def test_progress_is_told_as_far_as_it_is_known() -> None:
     wait = Wait(model=MODEL, reason="it is loading on a")
 
     assert describe(wait) == "waiting for org/model: it is loading on a"
+
+
+@pytest.mark.parametrize("model", [MODEL, "org/elsewhere"])
+async def test_a_gateway_that_has_just_started_waits_for_its_nodes_to_speak(model: str) -> None:
+    """Ours: neither 404 nor 503 for what a node is about to report."""
+    async with (
+        nodes(node := ScriptedNode(OK)),
+        gateway({"a": node.url}, []) as g,
+        asyncio.TaskGroup() as tasks,
+    ):
+        unheard = from_endpoints({NodeName("a"): node.url})
+        g.store.update(lambda state: msgspec.structs.replace(unheard, revision=state.revision + 1))
+        asked = tasks.create_task(ask(g.url, {"model": model}))
+        await until_true(lambda: g.proxy.in_flight.requests == 1)
+        g.report("a", replica("a", model=ModelId(model)))
+        answer = await asked
+
+    assert answer.status == 200
+
+
+async def test_an_unknown_model_is_404_once_every_node_was_asked() -> None:
+    """Ours: a node that does not answer was asked as well."""
+    async with (
+        nodes(node := ScriptedNode(OK)),
+        gateway({"a": node.url}, []) as g,
+        asyncio.TaskGroup() as tasks,
+    ):
+        unheard = from_endpoints({NodeName("a"): node.url})
+        g.store.update(lambda state: msgspec.structs.replace(unheard, revision=state.revision + 1))
+        asked = tasks.create_task(ask(g.url, {"model": "org/nowhere"}))
+        await until_true(lambda: g.proxy.in_flight.requests == 1)
+        g.store.update(lambda state: with_miss(state, NodeName("a"), "silent"))
+        answer = await asked
+
+    assert answer.status == 404

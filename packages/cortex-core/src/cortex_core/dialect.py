@@ -34,7 +34,14 @@ class RenderedError(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-_OPENAI_PATHS = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/responses")
+_OPENAI_PATHS = (
+    "/v1/chat/",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/responses",
+    "/v1/score",
+)
 
 
 def dialect_of(path: str, headers: Mapping[str, str]) -> Dialect:

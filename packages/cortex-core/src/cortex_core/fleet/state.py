@@ -80,6 +80,13 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True):
     commands: Mapping[ReplicaId, LoadCommand] = msgspec.field(default_factory=dict)
     breakers: Mapping[ReplicaId, Breaker] = msgspec.field(default_factory=dict)
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether every node has answered, or failed to, since this gateway started."""
+        return all(
+            node.health is not NodeHealth.UNSEEN or node.misses for node in self.nodes.values()
+        )
+
     def replicas_of(self, model: ModelId) -> Iterator[tuple[NodeState, Replica]]:
         """Yield every replica of `model` with its node, in the order of the nodes."""
         for node in self.nodes.values():

@@ -14,7 +14,7 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
 from cortex_core.ids import ModelId, ReplicaId
-from cortex_core.placement.plan import UNDER_WAY, Hold, place
+from cortex_core.placement.plan import UNDER_WAY, Hold, Load, place
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 
 COMING = UNDER_WAY | {ReplicaStatus.UNLOADING, ReplicaStatus.UNKNOWN}
@@ -183,9 +183,13 @@ def _not_ready(
     waiting = _under_way(state, model, pairs)
     if waiting is None:
         step = place(state, catalogue, model, now)
-        if isinstance(step, Hold):
+        if isinstance(step, Load):
+            waiting = f"it is about to be loaded on {step.replica.node}"
+        elif state.is_heard:
             return Refuse(error=_refusal(state, model, step, pairs, now), candidates=candidates)
-        waiting = f"it is about to be loaded on {step.replica.node}"
+        else:
+            # A gateway that has just started must not turn away what a node may serve.
+            waiting = "the nodes are being asked what they have"
     if not hints.cold_ok:
         cold = ModelLoadingError(f"{model!r} is not loaded: {waiting}")
         return Refuse(error=cold, candidates=candidates)

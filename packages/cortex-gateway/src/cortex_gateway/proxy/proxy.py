@@ -1,12 +1,18 @@
 """The edge of the data path: whatever happens to a request, it is answered and accounted for."""
 
 import asyncio
+import contextlib
 import logging
 
 from starlette.types import Receive, Scope, Send
 
-from cortex_core.errors import DrainingError, InternalError, RequestError
-from cortex_core.routing.resolve import resolve
+from cortex_core.errors import (
+    DrainingError,
+    InternalError,
+    ModelNotFoundError,
+    RequestError,
+)
+from cortex_core.routing.resolve import Resolved, resolve
 from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import ClientGoneError, Cut, exchange_of
 from cortex_gateway.ports import ProxySettings, RequestMetrics, Store, Upstream
@@ -19,6 +25,10 @@ from cortex_gateway.proxy.search import Search, Waits
 from cortex_gateway.proxy.walk import Doors, Walk
 
 logger = logging.getLogger(__name__)
+
+
+HEARD_S = 10.0
+"""Bound on the wait for nodes that were never asked; a poll ends within a second or two."""
 
 
 class Proxy:
@@ -89,8 +99,28 @@ class Proxy:
         doors = self._doors
         call = await read_call(scope, receive, reply.request_id)
         account.is_stream = call.is_stream
-        resolved = resolve(doors.store.state, doors.store.catalogue, call.model)
+        resolved = await self._resolve(call.model)
         account.begin(resolved.model)
         body = with_model(call.body, resolved.model) if resolved.is_alias else call.body
         search = Search(resolved.model, cold_ok=call.cold_ok, waits=self._waits)
         await Walk(doors, call, search, body, reply, account).run()
+
+    async def _resolve(self, requested: str) -> Resolved:
+        """Resolve a name; one that is unknown only until the nodes have spoken is waited for.
+
+        Raises:
+            ModelNotFoundError: no node has it, and the catalogue has not.
+        """
+        store = self._doors.store
+        deadline = self._doors.clock.now() + HEARD_S
+        while True:
+            state = store.state
+            try:
+                return resolve(state, store.catalogue, requested)
+            except ModelNotFoundError:
+                left_s = deadline - self._doors.clock.now()
+                if state.is_heard or left_s <= 0:
+                    raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await store.changed(state.revision)
