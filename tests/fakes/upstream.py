@@ -9,6 +9,9 @@ from typing import Self
 
 DONE = b"data: [DONE]\n\n"
 
+BACKLOG = 1024
+"""A full backlog drops what arrives, and the kernel tries again only seconds later."""
+
 
 class Wire:
     """One request at the node, and the socket that its answer goes to."""
@@ -142,8 +145,7 @@ class ScriptedNode:
         return not wire.closed.is_set()
 
     async def __aenter__(self) -> Self:
-        # A full backlog drops what arrives, and the kernel tries again only seconds later.
-        self._server = await asyncio.start_server(self.serve, "127.0.0.1", 0, backlog=1024)
+        self._server = await asyncio.start_server(self.serve, "127.0.0.1", 0, backlog=BACKLOG)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"http://{host}:{port}"
         return self

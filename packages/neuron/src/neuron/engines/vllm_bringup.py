@@ -76,10 +76,10 @@ def import_vllm() -> None:
 
 def load_errors() -> tuple[type[Exception], ...]:
     """Return what vLLM and the libraries below it raise when a model cannot be loaded."""
-    import zmq
     from vllm.exceptions import VLLMError
+    from zmq.error import ZMQError
 
-    return (*_LOAD_ERRORS, VLLMError, zmq.ZMQError)
+    return (*_LOAD_ERRORS, VLLMError, ZMQError)
 
 
 def is_offline() -> bool:

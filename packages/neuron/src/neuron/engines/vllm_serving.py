@@ -216,16 +216,10 @@ def _token_handlers(
     reasoning_parser: str | None,
     tasks: tuple[str, ...],
 ) -> dict[Route, Handler]:
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
     from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
     from vllm.renderers.online_renderer import OnlineRenderer
 
-    tool_parser = options.tool_call_parser
-    tool_parser = None if tool_parser == NO_PARSER else tool_parser
     templating = {
         "request_logger": None,
         "chat_template": template,
@@ -233,44 +227,53 @@ def _token_handlers(
         "trust_request_chat_template": options.trust_request_chat_template,
         "default_chat_template_kwargs": options.default_chat_template_kwargs,
     }
-    parsing = {
-        "enable_auto_tools": tool_parser is not None,
-        "exclude_tools_when_tool_choice_none": options.exclude_tools_when_tool_choice_none,
-        "tool_parser": tool_parser,
-        "tool_strict_level": options.tool_strict_level,
-        "reasoning_parser": reasoning_parser or "",
-    }
-    answering = {
-        "return_tokens_as_token_ids": options.return_tokens_as_token_ids,
-        "enable_prompt_tokens_details": True,
-        "enable_force_include_usage": options.enable_force_include_usage,
-    }
-    renderer = OnlineRenderer(
-        model_config=llm.model_config, renderer=llm.renderer, **templating, **parsing
-    )
+    reading = templating | _parsing(options, reasoning_parser)
+    renderer = OnlineRenderer(model_config=llm.model_config, renderer=llm.renderer, **reading)
     tokens = ServingTokenization(models, renderer, **templating)
     handlers = {
         Route.TOKENIZE: _handler(TokenizeRequest, lambda r: tokens.create_tokenize(r, None)),
         Route.DETOKENIZE: _handler(DetokenizeRequest, lambda r: tokens.create_detokenize(r, None)),
     }
     if "generate" in tasks:
-        chat = OpenAIServingChat(
-            llm,
-            models,
-            options.response_role,
-            online_renderer=renderer,
-            **templating,
-            **parsing,
-            **answering,
-        )
-        completions = OpenAIServingCompletion(
-            llm, models, online_renderer=renderer, request_logger=None, **answering
-        )
-        handlers[Route.CHAT_COMPLETIONS] = _handler(
-            ChatCompletionRequest, chat.create_chat_completion
-        )
-        handlers[Route.COMPLETIONS] = _handler(CompletionRequest, completions.create_completion)
+        handlers |= _generating_handlers(llm, models, options, renderer, reading)
     return handlers
+
+
+def _generating_handlers(
+    llm: Any, models: Any, options: ServingOptions, renderer: Any, reading: dict[str, object]
+) -> dict[Route, Handler]:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+
+    answering = {
+        "return_tokens_as_token_ids": options.return_tokens_as_token_ids,
+        "enable_prompt_tokens_details": True,
+        "enable_force_include_usage": options.enable_force_include_usage,
+    }
+    chat = OpenAIServingChat(
+        llm, models, options.response_role, online_renderer=renderer, **reading, **answering
+    )
+    completions = OpenAIServingCompletion(
+        llm, models, online_renderer=renderer, request_logger=None, **answering
+    )
+    return {
+        Route.CHAT_COMPLETIONS: _handler(ChatCompletionRequest, chat.create_chat_completion),
+        Route.COMPLETIONS: _handler(CompletionRequest, completions.create_completion),
+    }
+
+
+def _parsing(options: ServingOptions, reasoning_parser: str | None) -> dict[str, object]:
+    tool_parser = options.tool_call_parser
+    tool_parser = None if tool_parser == NO_PARSER else tool_parser
+    return {
+        "enable_auto_tools": tool_parser is not None,
+        "exclude_tools_when_tool_choice_none": options.exclude_tools_when_tool_choice_none,
+        "tool_parser": tool_parser,
+        "tool_strict_level": options.tool_strict_level,
+        "reasoning_parser": reasoning_parser or "",
+    }
 
 
 def _pooling_handlers(
