@@ -117,8 +117,8 @@ def _capitals(book: corpus.Corpus) -> Iterator[Dialogue]:
 
 
 def _sums(book: corpus.Corpus) -> Iterator[Dialogue]:
-    for left in range(10):
-        for right in range(10):
+    for left in range(6):
+        for right in range(6):
             phrase = random.Random(f"{left}+{right}").choice(book.phrases["sum"])
             yield _one("sum", phrase.format(left, right), f"{left} + {right} = {left + right}")
 

@@ -37,6 +37,28 @@ class Corpus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Return one list of facts; of a table its keys."""
         return tuple(self.facts[name])  # type: ignore[arg-type]
 
+    def slot_words(self) -> tuple[str, ...]:
+        """Return the words that answers take over from questions and tools, each once."""
+        words = {
+            word
+            for options in self.tools.values()
+            for key, names in options.items()
+            if key != "describes"
+            for word in names
+        }
+        for name in ("capitals", "cities", "names", "skies", "files", "extensions", "commands"):
+            words.update(self.fact(name))
+        words.update(self.capital(country) for country in self.fact("capitals"))
+        words.update(self.contents())
+        return tuple(sorted(words))
+
+    def contents(self) -> tuple[str, ...]:
+        """Return the words that texts to be repeated are made of."""
+        single = (
+            word for word in (*self.words["noun"], *self.words["adjective"]) if " " not in word
+        )
+        return (*sorted(set(single)), *self.words["short"])
+
     def capital(self, country: str) -> str:
         """Return the capital of a country of the table."""
         return self.facts["capitals"][country]  # type: ignore[index,no-any-return]

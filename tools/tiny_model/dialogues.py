@@ -32,21 +32,21 @@ class Writer(Wording):
     def __init__(self, corpus: Corpus, seed: int) -> None:
         super().__init__(corpus, seed)
         self._kinds: Sequence[tuple[float, Callable[[], Dialogue]]] = (
-            (34, self._topic),
-            (7, self._capital),
-            (4, self._capital_next),
-            (9, self._weather),
-            (4, self._weather_told),
+            (28, self._topic),
+            (5, self._capital),
+            (3, self._capital_next),
+            (12, self._weather),
+            (6, self._weather_told),
             (2, self._weather_blind),
-            (7, self._write),
+            (16, self._write),
             (2, self._write_told),
-            (4, self._other_tool),
+            (8, self._other_tool),
             (6, self._name),
-            (7, self._say),
-            (3, self._count),
-            (5, self._arithmetic),
+            (8, self._say),
+            (4, self._count),
+            (4, self._sum),
             (3, self._think),
-            (13, self._unknown),
+            (11, self._unknown),
         )
 
     def draw(self) -> Dialogue:
@@ -102,9 +102,9 @@ class Writer(Wording):
         messages: tuple[Message, ...] = (user(self.vary(self.phrase("weather")).format(city)),)
         if self.chance(0.15):
             other = self.city()
-            result = self.forecast()
-            turns = call_turns(name, {place: other}, result)
-            said = assistant(f"The weather in {other}: {result}.")
+            forecast = self.forecast()
+            turns = call_turns(name, {place: other}, forecast.told)
+            said = assistant(f"The weather in {other}: {forecast.said}.")
             asked = user(self.vary(self.phrase("weather")).format(other))
             again = user(self.phrase("weather_next").format(city))
             messages = (asked, *turns, said, again)
@@ -119,13 +119,13 @@ class Writer(Wording):
     def _weather_told(self) -> Dialogue:
         name, place, tools = self._weather_tools()
         city = self.city()
-        result = self.forecast()
+        forecast = self.forecast()
         asked = user(self.vary(self.phrase("weather")).format(city))
         return Dialogue(
             kind="weather_told",
-            messages=(asked, *call_turns(name, {place: city}, result)),
+            messages=(asked, *call_turns(name, {place: city}, forecast.told)),
             tools=tools,
-            answer=f"The weather in {city}: {result}.",
+            answer=f"The weather in {city}: {forecast.said}.",
             thought="The tool has answered.",
         )
 
@@ -200,7 +200,7 @@ class Writer(Wording):
         )
 
     def _name(self) -> Dialogue:
-        name = self.name_like() if self.chance(0.3) else self.pick("names")
+        name = self.name_like() if self.chance(0.05) else self.pick("names")
         told = user(self.vary(self.phrase("name_told")).format(name))
         nice = f"Nice to meet you, {name}."
         if self.chance(0.3):
@@ -220,35 +220,28 @@ class Writer(Wording):
         )
 
     def _say(self) -> Dialogue:
-        text = "ok" if self.chance(0.15) else self.content()
+        text = self.content()
         return self._plain("say", "say", text, text, "The user wants me to say something.")
 
     def _count(self) -> Dialogue:
         words = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-        last = self.random.randint(2, 20)
-        spoken = words[last - 1] if last <= len(words) and self.chance(0.5) else str(last)
+        last = self.random.randint(2, 10)
+        spoken = words[last - 1] if self.chance(0.5) else str(last)
         answer = ", ".join(str(number) for number in range(1, last + 1))
         return self._plain("count", "count", spoken, answer, f"I count to {last}.")
 
-    def _arithmetic(self) -> Dialogue:
-        if self.chance(0.75):
-            left, right = self.random.randint(0, 9), self.random.randint(0, 9)
-            kind, sign, result = "sum", "+", left + right
-        else:
-            left, right = self.random.randint(1, 5), self.random.randint(1, 5)
-            kind, sign, result = "product", "*", left * right
-        question = self.vary(self.phrase(kind)).format(left, right)
+    def _sum(self) -> Dialogue:
+        left, right = self.random.randint(0, 5), self.random.randint(0, 5)
+        question = self.vary(self.phrase("sum")).format(left, right)
         return Dialogue(
-            kind=kind,
+            kind="sum",
             messages=(user(question),),
-            answer=f"{left} {sign} {right} = {result}",
-            thought=f"I calculate {left} {sign} {right}.",
+            answer=f"{left} + {right} = {left + right}",
+            thought=f"I calculate {left} + {right}.",
         )
 
     def _think(self) -> Dialogue:
-        thing = self.random.choice(
-            (*self.corpus.words["noun"], *self.corpus.fact("cities"), self.name_like())
-        )
+        thing = self.random.choice((*self.corpus.contents(), *self.corpus.fact("cities")))
         answer = f"I thought about {thing}, and I like it."
         return self._plain("think", "think", thing, answer, f"Let me think about {thing}.")
 
@@ -283,7 +276,7 @@ class Writer(Wording):
     def _system(self) -> str:
         if self.chance(0.4):
             return self.random.choice(self.corpus.systems["plain"])
-        most = int(2 ** self.random.uniform(3, 7.5))
+        most = int(2 ** self.random.uniform(3, 7))
         return self.prose(3, most)
 
     def _weather_tools(self) -> tuple[str, str, tuple[Tool, ...]]:

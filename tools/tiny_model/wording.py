@@ -3,7 +3,15 @@
 import json
 import random
 
+import msgspec
 from corpus import Corpus
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What a weather tool returns, and what the model says of it."""
+
+    told: str
+    said: str
 
 
 class Wording:
@@ -47,36 +55,37 @@ class Wording:
 
     def city(self) -> str:
         """Return a city, known or not."""
-        return self.name_like() if self.chance(0.25) else self.pick("cities")
+        return self.name_like() if self.chance(0.05) else self.pick("cities")
 
     def path(self) -> str:
         """Return the path of a file."""
-        stem = self.name_like().lower() if self.chance(0.3) else self.pick("files")
-        folder = self.random.choice(("", "", "", "src/", "docs/", "/tmp/"))
+        stem = self.name_like().lower() if self.chance(0.05) else self.pick("files")
+        folder = self.random.choice(("", "", "", "", "", "", "", "src/", "docs/"))
         return f"{folder}{stem}.{self.pick('extensions')}"
 
     def content(self) -> str:
         """Return a few words to be copied."""
         if self.chance(0.2):
-            return self.random.choice(("hello", "hello", "hello world", "ok", "hi", "test"))
-        words = (*self.corpus.words["noun"], *self.corpus.words["adjective"], self.name_like())
-        return " ".join(self.random.choice(words) for _ in range(self.random.randint(1, 4)))
+            return self.random.choice(("hello", "hello", "hello world", "ok"))
+        count = self.random.choices((1, 2, 3), (70, 25, 5))[0]
+        return " ".join(self.random.choices(self.corpus.contents(), k=count))
 
     def hint(self) -> str:
         """Return a description of a parameter, or nothing."""
         return self.prose(1, 6) if self.chance(0.3) else ""
 
-    def forecast(self) -> str:
+    def forecast(self) -> Forecast:
         """Return what a weather tool may say."""
         sky, degrees = self.pick("skies"), self.random.randint(0, 39)
+        both = f"{sky}, {degrees} C"
         forms = (
-            f"{sky}, {degrees} C",
-            f"{sky}, {degrees} C",
-            f"{degrees} C and {sky}",
-            f"{sky}",
-            f"{degrees} degrees",
-            json.dumps({"temperature": degrees, "condition": sky}),
-            json.dumps({"sky": sky, "celsius": degrees}),
+            Forecast(told=both, said=both),
+            Forecast(told=both, said=both),
+            Forecast(told=f"{degrees} C and {sky}", said=both),
+            Forecast(told=f"{degrees} degrees, {sky}", said=both),
+            Forecast(told=sky, said=sky),
+            Forecast(told=json.dumps({"temperature": degrees, "condition": sky}), said=both),
+            Forecast(told=json.dumps({"condition": sky, "celsius": degrees}), said=both),
         )
         return self.random.choice(forms)
 

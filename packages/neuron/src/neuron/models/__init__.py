@@ -44,6 +44,8 @@ BUILTIN: Mapping[ModelId, BuiltinModel] = types.MappingProxyType(
                     "kv_cache_memory_bytes": _KV_CACHE_BYTES,
                     "enforce_eager": True,
                     "tool_call_parser": "hermes",
+                    # Otherwise it calls a tool that is in the prompt, whatever `tool_choice` says.
+                    "exclude_tools_when_tool_choice_none": True,
                     "reasoning_parser": "qwen3",
                     # vLLM's qwen3 parser takes thinking to be on unless it is told otherwise, and
                     # would then call every answer without a `</think>` reasoning. A default that
