@@ -189,16 +189,3 @@ def test_reader_that_goes_away_is_no_traceback() -> None:
 
     assert done.returncode == 1
     assert done.stderr == b""
-
-
-@pytest.mark.usefixtures("brought")
-def test_endpoint_variable_is_kept_from_daemons(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Ours: the gateway takes every variable with our prefix for a setting and would refuse."""
-    monkeypatch.setenv("CORTEX_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("CORTEX_GATEWAY__LISTEN", "127.0.0.1:0")
-
-    main(["environ"])
-
-    assert capsys.readouterr().out == "CORTEX_GATEWAY__LISTEN\n"

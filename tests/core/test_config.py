@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from cortex_core.catalogue import PINNED_PRIORITY, Catalogue, load_catalogue
+from cortex_core.catalogue import Catalogue, load_catalogue
 from cortex_core.config import Table, overlay_environment, to_settings
 from cortex_core.errors import SettingsError
 from cortex_core.ids import ModelId
@@ -36,6 +36,7 @@ def write(tmp_path: pathlib.Path, text: str) -> pathlib.Path:
         ('[[models]]\nid = "a"\nharness = "v"\nvram_mb = "1"', "models[0].vram_mb: Expected"),
         ('[[models]]\nid = "a"\nharness = "v"\nmin_devices = 0', "models[0].min_devices: Expected"),
         ('[[models]]\nid = "a b"\nharness = "v"', "models[0].id: 'a b' is no model id"),
+        ('[[models]]\nid = "/a b"\nharness = "v"', "models[0].id: '/a b' is no model id"),
         ("[modells]", "modells: unknown key; did you mean 'models'?"),
         ("x = ", "not valid TOML"),
         (
@@ -65,13 +66,12 @@ def test_a_missing_file_is_said_in_one_line(tmp_path: pathlib.Path) -> None:
         load_catalogue(tmp_path / "none.toml")
 
 
-def test_a_pinned_model_has_a_high_priority_unless_told_otherwise(tmp_path: pathlib.Path) -> None:
-    """Contract: pinned default 1000."""
-    text = '[[models]]\nid="a"\nharness="v"\npinned_on=["n"]\n[models.engine]\nmax_model_len=512'
+def test_the_context_is_what_the_engine_options_state(tmp_path: pathlib.Path) -> None:
+    """Ours: clients see a limit before the model was ever loaded."""
+    text = '[[models]]\nid="a"\nharness="v"\n[models.engine]\nmax_model_len=512'
 
     profile = load_catalogue(write(tmp_path, text)).profiles[ModelId("a")]
 
-    assert profile.priority == PINNED_PRIORITY
     assert profile.context == 512
 
 

@@ -1,5 +1,6 @@
 """How the fleet snapshot changes."""
 
+import msgspec
 from hypothesis import given, strategies as st
 
 from cortex_core.fleet.breaker import FAILURES_TO_EJECT, MAX_EJECTION_S, Breaker, with_failure
@@ -10,7 +11,6 @@ from cortex_core.fleet.reducers import (
     with_facts,
     with_load_failure,
     with_miss,
-    with_replica,
     with_report,
     with_request_failure,
     with_request_success,
@@ -65,6 +65,19 @@ def test_another_boot_id_voids_the_facts() -> None:
     assert with_report(state, BEAST, report(boot="b2"), 2.0).nodes[BEAST].facts is None
 
 
+def test_another_life_of_a_node_starts_with_a_clean_slate() -> None:
+    """Ours: failures of the life before say nothing of this one."""
+    state = with_report(with_facts(fresh(), BEAST, facts("b1")), BEAST, report(boot="b1"), 1.0)
+    state = with_load_failure(with_request_failure(state, RID, 1.0), RID, "oom", 1.0)
+    empty = NodeReport(replicas=(), boot_id=BootId("b1"))
+
+    same = with_report(state, BEAST, empty, 2.0)
+    other = with_report(state, BEAST, msgspec.structs.replace(empty, boot_id=BootId("b2")), 2.0)
+
+    assert (RID in same.breakers, RID in same.failures) == (True, True)
+    assert (RID in other.breakers, RID in other.failures) == (False, False)
+
+
 def test_a_loaded_replica_clears_its_load_failures() -> None:
     """Ours: level-triggered; whoever loaded it, it works."""
     state = with_load_failure(fresh(), RID, "oom", 0.0)
@@ -81,15 +94,6 @@ def test_cool_down_doubles_to_a_cap(failures: int) -> None:
         state = with_load_failure(state, RID, "oom", 0.0)
 
     assert state.failures[RID].retry_at == min(5.0 * 2 ** (failures - 1), MAX_COOL_DOWN_S)
-
-
-def test_unload_news_removes_the_replica() -> None:
-    """Contract: status `unloaded` removes it."""
-    state = with_report(fresh(), BEAST, report(), 1.0)
-
-    state = with_replica(state, Replica(id=RID, status=ReplicaStatus.UNLOADED), 2.0)
-
-    assert MODEL not in state.nodes[BEAST].replicas
 
 
 def test_a_doubted_replica_is_unknown_until_the_next_report() -> None:

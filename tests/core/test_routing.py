@@ -12,11 +12,11 @@ from cortex_core.errors import (
     ModelNotFoundError,
     NoReplicaError,
 )
-from cortex_core.fleet.reducers import with_load_failure, with_request_failure
+from cortex_core.fleet.reducers import with_doubt, with_load_failure, with_request_failure
 from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts
-from cortex_core.placement.plan import Load, place
+from cortex_core.placement.plan import UNDER_WAY, Load, place, plan
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.resolve import resolve
 from cortex_core.routing.retry import MAX_ATTEMPTS, Failure, may_retry
@@ -108,6 +108,21 @@ def test_nothing_waits_in_vain(state: FleetState, catalogue: Catalogue, model: M
             for n, r in state.replicas_of(model)
         )
         assert changing or isinstance(place(state, catalogue, model, NOW), Load)
+
+
+@given(fleets(), catalogues(), st.sampled_from(MODELS))
+def test_route_waits_for_a_load_exactly_when_one_is_under_way_or_planned(
+    state: FleetState, catalogue: Catalogue, model: ModelId
+) -> None:
+    """Ours: the two decisions never wait for each other."""
+    decision = route(state, catalogue, model, hints=RouteHints(), in_flight={}, now=NOW)
+    planned = [step for step in plan(state, catalogue, [model], NOW) if isinstance(step, Load)]
+    under_way = [r for n, r in state.replicas_of(model) if n.takes_work and r.status in UNDER_WAY]
+
+    if planned or (under_way and not isinstance(decision, Serve)):
+        assert isinstance(decision, Wait)
+    if isinstance(decision, Wait) and decision.is_load:
+        assert planned or under_way
 
 
 @given(fleets(), catalogues(), st.sampled_from(MODELS))
@@ -216,7 +231,10 @@ def test_nothing_is_refused_before_every_node_was_asked() -> None:
     unseen = msgspec.structs.replace(node("a"), health=NodeHealth.UNSEEN, facts=None)
     missed = msgspec.structs.replace(unseen, misses=1)
 
-    assert isinstance(ask(fleet(unseen)), Wait)
+    held = ask(fleet(unseen, node("b")))
+    assert isinstance(held, Wait)
+    assert not held.is_load
+    assert plan(fleet(unseen, node("b")), CATALOGUE, [MODEL], NOW) == ()
     assert isinstance(ask(fleet(missed)), Refuse)
 
 
@@ -242,6 +260,45 @@ def test_a_request_goes_to_the_address_of_the_replica_if_it_has_its_own() -> Non
     assert own.endpoint == "http://a:8001"
     assert isinstance(shared, Serve)
     assert shared.endpoint == "http://a"
+
+
+def test_a_draining_node_does_not_keep_a_model_from_being_loaded_elsewhere() -> None:
+    """Ours: what it has is on its way out."""
+    leaving = msgspec.structs.replace(node("a", replica("a")), is_draining=True)
+    state = fleet(leaving, node("b"))
+
+    decision = ask(state)
+    (step,) = plan(state, CATALOGUE, [MODEL], NOW)
+
+    assert isinstance(decision, Wait)
+    assert decision.reason == "it is about to be loaded on b"
+    assert isinstance(step, Load)
+    assert step.replica.node == "b"
+
+
+def test_a_loaded_replica_that_takes_nothing_is_not_loaded_again() -> None:
+    """Ours: a load would answer at once and change nothing."""
+    state = fleet(node("a", replica("a", unservable_reason="warming up")))
+
+    decision = ask(state)
+
+    assert isinstance(decision, Refuse)
+    assert isinstance(decision.error, NoReplicaError)
+    assert "warming up" in decision.error.message
+    assert not [s for s in plan(state, CATALOGUE, [MODEL], NOW) if isinstance(s, Load)]
+
+
+def test_after_a_refused_connection_the_model_is_loaded_elsewhere() -> None:
+    """Ours: the doubted replica is no reason to wait, and its node not the one to load on."""
+    rid = ReplicaId(node=NodeName("a"), model=MODEL)
+    state = with_doubt(fleet(node("a", replica("a")), node("b")), rid)
+
+    tried = ask(state, excluded=frozenset({rid}))
+    alone = ask(with_doubt(fleet(node("a", replica("a"))), rid), excluded=frozenset({rid}))
+
+    assert isinstance(tried, Wait)
+    assert tried.reason == "it is about to be loaded on b"
+    assert isinstance(alone, Refuse)
 
 
 def test_a_tried_replica_is_not_tried_again() -> None:

@@ -107,7 +107,7 @@ NODE = '[[neurons]]\nname = "{}"\nendpoint = "{}"\n'
         (NODE.format("a", "beast:13131"), "neurons[0].endpoint", "http://"),
         (NODE.format("a", "http://h:99999"), "neurons[0].endpoint", "http://"),
         (NODE.format("a", "http://h/?q=1"), "neurons[0].endpoint", "http://"),
-        (NODE.format("", "http://h"), "neurons[0].name", "give the node a name"),
+        (NODE.format("", "http://h"), "neurons[0].name", "is no node name"),
         (NODE.format("a", "http://h") * 2, "neurons[1].name", "names are unique"),
     ],
 )
@@ -131,3 +131,23 @@ def test_wrong_variable_is_named(file: pathlib.Path) -> None:
 
     with pytest.raises(SettingsError, match=r"with CORTEX_GATEWAY__LISTNE.*did you mean 'listen'"):
         load_settings(file, {"CORTEX_GATEWAY__LISTNE": "127.0.0.1:0"})
+
+
+def test_the_variable_of_the_command_line_is_no_setting() -> None:
+    """Ours: an operator may export where the gateway is on the machine that runs it."""
+    environ = {"CORTEX_ENDPOINT": "http://127.0.0.1:1", "CORTEX_GATEWAY__LISTEN": "127.0.0.1:5"}
+
+    assert load_settings(None, environ).gateway.listen == "127.0.0.1:5"
+
+
+def test_one_machine_is_no_two_nodes(tmp_path: pathlib.Path) -> None:
+    """Ours: its memory would count twice."""
+    path = tmp_path / "cortex.toml"
+    entries = [
+        f'[[neurons]]\nname = "{name}"\nendpoint = "http://h:1{end}"\n'
+        for name, end in (("a", ""), ("b", "/"))
+    ]
+    path.write_text("".join(entries))
+
+    with pytest.raises(SettingsError, match=r"neurons\[1\]\.endpoint: is that of 'a' already"):
+        load_settings(path, {})

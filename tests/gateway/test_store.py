@@ -1,13 +1,17 @@
 """The snapshot's keeper: who is woken by what."""
 
 import asyncio
+from collections.abc import Coroutine
 
+import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints, with_miss
 from cortex_core.fleet.state import FleetState
+from cortex_core.routing.retry import Failure
 from cortex_gateway.control.store import FleetStore
+from cortex_gateway.ports import UpstreamFailure
 from tests.gateway.fleet import MODEL, NODE
 
 
@@ -62,8 +66,59 @@ async def test_changes_and_demand_are_not_lost_while_the_reconciler_is_busy() ->
         async with asyncio.timeout(5):
             await keeper.wanted()
 
-        assert keeper.demanded() == {MODEL}
-    assert keeper.demanded() == frozenset()
+        assert keeper.take_demanded() == {MODEL}
+    assert keeper.take_demanded() == frozenset()
+
+
+async def test_who_asks_and_leaves_at_once_is_planned_for_once() -> None:
+    """Contract: `prefer: wait=0` gets a refusal, and the load goes on."""
+    keeper = store()
+
+    with keeper.demand(MODEL):
+        pass
+
+    assert keeper.take_demanded() == {MODEL}
+    assert keeper.take_demanded() == frozenset()
+
+
+async def test_a_block_that_needs_a_node_ends_when_the_node_goes_down() -> None:
+    """Ours: one miss is no evidence, three are."""
+    keeper = store()
+    started = asyncio.Event()
+
+    async def wait() -> None:
+        async with keeper.while_up(NODE):
+            started.set()
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(_outcome(wait()))
+        await started.wait()
+        keeper.update(missed)
+        keeper.update(missed)
+        await asyncio.sleep(0)
+        was_done = waiting.done()
+        keeper.update(missed)
+
+    assert not was_done
+    assert waiting.result() is Failure.CUT_BEFORE_ANSWER
+
+
+async def test_a_timeout_of_the_blocks_own_stays_what_it_is() -> None:
+    """Ours: only the node's end is told as such."""
+    keeper = store()
+
+    with pytest.raises(TimeoutError):
+        async with keeper.while_up(NODE):
+            raise TimeoutError
+
+
+async def _outcome(block: Coroutine[object, object, None]) -> Failure | None:
+    try:
+        await block
+    except UpstreamFailure as failure:
+        return failure.failure
+    return None
 
 
 @given(st.lists(st.booleans(), max_size=30))

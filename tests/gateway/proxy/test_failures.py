@@ -7,10 +7,11 @@ import openai
 import pytest
 
 from cortex_core.fleet.breaker import FAILURES_TO_EJECT
-from cortex_core.ids import NodeName, ReplicaId
+from cortex_core.fleet.reducers import with_miss
+from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.sse import SseDecoder
 from cortex_gateway.settings import Timeouts
-from tests.fakes.gateway import MODEL, ask, gateway
+from tests.fakes.gateway import MODEL, ask, gateway, replica
 from tests.fakes.upstream import (
     DONE,
     Script,
@@ -18,10 +19,12 @@ from tests.fakes.upstream import (
     Wire,
     answers,
     cuts,
+    hangs,
     nodes,
     streams,
     words,
 )
+from tests.gateway.fleet import until_true
 
 OK = answers(200, b'{"choices":[]}')
 DOWN = "http://127.0.0.1:1"
@@ -302,3 +305,33 @@ async def test_events_survive_any_cut_of_the_bytes(step: int) -> None:
         answer = await ask(g.url, {"stream": True})
 
     assert events_of(answer.body) == [*(json.dumps(event) for event in events), "[DONE]"]
+
+
+async def test_a_request_at_a_frozen_node_goes_elsewhere_when_the_node_counts_as_down() -> None:
+    """Ours: long before the time for a first byte is over; prefill may take minutes, this not."""
+    async with (
+        nodes(frozen := ScriptedNode(hangs), sound := ScriptedNode(OK)),
+        gateway({"a": frozen.url, "b": sound.url}) as g,
+        asyncio.TaskGroup() as tasks,
+    ):
+        asked = tasks.create_task(ask(g.url))
+        await until_true(lambda: bool(frozen.wires))
+        for _ in range(3):
+            g.store.update(lambda state: with_miss(state, NodeName("a"), "silent"))
+        answer = await asked
+
+    assert answer.status == 200
+    assert answer.headers["x-cortex-node"] == "b"
+
+
+async def test_a_model_name_outside_latin_1_does_not_break_the_answer() -> None:
+    """Ours: what a node calls its models is not ours to choose, a header's characters are."""
+    name = ModelId("org/\u673a")
+    async with (
+        nodes(node := ScriptedNode(OK)),
+        gateway({"a": node.url}, [replica("a", model=name)]) as g,
+    ):
+        answer = await ask(g.url, {"model": name})
+
+    assert answer.status == 200
+    assert answer.headers["x-cortex-model"] == "org/%E6%9C%BA"

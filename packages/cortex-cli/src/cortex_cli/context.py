@@ -51,14 +51,6 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     style: Style
     """Of standard output."""
 
-    @property
-    def daemon_environ(self) -> dict[str, str]:
-        """The environment without our own variable.
-
-        Daemons take every variable with our prefix for a setting and refuse those that are none.
-        """
-        return {name: text for name, text in self.environ.items() if name != ENDPOINT_VARIABLE}
-
 
 def surroundings() -> Surroundings:
     """Return those of this process."""

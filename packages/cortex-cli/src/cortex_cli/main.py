@@ -11,7 +11,7 @@ import click
 from cortex_cli.commands.config import config
 from cortex_cli.commands.status import status
 from cortex_cli.commands.up.command import up
-from cortex_cli.context import ENDPOINT_VARIABLE, surroundings
+from cortex_cli.context import surroundings
 from cortex_core.errors import CortexError, SettingsError
 
 GROUP = "cortex.commands"
@@ -40,8 +40,6 @@ class PassThrough(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Import the command, run it, and end with its status."""
-        # See `Surroundings.daemon_environ`; this one reads the environment itself.
-        os.environ.pop(ENDPOINT_VARIABLE, None)
         run: Callable[[Sequence[str]], int | None] = self._entry.load()
         ctx.exit(run(ctx.args) or FINE)
 

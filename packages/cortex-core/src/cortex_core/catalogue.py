@@ -13,12 +13,8 @@ from cortex_core.errors import SettingsError
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.units import bytes_from_mib
 
-PINNED_PRIORITY = 1000
-"""Residency priority of a pinned profile that states none."""
-
-DEFAULT_PRIORITY = 100
-
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199}")
+_PATH = re.compile(r"/[!-~]{1,999}")
 
 Mib = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -42,7 +38,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pinned_on: tuple[NodeName, ...] = ()
     """Nodes on which alone it may live, and from which it is never evicted."""
     residency_priority: int | None = None
-    """Lower is evicted first; 100 when absent, 1000 when pinned."""
+    """Lower is evicted first; checked, and read once models make room for each other."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options passed to the engine under their own names."""
 
@@ -50,13 +46,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def vram_bytes(self) -> int | None:
         """Estimate over all its devices, in bytes; `None` when the catalogue has none."""
         return None if self.vram_mb is None else bytes_from_mib(self.vram_mb)
-
-    @property
-    def priority(self) -> int:
-        """Effective residency priority."""
-        if self.residency_priority is not None:
-            return self.residency_priority
-        return PINNED_PRIORITY if self.pinned_on else DEFAULT_PRIORITY
 
     @property
     def context(self) -> int | None:
@@ -108,7 +97,7 @@ def _check(catalogue: CatalogueFile, source: str) -> None:
     seen: set[str] = set()
     for position, profile in enumerate(catalogue.models):
         where = f"{source}: models[{position}]"
-        if not _ID.fullmatch(profile.id) and not profile.id.startswith("/"):
+        if not _ID.fullmatch(profile.id) and not _PATH.fullmatch(profile.id):
             raise SettingsError(
                 f"{where}.id: {profile.id!r} is no model id; use letters, digits and ._:@/+-"
             )

@@ -20,8 +20,6 @@ HOP_BY_HOP = frozenset(
 REQUEST_ALLOWED = frozenset(
     {
         "accept",
-        "content-type",
-        "content-encoding",
         "traceparent",
         "tracestate",
         "user-agent",

@@ -47,6 +47,14 @@ class Store(Protocol):
         """Ask for a fresh report of `node` at once."""
         ...
 
+    def while_up(self, node: NodeName) -> AbstractAsyncContextManager[None]:
+        """Run a block that a node is needed for.
+
+        Raises:
+            UpstreamFailure: the node went down meanwhile; the block was cancelled.
+        """
+        ...
+
 
 class UpstreamFailure(Exception):  # noqa: N818 - it never reaches a caller as an error
     """An attempt at a node that failed before its answer began, or within it."""

@@ -1,6 +1,7 @@
 """Settings of the gateway: `cortex.toml` with the variables that start with `CORTEX_` over it."""
 
 import pathlib
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -17,6 +18,11 @@ from cortex_core.server.listen import ListenError, parse_address
 DEFAULT_PATH = pathlib.Path("/etc/cortex/cortex.toml")
 
 ENVIRONMENT_PREFIX = "CORTEX_"
+
+CLIENT_VARIABLE = "CORTEX_ENDPOINT"
+"""Tells the command line where a gateway is; it is no setting of one."""
+
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -116,7 +122,8 @@ def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> Gate
         # A name from the environment has no file to be relative to and stays as it is.
         table["models_config"] = str(path.parent / named)
     source = _source(path, environ)
-    table = overlay_environment(table, environ, ENVIRONMENT_PREFIX)
+    ours = {name: text for name, text in environ.items() if name != CLIENT_VARIABLE}
+    table = overlay_environment(table, ours, ENVIRONMENT_PREFIX)
     settings = to_settings(table, GatewaySettings, source)
     _check_listeners(settings.gateway, source)
     _check_neurons(settings.neurons, source)
@@ -145,13 +152,21 @@ def _check_listeners(gateway: ApiSettings, source: str) -> None:
 
 def _check_neurons(neurons: tuple[NeuronEntry, ...], source: str) -> None:
     seen: set[str] = set()
+    endpoints: dict[str, str] = {}
     for position, entry in enumerate(neurons):
         where = f"{source}: neurons[{position}]"
-        if not entry.name:
-            raise SettingsError(f"{where}.name: is empty; give the node a name")
+        if not _NODE_NAME.fullmatch(entry.name):
+            raise SettingsError(
+                f"{where}.name: {entry.name!r} is no node name; use letters, digits and ._-"
+            )
         if entry.name in seen:
             raise SettingsError(f"{where}.name: {entry.name!r} is there twice; names are unique")
         seen.add(entry.name)
+        twin = endpoints.setdefault(entry.endpoint.rstrip("/"), entry.name)
+        if twin != entry.name:
+            raise SettingsError(
+                f"{where}.endpoint: is that of {twin!r} already; one machine is one node"
+            )
         if not _is_base_url(entry.endpoint):
             raise SettingsError(
                 f"{where}.endpoint: {entry.endpoint!r} is no base URL; "

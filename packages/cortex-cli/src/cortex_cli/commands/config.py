@@ -59,7 +59,7 @@ def check(context: click.Context, files: Sequence[pathlib.Path]) -> None:
         names = ", ".join(str(path) for path in DEFAULT_FILES)
         raise ConfigurationError(f"no settings file to check: none of {names} exists")
     is_well = True
-    for path, error in check_files(files, around.daemon_environ):
+    for path, error in check_files(files, around.environ):
         if error is None:
             click.echo(f"{path}: ok")
         else:

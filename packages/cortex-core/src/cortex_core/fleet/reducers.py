@@ -42,12 +42,18 @@ def with_facts(state: FleetState, name: NodeName, facts: NodeFacts) -> FleetStat
 def with_report(state: FleetState, name: NodeName, report: NodeReport, now: float) -> FleetState:
     """Return the fleet after a node's full report, which also proves that it is up.
 
-    A boot id that differs from that of the facts voids them, so that discovery is asked again.
+    A boot id that differs from that of the facts voids them, so that discovery is asked again,
+    and forgives the loads and requests that failed in the life before.
     """
     node = state.nodes[name]
     facts = node.facts
     if facts is not None and report.boot_id is not None and facts.boot_id != report.boot_id:
         facts = None
+        state = msgspec.structs.replace(
+            state,
+            breakers=_without_node(state.breakers, name),
+            failures=_without_node(state.failures, name),
+        )
     replicas = {
         replica.id.model: replica
         for replica in report.replicas
@@ -66,17 +72,6 @@ def with_report(state: FleetState, name: NodeName, report: NodeReport, now: floa
         last_error=None,
     )
     return _forgiven(_with_node(state, node), replicas.values())
-
-
-def with_replica(state: FleetState, replica: Replica, now: float) -> FleetState:
-    """Return the fleet after news of one replica; `unloaded` removes it."""
-    node = state.nodes[replica.id.node]
-    if replica.status is ReplicaStatus.UNLOADED:
-        replicas = _without(node.replicas, replica.id.model)
-    else:
-        replicas = {**node.replicas, replica.id.model: replica}
-    node = msgspec.structs.replace(node, replicas=replicas, reported_at=now)
-    return _forgiven(_with_node(state, node), (replica,))
 
 
 def with_doubt(state: FleetState, replica: ReplicaId) -> FleetState:
@@ -161,6 +156,10 @@ def _with_node(state: FleetState, node: NodeState) -> FleetState:
 
 def _next(state: FleetState, **changes: object) -> FleetState:
     return msgspec.structs.replace(state, revision=state.revision + 1, **changes)
+
+
+def _without_node(mapping: Mapping[ReplicaId, V], name: NodeName) -> dict[ReplicaId, V]:
+    return {key: value for key, value in mapping.items() if key.node != name}
 
 
 def _without(mapping: Mapping[K, V], key: K) -> dict[K, V]:

@@ -49,6 +49,11 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
         """Whether requests and commands may be sent to it."""
         return self.health in (NodeHealth.UP, NodeHealth.SUSPECT)
 
+    @property
+    def takes_work(self) -> bool:
+        """Whether it is reachable and not on its way out."""
+        return self.is_reachable and not self.is_draining
+
 
 class LoadFailure(msgspec.Struct, frozen=True, kw_only=True):
     """Loads of one model on one node that failed in a row."""

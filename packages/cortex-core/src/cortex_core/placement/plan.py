@@ -60,8 +60,11 @@ def plan(
     """Return what to do for the models in `demand`, ordered by model id.
 
     A model that a reachable node serves or loads, or for which a load is on its way, needs
-    nothing, so planning again with the commands noted gives an empty plan.
+    nothing, so planning again with the commands noted gives an empty plan. Nothing is planned
+    before every node was asked once: a gateway that has just started adopts what runs.
     """
+    if not state.is_heard:
+        return ()
     steps: list[Load | Hold] = []
     for model in sorted(set(demand)):
         if is_coming(state, model):
@@ -75,17 +78,24 @@ def plan(
 
 
 def is_coming(state: FleetState, model: ModelId) -> bool:
-    """Whether a reachable node serves or loads `model`, or was told to."""
+    """Whether a node that takes work serves or loads `model`, or was told to."""
     for node, replica in state.replicas_of(model):
-        if node.is_reachable and (replica.is_servable or replica.status in UNDER_WAY):
+        if node.takes_work and (replica.is_servable or replica.status in UNDER_WAY):
             return True
     return any(
-        target.model == model and state.nodes[target.node].is_reachable for target in state.commands
+        target.model == model and state.nodes[target.node].takes_work for target in state.commands
     )
 
 
-def place(state: FleetState, catalogue: Catalogue, model: ModelId, now: float) -> Load | Hold:
-    """Choose a node for `model`, as if it were nowhere.
+def place(
+    state: FleetState,
+    catalogue: Catalogue,
+    model: ModelId,
+    now: float,
+    *,
+    avoid: frozenset[ReplicaId] = frozenset(),
+) -> Load | Hold:
+    """Choose a node for `model` that takes work, but for replicas to `avoid`.
 
     Preference: nodes it is pinned on (no others qualify), then the most free memory on the
     devices that it would take, then the node's name.
@@ -96,6 +106,10 @@ def place(state: FleetState, catalogue: Catalogue, model: ModelId, now: float) -
     fits: list[tuple[NodeState, Fit]] = []
     verdicts: list[NodeVerdict] = []
     for node in state.nodes.values():
+        if ReplicaId(node=node.name, model=model) in avoid:
+            reason = "it was tried for this request"
+            verdicts.append(NodeVerdict(node=node.name, reason=reason, is_permanent=False))
+            continue
         outcome = _try(state, catalogue, profile, node, now)
         if isinstance(outcome, Fit):
             fits.append((node, outcome))
@@ -136,6 +150,8 @@ def _try(
     replica = node.replicas.get(profile.id)
     if replica is not None and replica.status is ReplicaStatus.POISONED:
         return no("its device there is poisoned")
+    if replica is not None and replica.status is ReplicaStatus.LOADED:
+        return no(f"it is loaded there and takes no requests: {replica.unservable_reason}")
     target = ReplicaId(node=node.name, model=profile.id)
     if cooling_down(state, target, now):
         return no(f"the last load failed: {state.failures[target].reason}")

@@ -14,7 +14,7 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
 from cortex_core.ids import ModelId, ReplicaId
-from cortex_core.placement.plan import UNDER_WAY, Hold, Load, place
+from cortex_core.placement.plan import UNDER_WAY, Hold, is_coming, place
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 
 COMING = UNDER_WAY | {ReplicaStatus.UNLOADING, ReplicaStatus.UNKNOWN}
@@ -55,7 +55,9 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelId
     reason: str
     progress: LoadProgress | None = None
-    """Of the load that is furthest along, when a node reports it."""
+    """Of the load, when its node reports it."""
+    is_load: bool = True
+    """Whether a load is what it waits for, rather than news of a node."""
     candidates: tuple[Candidate, ...] = ()
 
 
@@ -177,35 +179,45 @@ def _not_ready(
     pairs: list[tuple[NodeState, Replica]],
     candidates: tuple[Candidate, ...],
 ) -> Decision:
-    if hints.excluded and any(seen.replica in hints.excluded for seen in candidates):
+    wait = _under_way(state, model, pairs, hints)
+    if wait is None and not state.is_heard:
+        # A gateway that has just started must not turn away, or load anew, what a node has.
+        wait = Wait(model=model, reason="the nodes are being asked what they have", is_load=False)
+    if wait is None and is_coming(state, model):
+        # Only the replicas that were tried already; the plan sees no need for another.
         tried = NoReplicaError(f"every replica of {model!r} failed to answer")
         return Refuse(error=tried, candidates=candidates)
-    waiting = _under_way(state, model, pairs)
-    if waiting is None:
-        step = place(state, catalogue, model, now)
-        if isinstance(step, Load):
-            waiting = f"it is about to be loaded on {step.replica.node}"
-        elif state.is_heard:
+    if wait is None:
+        step = place(state, catalogue, model, now, avoid=hints.excluded)
+        if isinstance(step, Hold):
             return Refuse(error=_refusal(state, model, step, pairs, now), candidates=candidates)
-        else:
-            # A gateway that has just started must not turn away what a node may serve.
-            waiting = "the nodes are being asked what they have"
+        wait = Wait(model=model, reason=f"it is about to be loaded on {step.replica.node}")
     if not hints.cold_ok:
-        cold = ModelLoadingError(f"{model!r} is not loaded: {waiting}")
+        cold = ModelLoadingError(f"{model!r} is not loaded: {wait.reason}")
         return Refuse(error=cold, candidates=candidates)
-    progress = next((r.progress for _, r in pairs if r.progress is not None), None)
-    return Wait(model=model, reason=waiting, progress=progress, candidates=candidates)
+    return msgspec.structs.replace(wait, candidates=candidates)
 
 
 def _under_way(
-    state: FleetState, model: ModelId, pairs: list[tuple[NodeState, Replica]]
-) -> str | None:
-    for node, replica in pairs:
-        if node.is_reachable and not node.is_draining and replica.status in COMING:
-            return f"it is {replica.status} on {node.name}"
+    state: FleetState, model: ModelId, pairs: list[tuple[NodeState, Replica]], hints: RouteHints
+) -> Wait | None:
+    """Return the wait for what is changing by itself, loads before anything else."""
+    changing = [
+        (node, replica)
+        for node, replica in pairs
+        if node.takes_work and replica.status in COMING and replica.id not in hints.excluded
+    ]
+    changing.sort(key=lambda pair: pair[1].status not in UNDER_WAY)
+    for node, replica in changing:
+        return Wait(
+            model=model,
+            reason=f"it is {replica.status} on {node.name}",
+            progress=replica.progress,
+            is_load=replica.status in UNDER_WAY,
+        )
     for target in state.commands:
-        if target.model == model:
-            return f"it is being loaded on {target.node}"
+        if target.model == model and state.nodes[target.node].takes_work:
+            return Wait(model=model, reason=f"it is being loaded on {target.node}")
     return None
 
 

@@ -50,8 +50,8 @@ from cortex_gateway.ports import NodeNews
 POLL_TIMEOUT_S = 1.0
 """A neuron answers `/health` within 50 ms whatever its engines do."""
 
-EVENTS_SILENCE_S = 15.0
-"""Three times the interval of the comments that a neuron sends when nothing happens."""
+EVENTS_SILENCE_S = 6.0
+"""A neuron sends its readings every second, and a comment after 5 s if it has none."""
 
 MAX_REASON_CHARACTERS = 300
 
@@ -316,7 +316,7 @@ def _as_errors(name: NodeName) -> Iterator[None]:
         raise UpstreamCutError(f"{name} cut the connection") from None
     except aiohttp.ClientError as error:
         raise UpstreamError(f"{name} gave no HTTP answer: {type(error).__name__}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UpstreamError(f"{name} gave an answer that cannot be read: {error}") from None
 
 

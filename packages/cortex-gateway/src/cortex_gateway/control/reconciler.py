@@ -48,7 +48,7 @@ class Reconciler:
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
         store = self._store
-        for step in plan(store.state, store.catalogue, store.demanded(), self._clock.now()):
+        for step in plan(store.state, store.catalogue, store.take_demanded(), self._clock.now()):
             if isinstance(step, Load) and step.replica not in self._loads:
                 note = partial(with_command, replica=step.replica, command=step.command)
                 store.update(note)

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from cortex_core.catalogue import Catalogue
-from cortex_core.fleet.state import FleetState
+from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
+from cortex_core.routing.retry import Failure
+from cortex_gateway.ports import UpstreamFailure
 
 
 class FleetStore:
@@ -17,6 +19,8 @@ class FleetStore:
         self._state = state
         self._catalogue = catalogue
         self._waiters: Counter[ModelId] = Counter()
+        self._asked: set[ModelId] = set()
+        self._limits: dict[NodeName, set[asyncio.Timeout]] = {name: set() for name in state.nodes}
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self._refreshes = {name: asyncio.Event() for name in state.nodes}
@@ -35,7 +39,8 @@ class FleetStore:
         """Replace the snapshot; a reducer that returns its argument wakes nobody."""
         state = reducer(self._state)
         if state is not self._state:
-            self._state = state
+            before, self._state = self._state, state
+            self._cut_waits(before)
             # Whoever waits holds the old event, so none can miss a change or see it twice.
             self._changed.set()
             self._changed = asyncio.Event()
@@ -51,6 +56,7 @@ class FleetStore:
     def demand(self, model: ModelId) -> Iterator[None]:
         """Count one waiter for `model` while the context is open."""
         self._waiters[model] += 1
+        self._asked.add(model)
         self._wanted.set()
         try:
             yield
@@ -63,6 +69,15 @@ class FleetStore:
         """Models that at least one request waits for."""
         return frozenset(self._waiters)
 
+    def take_demanded(self) -> frozenset[ModelId]:
+        """Return the models to plan for: waited for, or asked for since this was called last.
+
+        A caller that waits for nothing still has the model loaded for the next one.
+        """
+        wanted = frozenset(self._waiters) | self._asked
+        self._asked.clear()
+        return wanted
+
     def reconsider(self) -> None:
         """Let the reconciler plan again although nothing has changed but the time."""
         self._wanted.set()
@@ -74,6 +89,29 @@ class FleetStore:
         """
         await self._wanted.wait()
         self._wanted.clear()
+
+    @asynccontextmanager
+    async def while_up(self, node: NodeName) -> AsyncIterator[None]:
+        """Run a block that is cancelled when `node` goes down; see `Store`."""
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._limits[node].add(limit)
+                try:
+                    yield
+                finally:
+                    self._limits[node].discard(limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise UpstreamFailure(Failure.CUT_BEFORE_ANSWER, "its node went down") from None
+
+    def _cut_waits(self, before: FleetState) -> None:
+        for name, limits in self._limits.items():
+            is_down = self._state.nodes[name].health is NodeHealth.DOWN
+            if limits and is_down and before.nodes[name].health is not NodeHealth.DOWN:
+                for limit in limits:
+                    limit.reschedule(asyncio.get_running_loop().time())
 
     def refresh(self, node: NodeName) -> None:
         """Ask for a fresh report of `node` at once."""

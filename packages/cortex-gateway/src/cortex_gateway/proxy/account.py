@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import quote
 
 from cortex_core.errors import RequestError
 from cortex_core.ids import ModelId, ReplicaId
@@ -12,6 +13,8 @@ from cortex_gateway.ports import RequestMetrics
 from cortex_gateway.proxy.watch import Findings, Usage
 
 logger = logging.getLogger(__name__)
+
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 CLIENT_GONE_STATUS = 499
 """Logged for a caller that hung up; nginx's number, which log readers know."""
@@ -97,7 +100,8 @@ class Account:
         if self._node is not None:
             headers.append(("x-cortex-node", self._node))
         if self._model is not None:
-            headers.append(("x-cortex-model", self._model))
+            # What a node calls a model may have characters that a header must not.
+            headers.append(("x-cortex-model", quote(self._model, safe=_PRINTABLE)))
         if self.is_cold_start:
             headers.append(("x-cortex-cold-start", "true"))
         if self._dispatched_at is not None:

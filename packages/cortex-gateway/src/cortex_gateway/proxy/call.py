@@ -73,8 +73,7 @@ async def _read_body(receive: Receive) -> bytes:
 
 
 def _onward(pairs: Sequence[tuple[str, str]], request_id: str) -> list[tuple[str, str]]:
-    own = ("x-request-id", "content-encoding", "content-type")
-    onward = [pair for pair in request_headers(pairs) if pair[0] not in own]
+    onward = [pair for pair in request_headers(pairs) if pair[0] != "x-request-id"]
     # The body was decoded, so it is JSON, whatever curl called it.
     onward += (("content-type", "application/json"), ("x-request-id", request_id))
     return onward

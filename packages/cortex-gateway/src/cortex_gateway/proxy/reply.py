@@ -37,14 +37,9 @@ class Reply:
 
     async def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Send the head of an answer that comes in pieces."""
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         self.status = status
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [(name.encode("latin-1"), v.encode("latin-1")) for name, v in headers],
-            }
-        )
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def begin_stream(self, headers: Iterable[tuple[str, str]]) -> None:
         """Send the head of an event stream; nothing when it was sent."""

@@ -67,7 +67,7 @@ class Search:
         is_plain = self._cold_ok and not self._tried and not self._doubted
         known = self._waits.known(state.revision, self.model, now) if is_plain else None
         if known is not None:
-            self.is_cold = True
+            self.is_cold |= known.is_load
             return known
         decision = route(
             state,
@@ -80,10 +80,12 @@ class Search:
         if isinstance(decision, Serve):
             return decision
         if self._awaits_report(state, now):
-            return Wait(model=self.model, reason="the node that had it is asked again")
+            return Wait(
+                model=self.model, reason="the node that had it is asked again", is_load=False
+            )
         if isinstance(decision, Refuse):
             return Refuse(error=self._error or decision.error, candidates=decision.candidates)
-        self.is_cold = True
+        self.is_cold |= decision.is_load
         if is_plain:
             self._waits.note(decision)
         return decision

@@ -1,5 +1,6 @@
 """From a request that was read to an answer: route, wait, attempt, try again."""
 
+import contextlib
 import logging
 
 import msgspec
@@ -121,12 +122,13 @@ class Walk:
         pulse = Pulse(beat, doors.settings.heartbeat_s, f"waiting for {replica.model} to begin")
         try:
             with doors.in_flight.attempt(replica, is_retry=is_retry):
-                async with (
-                    pulse,
-                    doors.upstream.post(
+                async with pulse, contextlib.AsyncExitStack() as open_answer:
+                    post = doors.upstream.post(
                         serve.endpoint + self._call.path, self._call.headers, self._body
-                    ) as answer,
-                ):
+                    )
+                    # Once the answer flows it proves by itself that the node lives.
+                    async with doors.store.while_up(replica.node):
+                        answer = await open_answer.enter_async_context(post)
                     if _is_refusal(answer):
                         self._refused(replica)
                         return False
@@ -164,6 +166,9 @@ class Walk:
         doors.metrics.attempted(failure.failure.value)
         now = doors.clock.now()
         doors.store.update(lambda state: with_request_failure(state, replica, now))
+        if failure.failure is Failure.CONNECT:
+            # Nobody listens there, whatever the last report said: others need not try as well.
+            doors.store.update(lambda state: with_doubt(state, replica))
         if failure.failure in _UNREACHED:
             doors.store.refresh(replica.node)
         logger.warning(

@@ -77,7 +77,7 @@ def up(
         harness=harness,
         nodes=nodes,
     )
-    run_fleet(wishes, context.ensure_object(Surroundings).daemon_environ, _show, _tell)
+    run_fleet(wishes, context.ensure_object(Surroundings).environ, _show, _tell)
 
 
 def check_installed(harness: str) -> None:
