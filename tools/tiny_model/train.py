@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SEED = 0
-STEPS = 2500
+STEPS = 2600
 PROCESSES = 2
 """Each has one thread and batches of its own. They meet once in a step, where two threads would
 meet at every operation, which costs most when other programs run beside."""

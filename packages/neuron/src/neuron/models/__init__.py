@@ -43,6 +43,12 @@ BUILTIN: Mapping[ModelId, BuiltinModel] = types.MappingProxyType(
                     "max_num_seqs": 64,
                     "kv_cache_memory_bytes": _KV_CACHE_BYTES,
                     "enforce_eager": True,
+                    # JSON allows blanks without end between two tokens, and a model that was never
+                    # taught JSON writes them.
+                    "structured_outputs_config": {
+                        "backend": "xgrammar",
+                        "disable_any_whitespace": True,
+                    },
                     "tool_call_parser": "hermes",
                     # Otherwise it calls a tool that is in the prompt, whatever `tool_choice` says.
                     "exclude_tools_when_tool_choice_none": True,
