@@ -157,11 +157,20 @@ def test_serve_is_the_gateways_own_command(
     )
 
 
+HEEDING_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Starts a command as from a terminal: what a shell starts in the background ignores SIGINT, and
+so does all that this starts."""
+
+
 def test_interrupted_command_ends_with_130_and_no_traceback() -> None:
     """Shells' convention: 128 + SIGINT."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        command = [sys.executable, "-m", "cortex_cli", "status", "--endpoint"]
-        command.append(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        command = [sys.executable, "-c", HEEDING_SIGINT, sys.executable, "-m", "cortex_cli"]
+        command += ["status", "--endpoint", f"http://127.0.0.1:{listener.getsockname()[1]}"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as process:
             listener.settimeout(20)
             connection, _ = listener.accept()
