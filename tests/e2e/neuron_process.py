@@ -15,7 +15,7 @@ import httpx
 
 from neuron.engines import processes
 
-READY_S = 30.0
+READY_S = 120.0
 LOAD_S = 300.0
 """Bounds, not expectations: a load takes two to ten seconds on two free cores."""
 

@@ -33,6 +33,12 @@ decode_tok_per_s = 20
 hang = true
 """
 
+TWO_HARNESSES = """
+[[harnesses]]
+name = "vllm"
+[[devices]]
+"""
+
 CHAT = {"model": "a", "messages": [{"role": "user", "content": "x"}], "stream": True}
 
 
@@ -133,6 +139,43 @@ async def test_thread_that_is_stuck_does_not_keep_the_process(tmp_path: pathlib.
 
     assert process.returncode == 0
     assert b"left the thread 'stuck' behind" in errors
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ("sys.modules['vllm'] = None", "vLLM is not installed"),
+        ("sys.path.insert(0, sys.argv[2] + '.d')", "ImportError: libspoilt.so is missing"),
+    ],
+)
+async def test_daemon_without_a_usable_vllm_starts_and_says_why(
+    tmp_path: pathlib.Path, spoil: str, reason: str
+) -> None:
+    """Ours: the harness is not offered, the log and a load name the reason and the cure."""
+    folder = tmp_path / "neuron.toml.d"
+    folder.mkdir()
+    (folder / "vllm.py").write_text("raise ImportError('libspoilt.so is missing')")
+    program = f"import sys; {spoil}; from neuron.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    text = SETTINGS.replace("[[devices]]", TWO_HARNESSES)
+    async with (
+        _daemon(tmp_path, text=text, program=("-c", program)) as process,
+        aiohttp.ClientSession() as session,
+    ):
+        url = await _ready(process)
+        async with session.get(url + "/discovery") as discovery:
+            harnesses = (await discovery.json())["harnesses"]
+        load = {"model_id": "cortex/tiny", "harness": "vllm"}
+        async with session.post(url + "/models/load", json=load) as refused:
+            message = (await refused.json())["error"]["message"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+
+    assert harnesses == ["simulated"]
+    assert refused.status == 503
+    for said in (message, errors.decode()):
+        assert reason in said
+        assert "pip install 'neuron[vllm]'" in said
+    assert process.returncode == 0
 
 
 async def test_mistake_in_the_settings_is_one_line_and_exit_code_two(

@@ -21,9 +21,9 @@ from cortex_core.server.serve import Listener, Shutdown, serve
 from neuron.app import make_app
 from neuron.devices.readings import DeviceMonitor
 from neuron.devices.workers import DeviceWorkers
-from neuron.engines.factory import make_harnesses
+from neuron.engines.factory import make_harnesses, prepare_harnesses
 from neuron.metrics import NeuronMetrics
-from neuron.ports import DeviceSource, NodeIdentity
+from neuron.ports import DeviceFacts, DeviceSource, NodeIdentity
 from neuron.settings import NeuronSettings
 from neuron.supervisor.feed import EventFeed
 from neuron.supervisor.memory import Memory
@@ -76,7 +76,8 @@ async def run(
     Raises:
         StartError: it cannot start.
     """
-    async with node_of(settings, source=source, clock=clock) as (node, parts):
+    node_context = node_of(settings, source=source, clock=clock, stop=shutdown.is_wanted)
+    async with node_context as (node, parts):
         drain = WatchedDrain(node.feed)
         app = make_app(node, parts, drain)
         async with _in_background(_start_draining(node, shutdown), node.activator.run()):
@@ -92,24 +93,34 @@ async def run(
 
 @contextlib.asynccontextmanager
 async def node_of(
-    settings: NeuronSettings, *, source: DeviceSource, clock: Clock
+    settings: NeuronSettings,
+    *,
+    source: DeviceSource,
+    clock: Clock,
+    stop: asyncio.Event | None = None,
 ) -> AsyncIterator[tuple[Node, Parts]]:
-    """Open a node without its HTTP surface; all engines are closed at the end."""
+    """Open a node without its HTTP surface; all engines are closed at the end.
+
+    Args:
+        settings: of this neuron.
+        source: where its devices come from.
+        clock: times everything.
+        stop: hastens the start, which may take a while, because the end is wanted already.
+    """
     # Reads files.
     identity = await asyncio.to_thread(_identity)
     monitor = DeviceMonitor(source, clock, settings.reading_interval_s)
-    facts = await monitor.discover()
-    if facts.unavailable_reason is not None:
-        logger.warning("devices unavailable", extra={"reason": facts.unavailable_reason})
+    facts = await _discovered(monitor)
     async with asyncio.TaskGroup() as tasks:
         workers = DeviceWorkers((device.index for device in facts.devices), tasks)
         harnesses = make_harnesses(settings, clock, tasks)
-        gauge = None if facts.is_declared else monitor
+        unusable = await prepare_harnesses(harnesses, stop or asyncio.Event())
         parts = Parts(
             settings=settings,
-            harnesses=harnesses,
+            harnesses={name: harnesses[name] for name in harnesses if name not in unusable},
+            unusable=unusable,
             facts=facts,
-            memory=Memory(facts, gauge, clock, settings.memory_wait_s),
+            memory=_memory(facts, monitor, settings, clock),
             lanes=workers,
             clock=clock,
             metrics=NeuronMetrics(CollectorRegistry()),
@@ -128,6 +139,21 @@ async def node_of(
                 task.cancel()
             workers.close()
             monitor.close()
+
+
+async def _discovered(monitor: DeviceMonitor) -> DeviceFacts:
+    facts = await monitor.discover()
+    if facts.unavailable_reason is not None:
+        logger.warning("devices unavailable", extra={"reason": facts.unavailable_reason})
+    return facts
+
+
+def _memory(
+    facts: DeviceFacts, monitor: DeviceMonitor, settings: NeuronSettings, clock: Clock
+) -> Memory:
+    # Nobody can measure what is only declared.
+    gauge = None if facts.is_declared else monitor
+    return Memory(facts, gauge, clock, settings.memory_wait_s)
 
 
 async def _close(node: Node, harnesses: Mapping[str, Harness]) -> None:

@@ -1,18 +1,20 @@
 """The harness `vllm`: vLLM's `AsyncLLM` inside the daemon, one per model.
 
 Tokenizing, chat templates and the reading of outputs run in the daemon; the engine core and
-its workers are child processes, as vLLM always makes them. vLLM is imported by the first
-check or load, in a thread, and only inside functions.
+its workers are child processes, as vLLM always makes them. vLLM is imported in a thread, before
+the daemon serves anything, and only inside functions.
 """
 
 import asyncio
 import functools
+import importlib.util
 import logging
 import multiprocessing
 import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,12 +22,13 @@ from typing import Any, TypeVar
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from cortex_core.errors import NotFoundError
+from cortex_core.errors import ModelLoadFailedError, NotFoundError
 from cortex_core.harness import Engine, ModelSpec, ProgressCallback
 from cortex_core.ids import ModelId
 from neuron.engines import engine_process, processes, vllm_bringup, vllm_failures
 from neuron.engines.vllm_engine import VllmEngine
 from neuron.engines.vllm_environment import prepare_environment, start_fork_server
+from neuron.engines.vllm_hub import check_hub, is_offline, unreachable
 from neuron.engines.vllm_stats import render_metrics
 from neuron.engines.vllm_weights import estimate_vram_bytes, find_weights, hub_cache
 from neuron.models import BUILTIN, BuiltinModel
@@ -42,6 +45,14 @@ _GIVE_UP_S = 30.0
 _MAX_TEMPORARY_CHARS = 107 - len("/neuron-12345678/e-12345678/") - 36
 """Longest temporary folder in which vLLM's sockets, named by a UUID, have a path that is short
 enough for a socket (`sun_path`, unix(7))."""
+
+_PREPARE_S = 120.0
+"""Time that the import of vLLM gets before the daemon serves without it."""
+
+_HUB_S = 8.0
+"""Time that the hub's answer is waited for; resolving its name has no bound of its own."""
+
+_CURE = "pip install 'neuron[vllm]', or 'neuron[cpu]' where there is no GPU"
 
 _THREADS = 16
 """Loads and shutdowns at a time; each holds one thread."""
@@ -63,8 +74,7 @@ class VllmHarness:
         self._settings = settings
         self._builtin = builtin
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="vllm")
-        self._importing = asyncio.Lock()
-        self._is_imported = False
+        self._import: Future[None] | None = None
         self._spawning = asyncio.Lock()
         self._registries: dict[str, CollectorRegistry] = {}
         self._runtime: pathlib.Path | None = None
@@ -74,12 +84,36 @@ class VllmHarness:
         """As in `harness = "..."` of a profile."""
         return "vllm"
 
+    async def prepare(self, stop: asyncio.Event) -> None:
+        """Import vLLM, which takes seconds in which nothing else gets on.
+
+        Args:
+            stop: ends the waiting; so does a bound. Loads wait for the rest.
+
+        Raises:
+            ModelLoadFailedError: it is not installed, or broken; with the cure.
+        """
+        begin = time.monotonic()
+        future = self._begin_import()
+        logger.info("importing vLLM", extra={"at_most_s": _PREPARE_S})
+        async with asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(stop.wait())
+            waited: set[asyncio.Future[Any]] = {_observed(future), stopping}
+            await asyncio.wait(waited, timeout=_PREPARE_S, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+        if future.done():
+            _check_import(future)
+            logger.info("vLLM imported", extra={"duration_s": round(time.monotonic() - begin, 1)})
+        elif not stop.is_set():
+            logger.warning("vLLM is still being imported; loads will wait for it")
+
     async def check(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec` with the options of a built-in model and an estimate of its memory.
 
         Raises:
             InvalidRequestError: an engine option does not exist or has a wrong type.
-            NotFoundError: there are no weights here, and the hub must not be asked.
+            ModelLoadFailedError: there are no weights here, and the hub cannot be asked.
+            NotFoundError: there are no weights here, and the hub has none or must not be asked.
         """
         builtin = self._builtin.get(spec.model)
         if builtin is not None:
@@ -90,7 +124,11 @@ class VllmHarness:
             )
         await self._import_vllm()
         vllm_bringup.check_options(spec)
-        return await self._in_thread(functools.partial(self._check_weights, spec))
+        folder = await self._in_thread(functools.partial(self._find_weights, spec))
+        if folder is None:
+            await self._check_hub(spec)
+            return spec
+        return await self._in_thread(functools.partial(_with_estimate, spec, folder))
 
     async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> Engine:
         """Bring up an engine for a checked spec; cancelling the call undoes it.
@@ -132,34 +170,38 @@ class VllmHarness:
             self._runtime = None
 
     async def _import_vllm(self) -> None:
-        async with self._importing:
-            if self._is_imported:
-                return
+        future = self._begin_import()
+        # A caller who is cancelled does not take the import with it.
+        await asyncio.wait([_observed(future)])
+        _check_import(future)
+
+    def _begin_import(self) -> Future[None]:
+        if self._import is None:
+            if importlib.util.find_spec("vllm") is None:
+                raise ModelLoadFailedError(f"vLLM is not installed: {_CURE}")
             prepare_environment(self._settings)
             start_fork_server()
-            await self._in_thread(vllm_bringup.import_vllm)
-            self._is_imported = True
+            self._import = self._threads.submit(vllm_bringup.import_vllm)
+        return self._import
 
-    def _check_weights(self, spec: ModelSpec) -> ModelSpec:
-        folder = self._find_weights(spec)
-        if folder is None or spec.vram_bytes is not None:
-            return spec
-        devices = spec.tensor_parallel or max(1, len(spec.devices))
-        estimate = estimate_vram_bytes(folder, spec.engine, devices)
-        return msgspec.structs.replace(spec, vram_bytes=estimate)
+    async def _check_hub(self, spec: ModelSpec) -> None:
+        asked = self._in_thread(functools.partial(check_hub, spec.model, _revision(spec)))
+        try:
+            await asyncio.wait_for(asked, _HUB_S)
+        except TimeoutError:
+            raise unreachable(spec.model, f"no answer in {_HUB_S:g} s") from None
 
     def _find_weights(self, spec: ModelSpec) -> pathlib.Path | None:
         """Return the model's folder; `None` when vLLM is to download it."""
         builtin = self._builtin.get(spec.model)
         model = str(builtin.path) if builtin is not None else spec.model
         cache = hub_cache(self._settings.hf_cache, os.environ)
-        revision = spec.engine.get("revision")
-        folder = find_weights(model, cache, str(revision) if revision else "main")
+        folder = find_weights(model, cache, _revision(spec))
         if folder is not None:
             return folder
         if model.startswith("/"):
             raise NotFoundError(f"there are no weights under {spec.model!r} on this node")
-        if vllm_bringup.is_offline():
+        if is_offline():
             raise NotFoundError(
                 f"there are no weights for {spec.model!r} in this node's hub cache, and it is "
                 "offline (HF_HUB_OFFLINE)"
@@ -216,7 +258,7 @@ class VllmHarness:
     async def _await_start(self, future: Future[Any], members: set[int]) -> Any:
         while not future.done():
             try:
-                await asyncio.wait([asyncio.wrap_future(future)])
+                await asyncio.wait([_observed(future)])
             except asyncio.CancelledError:
                 await self._give_up(future, members)
                 raise
@@ -224,7 +266,7 @@ class VllmHarness:
 
     async def _give_up(self, future: Future[Any], members: set[int]) -> None:
         processes.kill(processes.family(members))
-        await asyncio.wait([asyncio.wrap_future(future)], timeout=_GIVE_UP_S)
+        await asyncio.wait([_observed(future)], timeout=_GIVE_UP_S)
         if future.done() and future.exception() is None:
             # It had just come up.
             await self._in_thread(future.result().shutdown)
@@ -264,6 +306,34 @@ class VllmHarness:
             folder = temporary if len(temporary) <= _MAX_TEMPORARY_CHARS else "/tmp"  # noqa: S108
             self._runtime = pathlib.Path(tempfile.mkdtemp(prefix="neuron-", dir=folder))
         return self._runtime
+
+
+def _observed(future: Future[Any]) -> asyncio.Future[Any]:
+    """Return what waits for `future`; a failure that is looked up in `future` alone is told."""
+    waiter = asyncio.wrap_future(future)
+    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return waiter
+
+
+def _check_import(future: Future[None]) -> None:
+    try:
+        future.result()
+    except vllm_bringup.IMPORT_ERRORS as error:
+        raise ModelLoadFailedError(
+            f"vLLM cannot be imported ({type(error).__name__}: {str(error)[:200]}): {_CURE}"
+        ) from error
+
+
+def _revision(spec: ModelSpec) -> str:
+    return str(spec.engine.get("revision") or "main")
+
+
+def _with_estimate(spec: ModelSpec, folder: pathlib.Path) -> ModelSpec:
+    if spec.vram_bytes is not None:
+        return spec
+    devices = spec.tensor_parallel or max(1, len(spec.devices))
+    estimate = estimate_vram_bytes(folder, spec.engine, devices)
+    return msgspec.structs.replace(spec, vram_bytes=estimate)
 
 
 def _children() -> set[int]:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import os
 import pathlib
 import time
 import typing
@@ -16,7 +15,11 @@ from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import Capabilities, EngineAnswer, Limit, ModelInfo, ModelSpec, Route
 from cortex_core.ids import RequestId
 from neuron.engines.vllm_engine import VllmEngine
-from neuron.engines.vllm_environment import own_log_records, use_fork_server
+from neuron.engines.vllm_environment import (
+    favour_the_loop,
+    own_log_records,
+    use_fork_server,
+)
 from neuron.engines.vllm_families import parsers_for
 from neuron.engines.vllm_options import (
     NO_PARSER,
@@ -29,7 +32,7 @@ from neuron.engines.vllm_serving import Stack
 from neuron.engines.vllm_stats import LoadWindow
 from neuron.engines.vllm_weights import read_architecture, weights_bytes
 
-_LOAD_ERRORS = (
+IMPORT_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -40,7 +43,7 @@ _LOAD_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What libraries below vLLM raise when a model cannot be loaded."""
+"""What libraries below vLLM raise when they, or a model, cannot be loaded."""
 
 _CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache of an engine on the CPU when nobody says; vLLM would take 92 % of the memory."""
@@ -72,6 +75,7 @@ def import_vllm() -> None:
     import vllm.v1.engine.async_llm  # noqa: F401
 
     use_fork_server()
+    favour_the_loop()
 
 
 def load_errors() -> tuple[type[Exception], ...]:
@@ -79,12 +83,7 @@ def load_errors() -> tuple[type[Exception], ...]:
     from vllm.exceptions import VLLMError
     from zmq.error import ZMQError
 
-    return (*_LOAD_ERRORS, VLLMError, ZMQError)
-
-
-def is_offline() -> bool:
-    """Return whether the operator has forbidden to ask the hub."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    return (*IMPORT_ERRORS, VLLMError, ZMQError)
 
 
 def total_bytes(folder: pathlib.Path | None) -> int | None:

@@ -1,10 +1,12 @@
 """What must be so in the process before vLLM is imported."""
 
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 
@@ -12,11 +14,17 @@ from neuron.engines.watchdog import DAEMON_VARIABLE
 from neuron.settings import VllmSettings
 
 _PRELOADED = [
+    "neuron.engines.vllm_fork_server",
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
 ]
-"""Modules whose import takes most of the time in which a small model is loaded."""
+"""What ends the server with the daemon, then the modules whose import takes most of the time in
+which a small model is loaded."""
+
+_SWITCH_S = 0.001
+"""How long a thread may hold the interpreter while another wants it. Python's 5 ms are waited
+for several times by every answer that the daemon gives while an engine is loaded."""
 
 
 def prepare_environment(settings: VllmSettings) -> None:
@@ -97,3 +105,14 @@ def use_fork_server() -> None:
         context = multiprocessing.get_context("forkserver")
         # There is no setting for it: vLLM takes `fork` or `spawn` only.
         vllm.v1.engine.utils.get_mp_context = lambda: context
+
+
+def favour_the_loop() -> None:
+    """Keep what vLLM's import made, and the threads of loads, from stopping the event loop.
+
+    A garbage collection that goes through a million objects of modules stops everything for
+    half a second; these objects stay anyway.
+    """
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(_SWITCH_S)

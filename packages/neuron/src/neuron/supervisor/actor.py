@@ -9,7 +9,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from cortex_core.errors import DrainingError, InvalidRequestError, ModelNotFoundError
+from cortex_core.errors import (
+    DrainingError,
+    InvalidRequestError,
+    ModelLoadFailedError,
+    ModelNotFoundError,
+)
 from cortex_core.harness import Engine, ModelSpec
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
@@ -86,6 +91,9 @@ class Supervisor:
         Raises:
             RequestError: the load is refused.
         """
+        unusable = self._parts.unusable.get(spec.harness)
+        if unusable is not None:
+            raise ModelLoadFailedError(f"{spec.model!r} cannot be loaded: {unusable}")
         if spec.harness not in self._parts.harnesses:
             raise InvalidRequestError(
                 f"there is no harness {spec.harness!r} here; "

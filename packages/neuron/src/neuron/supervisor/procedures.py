@@ -64,6 +64,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     metrics: NeuronMetrics
     tasks: asyncio.TaskGroup
+    unusable: Mapping[str, str] = {}
+    """Why harnesses that the settings name are not offered, by name."""
 
 
 class Procedures:
