@@ -230,7 +230,7 @@ def install(session: nox.Session, *groups: str) -> None:
 
 def uv_install(session: nox.Session, env: Mapping[str, str], *options: str) -> bool:
     """Install exactly what `options` name; tell whether anything was run (`-R` runs nothing)."""
-    command = ("uv", "pip", "install", "--no-deps", "--no-build-isolation", *options)
+    command = ("uv", "pip", "install", "-q", "--no-deps", "--no-build-isolation", *options)
     return session.run_install(*command, env=env) is not None
 
 

@@ -142,11 +142,13 @@ def test_sink_that_is_stuck_for_good_does_not_hold_the_end() -> None:
     """Ours: the process ends, its last lines are lost."""
     end, sink = os.pipe()
 
-    with logging_to(sink, queue_lines=1000, close_s=0.05):
+    with logging_to(sink, queue_lines=1000, close_s=0.05) as writer:
         for number in range(1000):
             logger.info("line %d %s", number, "x" * 200)
 
     os.close(end)
+    # Its thread writes on; the number of its descriptor must not be another test's meanwhile.
+    writer.close(WAIT_S)
     os.close(sink)
 
 
