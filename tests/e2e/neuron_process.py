@@ -105,6 +105,15 @@ class NeuronProcess:
 @contextlib.contextmanager
 def running(folder: pathlib.Path) -> Iterator[NeuronProcess]:
     """Start a neuron on a free port; end it, and whatever it left, afterwards."""
+    with starting(folder) as process:
+        daemon = NeuronProcess(process, _ready_url(process), folder)
+        with daemon.http:
+            yield daemon
+
+
+@contextlib.contextmanager
+def starting(folder: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a neuron and do not wait until it is ready."""
     config = folder / "neuron.toml"
     config.write_text(SETTINGS)
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
@@ -116,9 +125,7 @@ def running(folder: pathlib.Path) -> Iterator[NeuronProcess]:
         start_new_session=True,
     )
     try:
-        daemon = NeuronProcess(process, _ready_url(process), folder)
-        with daemon.http:
-            yield daemon
+        yield process
     finally:
         members = processes.family([process.pid])
         process.terminate()

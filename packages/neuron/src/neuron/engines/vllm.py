@@ -27,8 +27,13 @@ from cortex_core.harness import Engine, ModelSpec, ProgressCallback
 from cortex_core.ids import ModelId
 from neuron.engines import engine_process, processes, vllm_bringup, vllm_failures
 from neuron.engines.vllm_engine import VllmEngine
-from neuron.engines.vllm_environment import prepare_environment, start_fork_server
+from neuron.engines.vllm_environment import (
+    forget_engines,
+    prepare_environment,
+    start_fork_server,
+)
 from neuron.engines.vllm_hub import check_hub, is_offline, unreachable
+from neuron.engines.vllm_runtime import make_runtime_folder, runtime_parent, sweep
 from neuron.engines.vllm_stats import render_metrics
 from neuron.engines.vllm_weights import estimate_vram_bytes, find_weights, hub_cache
 from neuron.models import BUILTIN, BuiltinModel
@@ -41,10 +46,6 @@ _SPAWN_CHECK_S = 0.02
 
 _GIVE_UP_S = 30.0
 """Time that a cancelled load gets to notice that its processes are gone."""
-
-_MAX_TEMPORARY_CHARS = 107 - len("/neuron-12345678/e-12345678/") - 36
-"""Longest temporary folder in which vLLM's sockets, named by a UUID, have a path that is short
-enough for a socket (`sun_path`, unix(7))."""
 
 _PREPARE_S = 120.0
 """Time that the import of vLLM gets before the daemon serves without it."""
@@ -93,6 +94,9 @@ class VllmHarness:
         Raises:
             ModelLoadFailedError: it is not installed, or broken; with the cure.
         """
+        swept = await self._in_thread(lambda: sweep(runtime_parent()))
+        if swept:
+            logger.info("removed what killed daemons left", extra={"folders": len(swept)})
         begin = time.monotonic()
         future = self._begin_import()
         logger.info("importing vLLM", extra={"at_most_s": _PREPARE_S})
@@ -296,15 +300,14 @@ class VllmHarness:
 
     def _forget(self, model: ModelId) -> None:
         self._registries.pop(model, None)
+        forget_engines()
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _runtime_folder(self) -> pathlib.Path:
         if self._runtime is None:
-            temporary = tempfile.gettempdir()
-            folder = temporary if len(temporary) <= _MAX_TEMPORARY_CHARS else "/tmp"  # noqa: S108
-            self._runtime = pathlib.Path(tempfile.mkdtemp(prefix="neuron-", dir=folder))
+            self._runtime = make_runtime_folder(runtime_parent())
         return self._runtime
 
 

@@ -1,0 +1,80 @@
+"""Folders of engines: whose they are, and which are swept."""
+
+import pathlib
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from neuron.engines import processes
+from neuron.engines.vllm_runtime import Owner, make_runtime_folder, sweep
+
+
+def change_owner(folder: pathlib.Path, **changes: object) -> None:
+    """Have a folder say that it is another's."""
+    path = folder / "owner.json"
+    owner = msgspec.json.decode(path.read_bytes(), type=Owner)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(owner, **changes)))
+
+
+def dead_process() -> processes.Process:
+    """Return a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        (found,) = processes.family([child.pid])
+        child.kill()
+    return found
+
+
+def test_folder_of_a_living_daemon_stays(tmp_path: pathlib.Path) -> None:
+    """Ours: several daemons share one machine."""
+    folder = make_runtime_folder(tmp_path)
+
+    assert sweep(tmp_path) == ()
+    assert folder.parent == tmp_path
+    assert folder.is_dir()
+
+
+def test_folder_of_a_dead_daemon_is_removed(tmp_path: pathlib.Path) -> None:
+    """Ours: a daemon that is killed cannot remove its own."""
+    folder = make_runtime_folder(tmp_path)
+    (folder / "e-1").mkdir()
+    (folder / "e-1" / "socket").touch()
+    change_owner(folder, process=dead_process())
+
+    assert sweep(tmp_path) == (folder,)
+    assert not folder.exists()
+
+
+def test_folder_of_another_container_stays(tmp_path: pathlib.Path) -> None:
+    """Ours: its process ids mean nothing here."""
+    folder = make_runtime_folder(tmp_path)
+    change_owner(folder, process=dead_process(), namespace="pid:[1]")
+
+    assert sweep(tmp_path) == ()
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"process": 1}'])
+def test_folder_that_does_not_say_whose_it_is_stays(
+    tmp_path: pathlib.Path, content: bytes | None
+) -> None:
+    """Ours: the name alone proves nothing."""
+    folder = tmp_path / "neuron-foreign"
+    folder.mkdir()
+    if content is not None:
+        (folder / "owner.json").write_bytes(content)
+
+    assert sweep(tmp_path) == ()
+    assert folder.is_dir()
+
+
+def test_link_to_a_folder_of_a_dead_daemon_stays(tmp_path: pathlib.Path) -> None:
+    """Ours: what is swept was made by us, where it is."""
+    folder = make_runtime_folder(tmp_path)
+    change_owner(folder, process=dead_process())
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    (tmp_path / "neuron-link").symlink_to(elsewhere)
+
+    assert sweep(tmp_path) == ()
+    assert elsewhere.is_dir()
