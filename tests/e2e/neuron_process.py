@@ -103,24 +103,24 @@ class NeuronProcess:
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path) -> Iterator[NeuronProcess]:
+def running(folder: pathlib.Path, **environ: str) -> Iterator[NeuronProcess]:
     """Start a neuron on a free port; end it, and whatever it left, afterwards."""
-    with starting(folder) as process:
+    with starting(folder, **environ) as process:
         daemon = NeuronProcess(process, _ready_url(process), folder)
         with daemon.http:
             yield daemon
 
 
 @contextlib.contextmanager
-def starting(folder: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
+def starting(folder: pathlib.Path, **environ: str) -> Iterator[subprocess.Popen[str]]:
     """Start a neuron and do not wait until it is ready."""
     config = folder / "neuron.toml"
     config.write_text(SETTINGS)
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
+    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
     process = subprocess.Popen(
         [sys.executable, "-m", "neuron", "--config", str(config)],
         stdout=subprocess.PIPE,
-        env=environ,
+        env={**os.environ, **ours, **environ},
         text=True,
         start_new_session=True,
     )

@@ -211,6 +211,24 @@ async def test_unload_ends_when_the_driver_shows_the_memory_free() -> None:
     assert clock.now() < 1
 
 
+async def test_unload_ends_although_the_driver_does_not_answer() -> None:
+    """Ours: a stuck driver must not keep a model's name and place for ever."""
+    clock, source = FakeClock(), StuckSource()
+    monitor = DeviceMonitor(source, clock, 1.0, timeout_s=0.01)
+    memory = Memory(await monitor.discover(), monitor, clock, 1.0)
+    spec = ModelSpec(model=ModelId("a"), harness="h", vram_bytes=8)
+    await memory.reserve(spec, lambda: None)
+    memory.measure(spec.model, 8)
+    source.may_answer.clear()
+
+    async with asyncio.timeout(PATIENCE_S), memory.settled(spec.model):
+        is_closed = True
+    source.may_answer.set()
+    monitor.close()
+
+    assert is_closed
+
+
 async def test_reservation_waits_no_longer_than_told() -> None:
     """Ours: memory that is promised and does not come is insufficient memory."""
     clock = FakeClock()

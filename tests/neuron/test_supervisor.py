@@ -22,7 +22,8 @@ from cortex_core.replica import ReplicaStatus
 from neuron.devices.workers import DeviceWorkers
 from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts
-from neuron.settings import NeuronSettings
+from neuron.settings import DefaultModel, NeuronSettings
+from neuron.supervisor.activation import Activator
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.lease import NotAdmittedError
 from neuron.supervisor.memory import Memory
@@ -306,6 +307,23 @@ async def test_going_down_ends_everything(bench: Bench) -> None:
     assert isinstance(await _outcome(bench.load(A)), DrainingError)
     assert (bench.supervisor.states(), bench.held()) == ((), [0, 0])
     assert all(engine.is_closed for engine in bench.harness.engines)
+
+
+async def test_activation_that_is_stopped_leaves_its_load_to_others(bench: Bench) -> None:
+    """Ours: whoever joined the load of a default model gets its outcome."""
+    bench.harness.may_load.clear()
+    model = DefaultModel(model_id=A, harness="fake")
+    activation = bench.tasks.create_task(Activator((model,), bench.supervisor, lambda: None).run())
+    await settle()
+    joined = bench.tasks.create_task(_outcome(bench.load(A)))
+    await settle()
+
+    activation.cancel()
+    await settle()
+    bench.harness.may_load.set()
+
+    assert await joined is None
+    assert bench.status(A) is ReplicaStatus.LOADED
 
 
 async def test_unknown_model_is_not_found(bench: Bench) -> None:

@@ -12,6 +12,9 @@ from neuron.ports import DeviceFacts, DeviceSource
 # A driver needs well under a second to start; one that takes longer than this is stuck.
 _DISCOVERY_TIMEOUT_S = 20.0
 
+# A reading takes milliseconds; a driver that takes longer than this is stuck.
+_READING_TIMEOUT_S = 5.0
+
 # After so many missed readings the last one says nothing of now.
 _STALE_INTERVALS = 10
 
@@ -23,12 +26,20 @@ class DeviceMonitor:
         source: asked in a thread of its own.
         clock: says when it is time.
         interval_s: between two readings.
+        timeout_s: how long a fresh reading is waited for.
     """
 
-    def __init__(self, source: DeviceSource, clock: Clock, interval_s: float) -> None:
+    def __init__(
+        self,
+        source: DeviceSource,
+        clock: Clock,
+        interval_s: float,
+        timeout_s: float = _READING_TIMEOUT_S,
+    ) -> None:
         self._source = source
         self._clock = clock
         self._interval_s = interval_s
+        self._timeout_s = timeout_s
         self._thread = DriverThread()
         self._readings: tuple[DeviceReading, ...] = ()
         self._read_at = 0.0
@@ -65,8 +76,15 @@ class DeviceMonitor:
         return self._readings
 
     async def used_bytes(self, devices: tuple[DeviceIndex, ...]) -> dict[DeviceIndex, int]:
-        """Return a fresh reading of the memory in use; devices that are not known are absent."""
-        await self.refresh()
+        """Return a fresh reading of the memory in use; devices that are not known are absent.
+
+        All are when the driver does not answer in time.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self.refresh()
+        except TimeoutError:
+            return {}
         return {
             reading.index: reading.vram_used_bytes
             for reading in self._readings

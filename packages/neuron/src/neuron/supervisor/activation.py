@@ -1,5 +1,6 @@
 """Loading the default models, one after the other, after the neuron has begun to answer."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -56,7 +57,8 @@ class Activator:
             self._on_change()
             try:
                 life = await self._supervisor.load(_spec(model))
-                await life.loaded
+                # Shielded: others may wait for the same load when the activation is stopped.
+                await asyncio.shield(life.loaded)
             except RequestError as error:
                 failure = ActivationFailure(model_id=model.model_id, error=error.message)
                 self._failed.append(failure)
