@@ -71,10 +71,10 @@ def model_object(
     profile = catalogue.profiles.get(model)
     pairs = list(state.replicas_of(model))
     estimate = profile.vram_mb if profile else None
-    context = _smallest(replica.limit.context for _, replica in pairs if replica.limit)
+    limit = known_limit(replica for _, replica in pairs)
+    context, output = (None, None) if limit is None else (limit.context, limit.output)
     if context is None and profile is not None:
         context = profile.context
-    output = _smallest(replica.limit.output for _, replica in pairs if replica.limit)
     return ModelObject(
         id=model,
         created=created,
@@ -98,8 +98,32 @@ def model_object(
         max_model_len=context,
         max_input_tokens=context,
         max_tokens=output if output is not None else context,
-        capabilities=_capabilities(replica for _, replica in pairs),
+        capabilities=known_capabilities(replica for _, replica in pairs),
         reason=_reason(state, model, pairs),
+    )
+
+
+def known_capabilities(replicas: Iterable[Replica]) -> Capabilities | None:
+    """Return what at least one replica can do, or `None` when none says."""
+    told = [replica.capabilities for replica in replicas if replica.capabilities is not None]
+    if not told:
+        return None
+    return Capabilities(
+        **{
+            name: any(getattr(capabilities, name) for capabilities in told)
+            for name in Capabilities.__struct_fields__
+        }
+    )
+
+
+def known_limit(replicas: Iterable[Replica]) -> Limit | None:
+    """Return limits that hold wherever a request lands, or `None` when no replica says any."""
+    told = [replica.limit for replica in replicas if replica.limit is not None]
+    if not told:
+        return None
+    return Limit(
+        context=_smallest(limit.context for limit in told),
+        output=_smallest(limit.output for limit in told),
     )
 
 
@@ -117,19 +141,6 @@ def _location(node: NodeState, replica: Replica, estimate_mb: int | None) -> Mod
         node=node.name,
         status=status.value,
         vram_estimate_mb=estimate_mb if used is None else mib_from_bytes(used),
-    )
-
-
-def _capabilities(replicas: Iterable[Replica]) -> Capabilities | None:
-    """Return what at least one replica can do, or `None` when none says."""
-    told = [replica.capabilities for replica in replicas if replica.capabilities is not None]
-    if not told:
-        return None
-    return Capabilities(
-        **{
-            name: any(getattr(capabilities, name) for capabilities in told)
-            for name in Capabilities.__struct_fields__
-        }
     )
 
 

@@ -151,14 +151,16 @@ class Translator:
     def __init__(self, reader: Reader, writer: Writer) -> None:
         self._reader = reader
         self._writer = writer
+        self.failure: RequestError | None = None
+        """What the stream broke with, once the bytes that say so were returned."""
 
     def feed(self, data: bytes) -> bytes:
         """Translate the next bytes of a stream; may return nothing."""
-        return self._writer.write(self._reader.feed(data))
+        return self._write(self._reader.feed(data))
 
     def end(self) -> bytes:
         """Translate the end of a stream."""
-        return self._writer.write(self._reader.end())
+        return self._write(self._reader.end())
 
     def whole(self, body: bytes) -> bytes:
         """Translate a successful answer that is no stream.
@@ -175,3 +177,8 @@ class Translator:
     def keep_alive(self) -> bytes:
         """Return bytes that may be sent between two events of a stream."""
         return self._writer.keep_alive()
+
+    def _write(self, events: list[PartEvent]) -> bytes:
+        if events and isinstance(events[-1], Fail):
+            self.failure = events[-1].error
+        return self._writer.write(events)
