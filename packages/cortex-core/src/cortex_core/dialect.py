@@ -1,4 +1,4 @@
-"""The faces of one error in the dialects that callers speak.
+"""The faces of one error in the dialects that callers speak; `translate.refusal` reads them back.
 
 Shapes: OpenAI API reference, "Error codes"; Anthropic API reference, "Errors" (both read
 November 2026). The dialect is chosen by path, and by headers where two dialects share a path.
@@ -23,6 +23,7 @@ class Dialect(enum.Enum):
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
+    OLLAMA = "ollama"
 
 
 class RenderedError(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +38,22 @@ class RenderedError(msgspec.Struct, frozen=True, kw_only=True):
 _OPENAI_PATHS = (
     "/v1/chat/",
     "/v1/completions",
+    "/v1/conversations",
     "/v1/embeddings",
     "/v1/rerank",
     "/v1/responses",
     "/v1/score",
+)
+
+
+_OLLAMA_PATHS = (
+    "/api/chat",
+    "/api/embed",
+    "/api/generate",
+    "/api/ps",
+    "/api/show",
+    "/api/tags",
+    "/api/version",
 )
 
 
@@ -55,6 +68,8 @@ def dialect_of(path: str, headers: Mapping[str, str]) -> Dialect:
         return Dialect.ANTHROPIC
     if path.startswith(_OPENAI_PATHS):
         return Dialect.OPENAI
+    if path.startswith(_OLLAMA_PATHS):
+        return Dialect.OLLAMA
     if "anthropic-version" in headers or "x-api-key" in headers:
         return Dialect.ANTHROPIC
     return Dialect.OPENAI
@@ -69,7 +84,7 @@ def render_error(error: RequestError, dialect: Dialect, request_id: str) -> Rend
         headers.append(("x-should-retry", "true" if error.should_retry else "false"))
     if isinstance(error, MethodNotAllowedError):
         headers.append(("allow", ", ".join(error.allowed)))
-    status = error.status if dialect is Dialect.OPENAI else error.anthropic_status
+    status = error.anthropic_status if dialect is Dialect.ANTHROPIC else error.status
     return RenderedError(
         status=status,
         headers=tuple(headers),
@@ -84,15 +99,19 @@ def error_body(error: RequestError, dialect: Dialect, request_id: str) -> bytes:
             return msgspec.json.encode(_openai(error))
         case Dialect.ANTHROPIC:
             return msgspec.json.encode(_anthropic(error, request_id))
+        case Dialect.OLLAMA:
+            return msgspec.json.encode({"error": error.message})
 
 
 def error_event(error: RequestError, dialect: Dialect, request_id: str) -> bytes:
-    """Return one whole SSE event that ends a broken stream in `dialect`.
+    """Return one whole event that ends a broken stream in `dialect`.
 
     OpenAI streams carry it as a plain `data:` event and no `[DONE]` follows; Anthropic's
-    have an `event: error` line and no `message_stop` follows.
+    have an `event: error` line and no `message_stop` follows; Ollama's are lines of JSON.
     """
     body = error_body(error, dialect, request_id)
+    if dialect is Dialect.OLLAMA:
+        return body + b"\n"
     prefix = b"event: error\n" if dialect is Dialect.ANTHROPIC else b""
     return prefix + b"data: " + body + b"\n\n"
 
@@ -115,8 +134,7 @@ def _anthropic(error: RequestError, request_id: str) -> dict[str, object]:
     if isinstance(error, ContextLengthError) and error.prompt_tokens and error.limit_tokens:
         # Claude Code matches this very wording and starts to compact its history.
         message = f"prompt is too long: {error.prompt_tokens} tokens > {error.limit_tokens} maximum"
-    return {
-        "type": "error",
-        "error": {"type": error.anthropic_type, "message": message},
-        "request_id": request_id,
-    }
+    face: dict[str, object] = {"type": error.anthropic_type, "message": message}
+    if error.error_code is not None:
+        face["details"] = {"error_code": error.error_code}
+    return {"type": "error", "error": face, "request_id": request_id}

@@ -36,6 +36,8 @@ class RequestError(CortexError):
     """OpenAI's `code`: a stable string, or `None`."""
     anthropic_status: ClassVar[int] = 500
     anthropic_type: ClassVar[str] = "api_error"
+    error_code: ClassVar[str | None] = None
+    """Anthropic's `error.details.error_code`: a stable string, or `None`."""
     default_retry_after_s: ClassVar[float | None] = None
     should_retry: ClassVar[bool | None] = None
     """Value of `x-should-retry`, which both SDKs obey; `None` leaves the choice to them."""
@@ -86,6 +88,12 @@ class ContextLengthError(InvalidRequestError):
 
 class MalformedRequestError(InvalidRequestError):
     """The HTTP message itself is not acceptable; the connection is closed after it."""
+
+
+class UnsupportedThreadError(InvalidRequestError):
+    """Only the new messages were sent; clients go on with the whole history when told so."""
+
+    error_code = "thread_unsupported_request"
 
 
 class AuthenticationError(RequestError):
@@ -292,6 +300,39 @@ class UpstreamTimeoutError(RequestError):
     code = "timeout"
     anthropic_status = 504
     anthropic_type = "timeout_error"
+
+
+class UpstreamRefusalError(RequestError):
+    """An upstream's own refusal that none of the other classes stands for.
+
+    Args:
+        message: the upstream's.
+        status: HTTP status, 400 to 599.
+        openai_type: as in the OpenAI dialect.
+        anthropic_type: as in the Anthropic dialect.
+        code: the upstream's own, if it has one.
+        param: the offending field.
+        retry_after_s: as the upstream advised.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        openai_type: str,
+        anthropic_type: str,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        # The one class whose faces are not known before: they shadow those of the class.
+        self.status = status  # type: ignore[misc]  # an instance's own, on purpose
+        self.anthropic_status = status  # type: ignore[misc]
+        self.openai_type = openai_type  # type: ignore[misc]
+        self.anthropic_type = anthropic_type  # type: ignore[misc]
+        self.code = code  # type: ignore[misc]
 
 
 class EngineError(RequestError):
