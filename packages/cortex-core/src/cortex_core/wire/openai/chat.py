@@ -224,7 +224,7 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int | None = None
 
 
-class ChatUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ChatUsage(msgspec.Struct, frozen=True, kw_only=True):
     """`usage`, in tokens."""
 
     prompt_tokens: int = 0
