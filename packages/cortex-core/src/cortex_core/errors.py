@@ -309,6 +309,7 @@ class UpstreamRefusalError(RequestError):
         message: the upstream's.
         status: HTTP status, 400 to 599.
         openai_type: as in the OpenAI dialect.
+        anthropic_status: where the Anthropic dialect has another status; `None` means the same.
         anthropic_type: as in the Anthropic dialect.
         code: the upstream's own, if it has one.
         param: the offending field.
@@ -322,6 +323,7 @@ class UpstreamRefusalError(RequestError):
         status: int,
         openai_type: str,
         anthropic_type: str,
+        anthropic_status: int | None = None,
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
@@ -329,7 +331,7 @@ class UpstreamRefusalError(RequestError):
         super().__init__(message, param=param, retry_after_s=retry_after_s)
         # The one class whose faces are not known before: they shadow those of the class.
         self.status = status  # type: ignore[misc]  # an instance's own, on purpose
-        self.anthropic_status = status  # type: ignore[misc]
+        self.anthropic_status = anthropic_status or status  # type: ignore[misc]
         self.openai_type = openai_type  # type: ignore[misc]
         self.anthropic_type = anthropic_type  # type: ignore[misc]
         self.code = code  # type: ignore[misc]

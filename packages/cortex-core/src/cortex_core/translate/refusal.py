@@ -1,7 +1,8 @@
 """Reading an upstream's refusal, so that it can be told in another dialect.
 
-Sources: the error shapes in `dialect`; vLLM's, whose `code` is the HTTP status as a number, and
-its sentence about prompts that are too long (vLLM 0.32 and 0.33, read November 2026).
+Sources: the error shapes in `dialect`; vLLM's, whose `code` is the HTTP status as a number and
+which older versions send without the object around it, and its sentence about prompts that are
+too long (vLLM 0.32 and 0.33, read November 2026); FastAPI's `detail`.
 """
 
 import re
@@ -24,11 +25,14 @@ MAX_MESSAGE_CHARS = 2000
 _LIMITS = (
     re.compile(r"maximum context length (?:is |of |\()([\d,]+)"),
     re.compile(r"prompt is too long: [\d,]+ tokens > ([\d,]+) maximum"),
+    # llama.cpp's server.
+    re.compile(r"exceeds the available context size \(([\d,]+) tokens\)"),
 )
 _PROMPTS = (
     re.compile(r"prompt is too long: ([\d,]+) tokens"),
     re.compile(r"(?:contains (?:at least )?|resulted in )([\d,]+)(?! characters)\b"),
     re.compile(r"requested ([\d,]+) tokens"),
+    re.compile(r"request \(([\d,]+) tokens\) exceeds"),
 )
 
 _ANTHROPIC_STATUSES = {
@@ -47,36 +51,52 @@ _ANTHROPIC_STATUSES = {
 
 _ANTHROPIC_TYPES = {status: kind for kind, status in _ANTHROPIC_STATUSES.items()}
 
+_OPENAI_STATUSES = {
+    "insufficient_quota": 429,
+    "invalid_api_key": 401,
+    "invalid_request_error": 400,
+    "model_not_found": 404,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "server_is_overloaded": 503,
+    "slow_down": 503,
+}
+"""Of codes and types, where no number says it."""
 
-class _Error(msgspec.Struct, frozen=True, kw_only=True):
-    message: str = ""
+
+class _Told(msgspec.Struct, frozen=True, kw_only=True):
+    message: str | None = None
     type: str | None = None
-    param: str | None = None
-    code: str | int | None = None
+    param: object = None
+    code: object = None
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True):
-    error: _Error | str
+class _Body(_Told, frozen=True, kw_only=True):
+    error: _Told | str | None = None
+    detail: object = None
 
 
 _BODY = msgspec.json.Decoder(_Body)
-_ERROR = msgspec.json.Decoder(_Error)
+_ERROR = msgspec.json.Decoder(_Told | str)
 
 
 def read_refusal(status: int, body: bytes, *, retry_after_s: float | None = None) -> RequestError:
-    """Return what an upstream's error answer means.
+    """Return what an upstream's error answer means, whichever dialect it speaks.
 
     Args:
         status: HTTP status, 400 to 599.
-        body: as it came, in whatever dialect; one that cannot be read gives an error without
-            the upstream's words.
+        body: as it came; one that cannot be read gives an error without the upstream's words.
         retry_after_s: of the answer's `retry-after` header.
     """
     try:
-        told = _BODY.decode(body).error
+        told = _BODY.decode(body)
     except (msgspec.DecodeError, RecursionError):
-        told = _Error()
-    error = _Error(message=told) if isinstance(told, str) else told
+        return _meaning(status, _Told(), retry_after_s)
+    if isinstance(told.error, _Told):
+        return _meaning(status, told.error, retry_after_s)
+    detail = told.detail if isinstance(told.detail, str) else None
+    message = told.error or told.message or detail
+    error = _Told(message=message, type=told.type, param=told.param, code=told.code)
     return _meaning(status, error, retry_after_s)
 
 
@@ -88,24 +108,31 @@ def read_error_object(raw: bytes, dialect: Dialect) -> RequestError:
         dialect: of the upstream.
     """
     try:
-        error = _ERROR.decode(raw)
+        told = _ERROR.decode(raw)
     except (msgspec.DecodeError, RecursionError):
-        error = _Error()
+        told = ""
+    error = _Told(message=told) if isinstance(told, str) else told
+    return _meaning(_status_of(error, dialect), error, None)
+
+
+def _status_of(error: _Told, dialect: Dialect) -> int:
     if dialect is Dialect.ANTHROPIC:
-        status = _ANTHROPIC_STATUSES.get(error.type or "", 500)
-    else:
-        status = error.code if isinstance(error.code, int) and 400 <= error.code < 600 else 500
-        if error.type == "invalid_request_error":
-            status = 400
-    return _meaning(status, error, None)
+        return _ANTHROPIC_STATUSES.get(error.type or "", 500)
+    if isinstance(error.code, int):
+        return error.code if 400 <= error.code < 600 else 500
+    by_type = _OPENAI_STATUSES.get(error.type or "", 500)
+    return _OPENAI_STATUSES.get(error.code, by_type) if isinstance(error.code, str) else by_type
 
 
-def _meaning(status: int, error: _Error, retry_after_s: float | None) -> RequestError:
-    message = error.message[:MAX_MESSAGE_CHARS] or f"the upstream answered with status {status}"
+def _meaning(status: int, error: _Told, retry_after_s: float | None) -> RequestError:
+    message = (error.message or "")[:MAX_MESSAGE_CHARS]
+    message = message or f"the upstream answered with status {status}"
     code = error.code if isinstance(error.code, str) else None
     too_long = _context_error(message, code)
     if too_long is not None:
         return too_long
+    if status == 402 or "insufficient_quota" in (code, error.type):
+        return _no_quota(message)
     if status in (429, 503, 529):
         return _overload(status, message, code, retry_after_s)
     if status in (401, 403):
@@ -120,8 +147,8 @@ def _meaning(status: int, error: _Error, retry_after_s: float | None) -> Request
         status=status,
         openai_type="invalid_request_error",
         anthropic_type=_ANTHROPIC_TYPES.get(status, "invalid_request_error"),
-        code=code,
-        param=error.param,
+        code=code or ("not_found" if status == 404 else None),
+        param=error.param if isinstance(error.param, str) else None,
         retry_after_s=retry_after_s,
     )
 
@@ -133,6 +160,17 @@ def _context_error(message: str, code: str | None) -> ContextLengthError | None:
     # Some only count characters, but then too there is a token more than there may be.
     prompt = _first_number(_PROMPTS, message) or limit + 1
     return ContextLengthError(message, prompt_tokens=prompt, limit_tokens=limit)
+
+
+def _no_quota(message: str) -> UpstreamRefusalError:
+    return UpstreamRefusalError(
+        message,
+        status=429,
+        anthropic_status=402,
+        openai_type="insufficient_quota",
+        anthropic_type="billing_error",
+        code="insufficient_quota",
+    )
 
 
 def _overload(

@@ -210,6 +210,10 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Legacy form of `tools`."""
     function_call: str | NamedFunction | None = None
     """Legacy form of `tool_choice`."""
+    # Read only to see whether they are there.
+    structured_outputs: msgspec.Raw = msgspec.Raw()
+    """vLLM's."""
+    web_search_options: msgspec.Raw = msgspec.Raw()
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True, kw_only=True):

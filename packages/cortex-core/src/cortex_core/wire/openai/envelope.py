@@ -1,4 +1,4 @@
-"""The few fields of a request that routing needs; the rest of the body stays opaque."""
+"""The few fields of a request that routing and normalising need; the rest stays opaque."""
 
 import msgspec
 
@@ -21,4 +21,38 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
 
 
+class MessageEnvelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a message."""
+
+    role: str
+    function_call: msgspec.Raw = msgspec.Raw()
+    """Legacy form of `tool_calls`."""
+
+
+class ToolEnvelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of an entry of `tools`."""
+
+    type: str = "function"
+
+
+class ChatEnvelope(Envelope, frozen=True, kw_only=True):
+    """What the gateway reads of a chat request that an engine may get as it is.
+
+    Fields of type `Raw` are empty when they are missing and `null` when they are null.
+    """
+
+    messages: tuple[MessageEnvelope, ...]
+    tools: tuple[ToolEnvelope, ...] | None = None
+    tool_choice: msgspec.Raw = msgspec.Raw()
+    functions: msgspec.Raw = msgspec.Raw()
+    function_call: msgspec.Raw = msgspec.Raw()
+    max_tokens: msgspec.Raw = msgspec.Raw()
+    max_completion_tokens: msgspec.Raw = msgspec.Raw()
+    modalities: tuple[str, ...] | None = None
+    audio: msgspec.Raw = msgspec.Raw()
+    thinking_token_budget: msgspec.Raw = msgspec.Raw()
+
+
 ENVELOPE_DECODER = msgspec.json.Decoder(Envelope)
+
+CHAT_ENVELOPE_DECODER = msgspec.json.Decoder(ChatEnvelope)

@@ -1,0 +1,274 @@
+"""Chat requests as engines take them, for callers who say some things in older or newer ways.
+
+Everything is done on the level of JSON members: what needs no change is neither decoded nor
+copied, and a request without any such thing stays byte for byte the caller's.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from cortex_core.codec import decode_request, encode_json
+from cortex_core.errors import InvalidRequestError
+from cortex_core.translate.capability import Asks
+from cortex_core.wire.openai.envelope import CHAT_ENVELOPE_DECODER, ChatEnvelope
+
+T = TypeVar("T")
+
+Members = dict[str, msgspec.Raw]
+
+_MEMBERS = msgspec.json.Decoder(Members)
+_LIST = msgspec.json.Decoder(list[Members])
+_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+_STRING = msgspec.json.Decoder(str)
+
+_NULLS = (b"", b"null")
+
+
+class Normal(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that an engine takes."""
+
+    body: bytes
+    """The caller's own bytes where nothing had to be changed."""
+    envelope: ChatEnvelope
+    asks: Asks
+    legacy_functions: bool = False
+    """The caller offered `functions`, and expects `function_call` in the answer."""
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = ""
+
+
+class _Parts(msgspec.Struct, frozen=True, kw_only=True):
+    content: str | tuple[_Part, ...] | None = None
+
+
+class _Messages(msgspec.Struct, frozen=True, kw_only=True):
+    messages: tuple[_Parts, ...]
+
+
+class _Named(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class _AllowedTool(msgspec.Struct, frozen=True, kw_only=True):
+    function: _Named
+
+
+class _AllowedTools(msgspec.Struct, frozen=True, kw_only=True):
+    mode: str
+    tools: tuple[_AllowedTool, ...]
+
+
+class _Choice(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = ""
+    allowed_tools: _AllowedTools | None = None
+
+
+class _ToolName(msgspec.Struct, frozen=True, kw_only=True):
+    function: _Named | None = None
+
+
+_PARTS = msgspec.json.Decoder(_Messages)
+_NAMED = msgspec.json.Decoder(_Named)
+_CHOICE = msgspec.json.Decoder(_Choice)
+_TOOLS = msgspec.json.Decoder(tuple[_ToolName, ...])
+
+_VISION_TYPES = frozenset({"image_url", "image_pil", "image_embeds", "input_image", "video_url"})
+_AUDIO_TYPES = frozenset({"input_audio", "audio_url"})
+_MEDIA_MARKS = tuple(b'"%b"' % kind.encode() for kind in sorted(_VISION_TYPES | _AUDIO_TYPES))
+
+
+def normalise(body: bytes) -> Normal:
+    """Return the request in `body` as engines take it.
+
+    Raises:
+        InvalidJsonError: not JSON, not UTF-8, or nested too deeply.
+        InvalidRequestError: no chat request, or one for something that no engine does.
+    """
+    envelope = decode_request(body, CHAT_ENVELOPE_DECODER)
+    _refuse_impossible(envelope)
+    has_functions = _is_given(envelope.functions)
+    changes = [change for is_needed, change in _CHANGES if is_needed(envelope)]
+    if changes:
+        members = _MEMBERS.decode(body)
+        for change in changes:
+            change(members)
+        body = encode_json(members)
+        envelope = decode_request(body, CHAT_ENVELOPE_DECODER)
+    return Normal(
+        body=body,
+        envelope=envelope,
+        asks=_asks(body, envelope),
+        legacy_functions=has_functions,
+    )
+
+
+def _is_given(raw: msgspec.Raw) -> bool:
+    return bytes(raw) not in _NULLS
+
+
+def _refuse_impossible(envelope: ChatEnvelope) -> None:
+    if _is_given(envelope.audio) or "audio" in (envelope.modalities or ()):
+        param = "audio" if _is_given(envelope.audio) else "modalities"
+        raise InvalidRequestError("no model here speaks; ask for text alone", param=param)
+    for index, tool in enumerate(envelope.tools or ()):
+        if tool.type == "custom":
+            raise InvalidRequestError(
+                "custom tools are not taken here; describe the tool as a function, "
+                "or use /v1/responses",
+                param=f"tools.{index}",
+            )
+    if _is_given(envelope.functions) and envelope.tools:
+        raise InvalidRequestError("give `tools` or `functions`, not both", param="functions")
+
+
+def _asks(body: bytes, envelope: ChatEnvelope) -> Asks:
+    kinds: frozenset[str] = frozenset()
+    if any(mark in body for mark in _MEDIA_MARKS):
+        kinds = frozenset(
+            part.type
+            for message in decode_request(body, _PARTS).messages
+            if isinstance(message.content, tuple)
+            for part in message.content
+        )
+    return Asks(
+        vision=not kinds.isdisjoint(_VISION_TYPES),
+        audio=not kinds.isdisjoint(_AUDIO_TYPES),
+        tools=bool(envelope.tools) and bytes(envelope.tool_choice) != b'"none"',
+        reasoning=bytes(envelope.thinking_token_budget) not in (*_NULLS, b"0"),
+    )
+
+
+def _has_old_messages(envelope: ChatEnvelope) -> bool:
+    return any(
+        message.role in ("developer", "function") or _is_given(message.function_call)
+        for message in envelope.messages
+    )
+
+
+def _has_functions(envelope: ChatEnvelope) -> bool:
+    return bool(bytes(envelope.functions)) or bool(bytes(envelope.function_call))
+
+
+def _has_structured_choice(envelope: ChatEnvelope) -> bool:
+    return bytes(envelope.tool_choice).startswith(b"{")
+
+
+def _has_both_limits(envelope: ChatEnvelope) -> bool:
+    return _is_given(envelope.max_tokens) and _is_given(envelope.max_completion_tokens)
+
+
+def _has_idle_options(envelope: ChatEnvelope) -> bool:
+    return envelope.stream_options is not None and not envelope.stream
+
+
+def _drop_older_limit(members: Members) -> None:
+    del members["max_tokens"]
+
+
+def _drop_options(members: Members) -> None:
+    del members["stream_options"]
+
+
+def _rename_functions(members: Members) -> None:
+    """Say `functions` and `function_call` as `tools` and `tool_choice`."""
+    functions = members.pop("functions", msgspec.Raw())
+    choice = members.pop("function_call", msgspec.Raw())
+    if not _is_given(functions):
+        return
+    tools = [
+        {"type": "function", "function": function}
+        for function in _decode(functions, _RAWS, "functions")
+    ]
+    if not tools:
+        return
+    members["tools"] = _raw(tools)
+    if bytes(choice).startswith(b"{"):
+        name = _decode(choice, _NAMED, "function_call").name
+        members["tool_choice"] = _raw({"type": "function", "function": {"name": name}})
+    elif _is_given(choice):
+        members["tool_choice"] = choice
+    # The old form of an answer has room for one call.
+    members["parallel_tool_calls"] = msgspec.Raw(b"false")
+
+
+def _keep_allowed_tools(members: Members) -> None:
+    """Say `tool_choice: allowed_tools` as the list of those tools and a mode."""
+    choice = _decode(members["tool_choice"], _CHOICE, "tool_choice")
+    if choice.type != "allowed_tools":
+        return
+    if choice.allowed_tools is None:
+        raise InvalidRequestError("`allowed_tools` is missing", param="tool_choice.allowed_tools")
+    allowed = {tool.function.name for tool in choice.allowed_tools.tools}
+    raws = _decode(members.get("tools", msgspec.Raw(b"[]")), _RAWS, "tools")
+    names = [
+        tool.function.name if tool.function else None
+        for tool in _decode(members.get("tools", msgspec.Raw(b"[]")), _TOOLS, "tools")
+    ]
+    unknown = sorted(allowed - set(names))
+    if unknown:
+        raise InvalidRequestError(
+            f"{unknown[0]!r} is allowed but not among the tools", param="tool_choice.allowed_tools"
+        )
+    members["tools"] = _raw([raw for raw, name in zip(raws, names, strict=True) if name in allowed])
+    members["tool_choice"] = _raw(choice.allowed_tools.mode)
+
+
+def _renew_messages(members: Members) -> None:
+    """Say `developer` as `system`, and calls of functions as calls of tools."""
+    messages = _decode(members["messages"], _LIST, "messages")
+    calls: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        role = _decode(message["role"], _STRING, f"messages.{index}.role")
+        if role == "developer":
+            message["role"] = _raw("system")
+        elif role == "function":
+            _renew_result(message, index, calls)
+        call = message.pop("function_call", msgspec.Raw())
+        if _is_given(call):
+            _renew_call(message, call, index, calls)
+    members["messages"] = _raw(messages)
+
+
+def _renew_call(message: Members, call: msgspec.Raw, index: int, calls: dict[str, str]) -> None:
+    name = _decode(call, _NAMED, f"messages.{index}.function_call").name
+    # The same history gives the same ids, and with them the same prompt.
+    calls[name] = f"call_{index}"
+    message.setdefault("content", msgspec.Raw(b"null"))
+    if not _is_given(message.get("tool_calls", msgspec.Raw())):
+        message["tool_calls"] = _raw([{"id": calls[name], "type": "function", "function": call}])
+
+
+def _renew_result(message: Members, index: int, calls: Mapping[str, str]) -> None:
+    try:
+        call_id = calls[_STRING.decode(message.get("name", msgspec.Raw(b"null")))]
+    except (msgspec.DecodeError, KeyError):
+        raise InvalidRequestError(
+            "a `function` message needs the `name` of a function that was called before it",
+            param=f"messages.{index}.name",
+        ) from None
+    message["role"] = _raw("tool")
+    message["tool_call_id"] = _raw(call_id)
+
+
+_CHANGES: tuple[tuple[Callable[[ChatEnvelope], bool], Callable[[Members], None]], ...] = (
+    (_has_old_messages, _renew_messages),
+    (_has_functions, _rename_functions),
+    (_has_structured_choice, _keep_allowed_tools),
+    (_has_both_limits, _drop_older_limit),
+    (_has_idle_options, _drop_options),
+)
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(encode_json(value))
+
+
+def _decode(raw: msgspec.Raw, decoder: msgspec.json.Decoder[T], param: str) -> T:
+    try:
+        return decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequestError(str(error), param=param) from None
