@@ -215,6 +215,6 @@ def test_every_call_gets_its_result_in_whatever_order(turns: list[list[str]], ra
     messages = chat(said(*history))["messages"]
 
     calls = {c["id"]: c["function"]["name"] for m in messages for c in m.get("tool_calls", ())}
-    results = {m["tool_call_id"]: m["content"] for m in messages if m["role"] == "tool"}
-    assert results == calls
+    answered = {m["tool_call_id"]: m["content"] for m in messages if m["role"] == "tool"}
+    assert answered == calls
     assert len(calls) == sum(map(len, turns))
