@@ -5,6 +5,7 @@ import binascii
 import re
 
 from cortex_core.errors import InvalidRequestError
+from cortex_core.translate.messages_turns import IMAGE_TYPES
 from cortex_core.wire.anthropic.blocks import (
     Block,
     DocumentBlock,
@@ -22,9 +23,6 @@ from cortex_core.wire.openai.chat import (
     RefusalPart,
     TextPart,
 )
-
-IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
-"""Anthropic API reference, "Vision" (read November 2026)."""
 
 _PDF = "application/pdf"
 

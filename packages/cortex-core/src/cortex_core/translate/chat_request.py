@@ -11,6 +11,7 @@ import msgspec
 
 from cortex_core.errors import InvalidRequestError
 from cortex_core.translate.chat_turns import turns_of
+from cortex_core.translate.messages_request import EFFORTS, MIN_BUDGET_TOKENS
 from cortex_core.translate.target import Target
 from cortex_core.wire.anthropic.request import (
     MessagesRequest,
@@ -25,20 +26,10 @@ from cortex_core.wire.openai.chat import ChatRequest, NamedToolChoice, Tool
 DEFAULT_MAX_TOKENS = 4096
 """Where neither the caller nor the catalogue says: every model of the vendor can give as much."""
 
-MIN_BUDGET_TOKENS = 1024
-"""Least `thinking.budget_tokens` that the vendor takes."""
-
 JSON_INSTRUCTION = "Answer with a single JSON object and nothing else."
 """Stands for `response_format: json_object`, which the dialect does not have."""
 
-_EFFORTS = {
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "xhigh",
-    "max": "max",
-}
+_EFFORTS = {"minimal": "low", **{effort: effort for effort in EFFORTS}}
 
 _CHOICES = {"auto": "auto", "required": "any"}
 

@@ -89,6 +89,8 @@ class _TurnWriter:
         self._ignored = ignored
         self._ids = CallIds()
         self._turns: list[tuple[str, list[Block]]] = []
+        self._unanswered: dict[str, str] = {}
+        """Paths of the calls that the next turn must answer, by their ids there."""
 
     def add(self, message: ChatMessage, path: str) -> None:
         if message.name is not None:
@@ -111,6 +113,7 @@ class _TurnWriter:
                 )
 
     def messages(self) -> tuple[Message, ...]:
+        self._check_answered()
         turns = self._turns
         if not turns or turns[0][0] != "user":
             turns = [("user", [TextBlock(text=OPENING)]), *turns]
@@ -137,6 +140,8 @@ class _TurnWriter:
                 "say it as `tool_calls`; `function_call` is not taken here",
                 param=f"{path}.function_call",
             )
+        if self._turns and self._turns[-1][0] == "user":
+            self._check_answered()
         blocks = assistant_blocks(message, path)
         for index, call in enumerate(message.tool_calls or ()):
             blocks.append(self._call(call, f"{path}.tool_calls.{index}"))
@@ -151,19 +156,28 @@ class _TurnWriter:
                 "the arguments of a call are a JSON object as text",
                 param=f"{path}.function.arguments",
             ) from None
-        return ToolUseBlock(id=self._ids.open(call.id), name=call.function.name, input=given)
+        call_id = self._ids.open(call.id)
+        self._unanswered[call_id] = path
+        return ToolUseBlock(id=call_id, name=call.function.name, input=given)
+
+    def _check_answered(self) -> None:
+        for path in self._unanswered.values():
+            raise InvalidRequestError(
+                "a call needs a `tool` message before the next assistant message, "
+                "and before the end",
+                param=path,
+            )
 
     def _add_result(self, message: ChatMessage, path: str) -> None:
         call_id = self._ids.answered(message.tool_call_id or "")
-        if call_id is None:
+        if call_id is None or self._unanswered.pop(call_id, None) is None:
             raise InvalidRequestError(
-                f"no call before it has the id {message.tool_call_id!r}",
+                f"no open call before it has the id {message.tool_call_id!r}",
                 param=f"{path}.tool_call_id",
             )
         result = ToolResultBlock(
             tool_use_id=call_id, content=result_content(message.content, f"{path}.content")
         )
-        self._extend("user", [])
         if self._turns[-1][0] != "user":
             self._turns.append(("user", []))
         blocks = self._turns[-1][1]

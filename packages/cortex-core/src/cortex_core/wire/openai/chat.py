@@ -297,10 +297,11 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
 class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A chunk or a whole answer, as it is read."""
 
-    id: str = ""
-    created: int = 0
-    model: str = ""
+    id: str | None = None
     choices: tuple[ChatChoice, ...] = ()
+    object: str | None = None
+    """`error` in streams of old engines, with the `message` beside it."""
+    message: str = ""
     usage: ChatUsage | None = None
     # Beside `None` msgspec takes `Raw` for nothing at all.
     error: msgspec.Raw = msgspec.Raw()
