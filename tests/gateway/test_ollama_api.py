@@ -22,6 +22,7 @@ from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
 from cortex_gateway.api import ollama
 from cortex_gateway.settings import Timeouts, UpstreamEntry
+from tests.docs.tables import rows_of
 from tests.fakes.gateway import MODEL, Answer, Gateway, ask, gateway, replica
 from tests.fakes.upstream import ScriptedNode, Wire, answers, nodes, streams, words
 
@@ -352,3 +353,13 @@ async def test_an_upstream_of_anthropics_dialect_answers_too() -> None:
     assert (answer.json["done_reason"], answer.json["prompt_eval_count"]) == ("length", 4)
     assert answer.headers["x-cortex-ignored"] == "seed"
     assert json.loads(hosted.wires[0].body)["model"] == "theirs"
+
+
+async def test_the_page_has_every_path_and_no_other() -> None:
+    """Ours: the reference lists what is served."""
+    documented = [row[0] for row in rows_of("ollama") if row[0].startswith("/api/")]
+
+    async with nodes(node := ScriptedNode(answers(200, WHOLE))), gateway({"a": node.url}) as g:
+        served = [route.path for route in ollama.routes(g.proxy, g.store, SystemClock())]
+
+    assert sorted(documented) == sorted(served)

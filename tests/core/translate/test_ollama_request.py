@@ -11,6 +11,7 @@ from cortex_core.errors import InvalidRequestError
 from cortex_core.translate.ollama_request import ollama_to_chat
 from cortex_core.translate.target import Target, ToChat
 from cortex_core.wire.ollama import OllamaRequest
+from tests.docs.tables import rows_of
 
 PNG = "iVBORw0KGgoAAAANSUhEUg=="
 JPEG = "/9j/4AAQSkZJRgABAQ=="
@@ -218,3 +219,10 @@ def test_every_call_gets_its_result_in_whatever_order(turns: list[list[str]], ra
     answered = {m["tool_call_id"]: m["content"] for m in messages if m["role"] == "tool"}
     assert answered == calls
     assert len(calls) == sum(map(len, turns))
+
+
+def test_the_page_has_every_field_and_no_other() -> None:
+    """Ours: the reference says of each field what becomes of it."""
+    documented = [row[0] for row in rows_of("ollama", "Requests")]
+
+    assert sorted(documented) == sorted(OllamaRequest.__struct_fields__)
