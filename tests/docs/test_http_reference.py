@@ -98,7 +98,7 @@ def test_gateway_page_has_every_path() -> None:
         metrics=GatewayMetrics(CollectorRegistry()),
         clock=clock,
     )
-    app = build_app(store=store, proxy=proxy, drain=Drain(), version="0", created=0)
+    app = build_app(store=store, proxy=proxy, drain=Drain(), version="0", clock=clock, read_pdf=None)
 
     assert documented_paths("gateway-http") == paths_of(app.routes)
 

@@ -1,7 +1,7 @@
 """The data path as it is in production, over a fleet that the test makes up."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,12 +22,15 @@ from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
 from cortex_core.server.listen import open_listener
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
-from cortex_gateway.api.openai import routes
+from cortex_gateway.api import anthropic, openai
+from cortex_gateway.api.documents import find_pdf_reader
+from cortex_gateway.clients.accesses import load_accesses
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.store import FleetStore
+from cortex_gateway.control.upstreams import with_upstreams
 from cortex_gateway.proxy.proxy import Proxy
-from cortex_gateway.settings import Timeouts
+from cortex_gateway.settings import GatewaySettings, Timeouts, UpstreamEntry
 
 MODEL = ModelId("org/model")
 NOW = SystemClock().now
@@ -120,6 +123,8 @@ async def gateway(
     *,
     timeouts: Timeouts | None = None,
     aliases: Mapping[str, ModelId] | None = None,
+    upstreams: Sequence[UpstreamEntry] = (),
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serve the data path on a free port.
 
@@ -128,13 +133,16 @@ async def gateway(
         replicas: what the nodes have; `None` puts `MODEL`, loaded, on each.
         timeouts: as in `cortex.toml`.
         aliases: further names of models.
+        upstreams: services that are no neurons.
+        environ: where their keys are.
     """
     have = [replica(name) for name in nodes] if replicas is None else list(replicas)
     catalogue = Catalogue(
         profiles={MODEL: Profile(id=MODEL, harness="simulated")}, aliases=aliases or {}
     )
     timeouts = timeouts or Timeouts()
-    store = FleetStore(fleet(nodes, have), catalogue)
+    store = FleetStore(with_upstreams(fleet(nodes, have), upstreams, NOW()), catalogue)
+    settings = GatewaySettings(upstreams=tuple(upstreams))
     recorder = Recorder()
     drain = Drain()
     async with open_session(timeouts) as session:
@@ -144,8 +152,13 @@ async def gateway(
             settings=timeouts,
             metrics=recorder,
             clock=SystemClock(),
+            accesses=load_accesses(settings, catalogue, environ or {}),
         )
-        app = Starlette(routes=routes(proxy), exception_handlers=exception_handlers())
+        routes = [
+            *openai.routes(proxy, SystemClock().wall),
+            *anthropic.routes(proxy, find_pdf_reader()),
+        ]
+        app = Starlette(routes=routes, exception_handlers=exception_handlers())
         async with _serving(app, drain) as url:
             yield Gateway(url, store, proxy, recorder, drain)
 
@@ -242,12 +255,14 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(url: str, body: Mapping[str, object], **headers: str) -> AsyncIterator[Caller]:
+async def calling(
+    url: str, body: Mapping[str, object], *, path: str = "/v1/chat/completions", **headers: str
+) -> AsyncIterator[Caller]:
     """Send a chat request over a socket of its own."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 20)
     data = msgspec.json.encode(request(dict(body)))
-    lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", f"content-length: {len(data)}"]
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(data)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     writer.write("\r\n".join((*lines, "", "")).encode() + data)
     try:

@@ -59,6 +59,7 @@ async def served(catalogue: Catalogue) -> AsyncIterator[Door]:
         open_gateway(
             GatewaySettings(),
             catalogue,
+            {},
             clock=SystemClock(),
             registry=CollectorRegistry(),
             drain=drain,

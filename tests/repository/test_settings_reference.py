@@ -32,6 +32,11 @@ def rows_of(struct: type[msgspec.Struct], path: str, section: str) -> Iterator[t
                 yield from rows_of(cls, below, f"[[{below}]]")
             case inspect.DictType(value_type=inspect.StructType(cls=cls)):
                 yield from rows_of(cls, below, f'[{below}."MODEL"]')
+            case inspect.DictType(value_type=inspect.UnionType(types=types)):
+                yield section, field.encode_name, default_of(field)
+                for one in types:
+                    if isinstance(one, inspect.StructType):
+                        yield from rows_of(one.cls, below, f'[{below}."MODEL"]')
             case _:
                 yield section, field.encode_name, default_of(field)
 

@@ -255,8 +255,18 @@ async def test_large_answer_streams_with_its_length() -> None:
     assert figures["outcome"] == "ok"
 
 
-@pytest.mark.parametrize("size", [100, 3_000_000])
-async def test_cut_plain_answer_never_looks_complete(size: int) -> None:
+@pytest.mark.parametrize(
+    ("path", "size", "status"),
+    [
+        ("/v1/chat/completions", 100, 502),
+        ("/v1/chat/completions", 3_000_000, 502),
+        ("/v1/completions", 100, 502),
+        ("/v1/completions", 3_000_000, None),
+    ],
+)
+async def test_cut_plain_answer_never_looks_complete(
+    path: str, size: int, status: int | None
+) -> None:
     """Ours: 502 while that is possible, a cut connection after it."""
 
     async def script(wire: Wire) -> None:
@@ -266,14 +276,14 @@ async def test_cut_plain_answer_never_looks_complete(size: int) -> None:
 
     async with nodes(node := ScriptedNode(script)), gateway({"a": node.url}) as g:
         try:
-            answer = await ask(g.url)
+            answer = await ask(g.url, path=path)
         except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError):
-            status = None
+            got = None
         else:
-            status = answer.status
+            got = answer.status
         figures = await g.recorder.request()
 
-    assert status == (502 if size == 100 else None)
+    assert got == status
     assert figures["outcome"] == "upstream_cut"
 
 

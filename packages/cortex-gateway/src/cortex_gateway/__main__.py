@@ -14,6 +14,7 @@ from cortex_core.errors import SettingsError
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.logging import logging_to
 from cortex_core.server.serve import run
+from cortex_gateway.clients.accesses import load_accesses
 from cortex_gateway.lifespan import run_gateway
 from cortex_gateway.settings import DEFAULT_PATH, load_settings
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(path, os.environ)
         named = settings.catalogue_path
         catalogue = Catalogue() if named is None else load_catalogue(named)
+        accesses = load_accesses(settings, catalogue, os.environ)
     except SettingsError as error:
         print(f"{NAME}: {error.message}", file=sys.stderr)
         return WRONG_SETTINGS
@@ -42,7 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library is untyped here
     with logging_to(form=settings.gateway.log_format, level=settings.gateway.log_level):
         gateway = run_gateway(
-            settings, catalogue, clock=SystemClock(), environ=os.environ, version=version
+            settings,
+            catalogue,
+            accesses,
+            clock=SystemClock(),
+            environ=os.environ,
+            version=version,
         )
         return run(gateway, NAME)
 

@@ -2,14 +2,24 @@
 
 from starlette.applications import Starlette
 
+from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
 from cortex_core.server.failures import exception_handlers
-from cortex_gateway.api import admin, health, models, openai
+from cortex_core.translate.target import PdfReader
+from cortex_gateway.api import admin, anthropic, health, lost, models, openai
 from cortex_gateway.ports import Store
 from cortex_gateway.proxy.proxy import Proxy
 
 
-def build_app(*, store: Store, proxy: Proxy, drain: Drain, version: str, created: int) -> Starlette:
+def build_app(
+    *,
+    store: Store,
+    proxy: Proxy,
+    drain: Drain,
+    version: str,
+    clock: Clock,
+    read_pdf: PdfReader | None,
+) -> Starlette:
     """Return the application, without what the server wraps around it.
 
     Args:
@@ -17,17 +27,20 @@ def build_app(*, store: Store, proxy: Proxy, drain: Drain, version: str, created
         proxy: serves the model requests.
         drain: tells whether the process is going down.
         version: of this distribution.
-        created: epoch seconds to show as every model's creation time.
+        clock: dates answers; the time of this call is shown as every model's creation time.
+        read_pdf: gets the text out of a PDF; `None` when nothing is installed that can.
     """
     app = Starlette(
         routes=[
             *health.routes(store, version=version, is_draining=lambda: drain.is_draining),
-            *models.routes(store, created),
+            *models.routes(store, int(clock.wall())),
             *admin.routes(store),
-            *openai.routes(proxy),
+            *openai.routes(proxy, clock.wall),
+            *anthropic.routes(proxy, read_pdf),
         ],
         exception_handlers=exception_handlers(),
     )
     # Starlette would build the redirect from the caller's `Host`.
     app.router.redirect_slashes = False
+    app.router.default = lost.lost
     return app

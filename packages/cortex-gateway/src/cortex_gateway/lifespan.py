@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
@@ -22,17 +22,20 @@ from cortex_core.server.metrics import metrics_app
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
 from cortex_core.units import bytes_from_mib
+from cortex_gateway.api.documents import find_pdf_reader
 from cortex_gateway.app import build_app
 from cortex_gateway.clients.node import NodePatience, node_clients
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.reconciler import Reconciler
 from cortex_gateway.control.store import FleetStore
+from cortex_gateway.control.upstreams import with_upstreams
 from cortex_gateway.control.watcher import NodeWatcher, WatchPace
 from cortex_gateway.metrics import FleetCollector, GatewayMetrics
 from cortex_gateway.ports import NodeClient
+from cortex_gateway.proxy.access import Accesses
 from cortex_gateway.proxy.proxy import Proxy
-from cortex_gateway.settings import EvictionSettings, GatewaySettings
+from cortex_gateway.settings import EvictionSettings, GatewaySettings, UpstreamEntry
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ logger = logging.getLogger(__name__)
 async def run_gateway(
     settings: GatewaySettings,
     catalogue: Catalogue,
+    accesses: Accesses,
     *,
     clock: Clock,
     environ: Mapping[str, str],
@@ -60,6 +64,7 @@ async def run_gateway(
                 async with open_gateway(
                     settings,
                     catalogue,
+                    accesses,
                     clock=clock,
                     registry=registry,
                     drain=drain,
@@ -86,6 +91,7 @@ async def run_gateway(
 async def open_gateway(
     settings: GatewaySettings,
     catalogue: Catalogue,
+    accesses: Accesses,
     *,
     clock: Clock,
     registry: CollectorRegistry,
@@ -100,6 +106,7 @@ async def open_gateway(
         control_plane(
             settings.endpoints,
             catalogue,
+            upstreams=settings.upstreams,
             clients=node_clients(settings.endpoints, session, NodePatience(load_s=timeouts.load_s)),
             metrics=metrics,
             clock=clock,
@@ -113,9 +120,15 @@ async def open_gateway(
             settings=timeouts,
             metrics=metrics,
             clock=clock,
+            accesses=accesses,
         )
         app = build_app(
-            store=store, proxy=proxy, drain=drain, version=version, created=int(clock.wall())
+            store=store,
+            proxy=proxy,
+            drain=drain,
+            version=version,
+            clock=clock,
+            read_pdf=find_pdf_reader(),
         )
         limits = Limits(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
         yield protect(app, drain=drain, limits=limits)
@@ -126,13 +139,15 @@ async def control_plane(
     endpoints: Mapping[NodeName, str],
     catalogue: Catalogue,
     *,
+    upstreams: Sequence[UpstreamEntry] = (),
     clients: Mapping[NodeName, NodeClient],
     metrics: GatewayMetrics,
     clock: Clock,
     pace: WatchPace,
 ) -> AsyncIterator[FleetStore]:
     """Watch the fleet and load what is wanted for as long as the context is open."""
-    store = FleetStore(from_endpoints(endpoints), catalogue)
+    state = with_upstreams(from_endpoints(endpoints), upstreams, clock.now())
+    store = FleetStore(state, catalogue)
     reconciler = Reconciler(store=store, clients=clients, metrics=metrics, clock=clock)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(reconciler.run(), name="reconcile")]
@@ -151,9 +166,12 @@ async def control_plane(
 def _tell_start(settings: GatewaySettings, catalogue: Catalogue, api: str, metrics: str) -> None:
     logger.info("listening on %s, metrics on %s", api, metrics)
     logger.info(
-        "%d nodes, %d models in the catalogue", len(settings.neurons), len(catalogue.profiles)
+        "%d nodes, %d upstreams, %d models in the catalogue",
+        len(settings.neurons),
+        len(settings.upstreams),
+        len(catalogue.profiles),
     )
-    if not settings.neurons:
+    if not settings.neurons and not settings.upstreams:
         logger.warning("no [[neurons]] are configured: nothing can be served")
     if settings.eviction != EvictionSettings():
         # Accepted, because the file format is given and older files have it.

@@ -49,6 +49,23 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long running requests may go on at shutdown."""
 
 
+class ResponsesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gateway.responses]`: what is kept of answers in the Responses dialect."""
+
+    store: bool = True
+    """Whether responses and conversations are kept, where the caller does not say `store: false`;
+    off refuses `previous_response_id`, `conversation` and `background`."""
+    path: str | None = None
+    """SQLite file, relative to the file that names it; none keeps them in memory, until the
+    gateway ends."""
+    retention_s: Seconds = 30 * 86400.0
+    """How long a response or a conversation is kept after its last use."""
+    max_mb: Count = 256
+    """Bound on the whole store, in MiB; what was not used for longest goes first."""
+    background_limit: Count = 64
+    """Responses that may be made in the background at once."""
+
+
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[gateway]`: the gateway's own listeners and limits."""
 
@@ -57,6 +74,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     metrics_listen: str = "0.0.0.0:31314"
     """HOST:PORT of `/metrics`."""
     timeouts: Timeouts = Timeouts()
+    responses: ResponsesSettings = ResponsesSettings()
     max_body_mb: Count = 64
     """Largest request body, in MiB."""
     log_format: Literal["text", "json"] = "text"
@@ -83,6 +101,34 @@ class NeuronEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Base URL of its neuron, such as `http://beast.internal:13131`."""
 
 
+class UpstreamModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model of an upstream, where more than its name is to be said."""
+
+    model: str
+    """What the upstream calls it."""
+    context: Count | None = None
+    """Prompt and answer together, in tokens."""
+    output: Count | None = None
+    """Longest answer, in tokens."""
+
+
+class UpstreamEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[upstreams]]` entry: a service that is no neuron, with models of its own."""
+
+    name: NodeName
+    """Unique among nodes and upstreams; shown where node names are."""
+    dialect: Literal["openai", "anthropic"]
+    """What it speaks: chat completions or messages."""
+    base_url: str
+    """Such as `https://api.example.com`; a `/v1` at its end makes no difference."""
+    models: Annotated[Mapping[str, str | UpstreamModel], Meta(min_length=1)]
+    """The names that callers use, each with the upstream's own name, or a table with more."""
+    api_key_env: str | None = None
+    """Environment variable that holds its key."""
+    api_key_file: str | None = None
+    """File that holds its key, relative to the file that names it."""
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`cortex.toml`."""
 
@@ -91,6 +137,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     gateway: ApiSettings = ApiSettings()
     eviction: EvictionSettings = EvictionSettings()
     neurons: tuple[NeuronEntry, ...] = ()
+    upstreams: tuple[UpstreamEntry, ...] = ()
 
     @property
     def catalogue_path(self) -> pathlib.Path | None:
@@ -117,17 +164,35 @@ def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> Gate
         SettingsError: with file, TOML path, what is wrong and what would be right.
     """
     table: Table = {} if path is None else load_toml(path)
-    named = table.get("models_config")
-    if path is not None and isinstance(named, str):
+    if path is not None:
         # A name from the environment has no file to be relative to and stays as it is.
-        table["models_config"] = str(path.parent / named)
+        _anchor(table, path.parent)
     source = _source(path, environ)
     ours = {name: text for name, text in environ.items() if name != CLIENT_VARIABLE}
     table = overlay_environment(table, ours, ENVIRONMENT_PREFIX)
     settings = to_settings(table, GatewaySettings, source)
     _check_listeners(settings.gateway, source)
     _check_neurons(settings.neurons, source)
+    _check_upstreams(settings, source)
     return settings
+
+
+def _anchor(table: Table, folder: pathlib.Path) -> None:
+    """Make the file names of a settings file relative to its folder, in place."""
+    _anchor_key(table, "models_config", folder)
+    gateway = table.get("gateway")
+    if isinstance(gateway, dict) and isinstance(gateway.get("responses"), dict):
+        _anchor_key(gateway["responses"], "path", folder)
+    upstreams = table.get("upstreams")
+    for entry in upstreams if isinstance(upstreams, list) else ():
+        if isinstance(entry, dict):
+            _anchor_key(entry, "api_key_file", folder)
+
+
+def _anchor_key(table: Table, key: str, folder: pathlib.Path) -> None:
+    name = table.get(key)
+    if isinstance(name, str):
+        table[key] = str(folder / name)
 
 
 def _source(path: pathlib.Path | None, environ: Mapping[str, str]) -> str:
@@ -172,6 +237,33 @@ def _check_neurons(neurons: tuple[NeuronEntry, ...], source: str) -> None:
                 f"{where}.endpoint: {entry.endpoint!r} is no base URL; "
                 "use one such as 'http://beast.internal:13131'"
             )
+
+
+def _check_upstreams(settings: GatewaySettings, source: str) -> None:
+    seen = {entry.name for entry in settings.neurons}
+    served: dict[str, str] = {}
+    for position, entry in enumerate(settings.upstreams):
+        where = f"{source}: upstreams[{position}]"
+        if not _NODE_NAME.fullmatch(entry.name):
+            raise SettingsError(
+                f"{where}.name: {entry.name!r} is no name; use letters, digits and ._-"
+            )
+        if entry.name in seen:
+            raise SettingsError(f"{where}.name: {entry.name!r} is there twice; names are unique")
+        seen.add(entry.name)
+        if not _is_base_url(entry.base_url):
+            raise SettingsError(
+                f"{where}.base_url: {entry.base_url!r} is no base URL; "
+                "use one such as 'https://api.example.com'"
+            )
+        if entry.api_key_env is not None and entry.api_key_file is not None:
+            raise SettingsError(f"{where}.api_key_file: give it or api_key_env, not both")
+        for model in entry.models:
+            twin = served.setdefault(model, entry.name)
+            if twin != entry.name:
+                raise SettingsError(
+                    f"{where}.models.{model!r}: is served by {twin!r} already; choose another name"
+                )
 
 
 def _is_base_url(text: str) -> bool:

@@ -29,7 +29,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def routes(store: Store, *, version: str, is_draining: Callable[[], bool]) -> list[Route]:
-    """Return the routes of `/`, `/health`, `/livez`, `/readyz` and `/version`.
+    """Return the routes of `/`, `/api/hello`, `/health`, `/livez`, `/readyz` and `/version`.
 
     Args:
         store: where the snapshot comes from.
@@ -55,6 +55,8 @@ def routes(store: Store, *, version: str, is_draining: Callable[[], bool]) -> li
 
     return [
         Route("/", health, methods=["GET"]),
+        # Claude Code asks for its head before anything else, without a key.
+        Route("/api/hello", alive, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/livez", alive, methods=["GET"]),
         Route("/readyz", ready, methods=["GET"]),

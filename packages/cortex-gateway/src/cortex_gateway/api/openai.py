@@ -1,19 +1,199 @@
-"""The OpenAI dialect: its paths, all served by the proxy."""
+"""The OpenAI dialect: chat and whatever else engines serve under its paths.
+
+A body goes on as the caller wrote it, but for a name that the engine does not know and for the
+few things that engines do not take.
+"""
+
+from collections.abc import Callable
 
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
-PATHS = (
-    "/v1/chat/completions",
+from cortex_core.codec import decode_request, encode_json
+from cortex_core.dialect import Dialect, error_event
+from cortex_core.errors import InvalidRequestError, RequestError
+from cortex_core.sse import encode_comment
+from cortex_core.translate.capability import refuse_unable
+from cortex_core.translate.chat_normal import normalise
+from cortex_core.translate.chat_reader import ChatReader
+from cortex_core.translate.chat_request import chat_to_messages
+from cortex_core.translate.chat_writer import ChatWriter
+from cortex_core.translate.messages_reader import MessagesReader
+from cortex_core.translate.parts import Translator
+from cortex_core.translate.reasoning_alias import with_reasoning_alias
+from cortex_core.translate.target import Target
+from cortex_core.wire.openai.chat import CHAT_REQUEST_DECODER
+from cortex_core.wire.openai.envelope import ENVELOPE_DECODER, Envelope
+from cortex_gateway.proxy.asked import EVENT_STREAM, Answering, Head, Outbound
+from cortex_gateway.proxy.proxy import Proxy
+from cortex_gateway.proxy.rewrite import with_model
+
+CHAT_PATH = "/v1/chat/completions"
+
+ENGINE_PATHS = (
     "/v1/completions",
     "/v1/embeddings",
     "/v1/rerank",
     "/v1/score",
+    "/tokenize",
+    "/detokenize",
 )
-"""Paths whose requests go to an engine; `/v1/rerank` and `/v1/score` are vLLM's own."""
+"""Paths whose requests and answers pass untouched; all but the first two are vLLM's own."""
+
+MESSAGES_PATH = "/v1/messages"
 
 
-def routes(proxy: ASGIApp) -> list[Route]:
-    """Return the routes of the dialect, which hand their requests to `proxy` as they come."""
+def routes(proxy: Proxy, epoch_s: Callable[[], float]) -> list[Route]:
+    """Return the routes of the dialect.
+
+    Args:
+        proxy: serves the requests.
+        epoch_s: the wall clock, for answers that are written here.
+    """
+
+    async def read_chat(head: Head, body: bytes) -> ChatAsked:
+        return ChatAsked(head, body, created=int(epoch_s()))
+
+    async def read_other(head: Head, body: bytes) -> EngineAsked:
+        return EngineAsked(head, body)
+
     # An object that is no function is mounted as an ASGI app; nothing is read on its behalf.
-    return [Route(path, endpoint=proxy, methods=["POST"]) for path in PATHS]
+    return [
+        Route(CHAT_PATH, endpoint=proxy.endpoint(read_chat), methods=["POST"]),
+        *(
+            Route(path, endpoint=proxy.endpoint(read_other), methods=["POST"])
+            for path in ENGINE_PATHS
+        ),
+    ]
+
+
+class EngineAsked:
+    """A request that only an engine of the OpenAI dialect can answer.
+
+    Raises:
+        RequestError: the body cannot be used.
+    """
+
+    stream_type = EVENT_STREAM
+
+    def __init__(self, head: Head, body: bytes) -> None:
+        envelope = decode_request(body, ENVELOPE_DECODER)
+        self.model = envelope.model
+        self.is_stream = bool(envelope.stream)
+        self._head = head
+        self._body = body
+
+    def outbound(self, target: Target, dialect: Dialect) -> Outbound:
+        """Send the caller's bytes.
+
+        Raises:
+            InvalidRequestError: the upstream has nothing of the kind.
+        """
+        if dialect is not Dialect.OPENAI:
+            raise InvalidRequestError(
+                f"{self.model!r} is served by an upstream that only chats; use {CHAT_PATH}",
+                param="model",
+            )
+        return Outbound(path=self._head.path, body=renamed(self._body, self.model, target.model))
+
+    def failed(self, error: RequestError) -> bytes:
+        """Return the error event that ends the stream."""
+        return error_event(error, Dialect.OPENAI, self._head.request_id)
+
+    async def settle(self) -> None:
+        """Nothing is kept."""
+
+
+class ChatAsked:
+    """A chat completion request.
+
+    Raises:
+        RequestError: the body cannot be used.
+    """
+
+    stream_type = EVENT_STREAM
+
+    def __init__(self, head: Head, body: bytes, *, created: int) -> None:
+        self._head = head
+        self._created = created
+        self._normal = normalise(body)
+        self._envelope: Envelope = self._normal.envelope
+        self.model = self._envelope.model
+        self.is_stream = bool(self._envelope.stream)
+
+    def outbound(self, target: Target, dialect: Dialect) -> Outbound:
+        """Send the caller's bytes, or what they come to for an upstream of another dialect.
+
+        Raises:
+            RequestError: the model cannot do what is asked.
+        """
+        refuse_unable(self._normal.asks, target.capabilities)
+        if dialect is Dialect.ANTHROPIC:
+            return self._to_messages(target)
+        answer: Answering = ChatPassage(self._head.request_id)
+        if self._normal.legacy_functions:
+            answer = Translator(ChatReader(limit=target.limit), self._writer())
+        return Outbound(
+            path=CHAT_PATH,
+            body=renamed(self._normal.body, self.model, target.model),
+            answer=answer,
+        )
+
+    def failed(self, error: RequestError) -> bytes:
+        """Return the error event that ends the stream."""
+        return error_event(error, Dialect.OPENAI, self._head.request_id)
+
+    async def settle(self) -> None:
+        """Nothing is kept."""
+
+    def _to_messages(self, target: Target) -> Outbound:
+        asked = chat_to_messages(decode_request(self._normal.body, CHAT_REQUEST_DECODER), target)
+        return Outbound(
+            path=MESSAGES_PATH,
+            body=encode_json(asked.request),
+            answer=Translator(MessagesReader(), self._writer()),
+            is_translated=True,
+            ignored=asked.ignored,
+        )
+
+    def _writer(self) -> ChatWriter:
+        options = self._envelope.stream_options
+        return ChatWriter(
+            model=self.model,
+            answer_id="chatcmpl-" + self._head.request_id.removeprefix("req_"),
+            created=self._created,
+            include_usage=bool(options and options.include_usage),
+            legacy_functions=self._normal.legacy_functions,
+        )
+
+
+class ChatPassage:
+    """Chat answers as the engine wrote them, with thoughts under both names that clients read."""
+
+    def __init__(self, request_id: str) -> None:
+        self.failure: RequestError | None = None
+        self._request_id = request_id
+
+    def feed(self, data: bytes) -> bytes:
+        """Pass on whole events."""
+        return with_reasoning_alias(data)
+
+    def end(self) -> bytes:
+        """Nothing is held back."""
+        return b""
+
+    def whole(self, body: bytes) -> bytes:
+        """Pass on a whole answer."""
+        return with_reasoning_alias(body)
+
+    def fail(self, error: RequestError) -> bytes:
+        """Return the error event that ends the stream."""
+        return error_event(error, Dialect.OPENAI, self._request_id)
+
+    def keep_alive(self) -> bytes:
+        """Return a comment."""
+        return encode_comment("the answer is being made")
+
+
+def renamed(body: bytes, requested: str, model: str) -> bytes:
+    """Return `body` with the name that the upstream knows; the same bytes when it is the same."""
+    return body if model == requested else with_model(body, model)

@@ -19,6 +19,9 @@ _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 CLIENT_GONE_STATUS = 499
 """Logged for a caller that hung up; nginx's number, which log readers know."""
 
+MAX_IGNORED_CHARS = 500
+"""Bound on a header whose content a caller decides."""
+
 REFUSED_BY_NODE = "refused_by_node"
 """Outcome of an answer with a 4xx status that a node gave and the caller got as it was."""
 
@@ -43,6 +46,8 @@ class Account:
         """Time held for want of a loaded replica."""
         self.is_cold_start = False
         self.findings = Findings()
+        self.ignored: tuple[str, ...] = ()
+        """Paths in the request that were left out of what the upstream was sent."""
         self._metrics = metrics
         self._clock = clock
         self._request_id = request_id
@@ -59,6 +64,10 @@ class Account:
     def awaits_token(self) -> bool:
         """Whether no content has come so far."""
         return self._first_token_at is None
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+        return self._clock.now()
 
     def begin(self, model: ModelId) -> None:
         """Note the model, which the fleet knows."""
@@ -97,6 +106,9 @@ class Account:
     def answer_headers(self) -> list[tuple[str, str]]:
         """Return the headers that say who answered, and after what waits."""
         headers = []
+        if self.ignored:
+            shown = ", ".join(self.ignored)[:MAX_IGNORED_CHARS]
+            headers.append(("x-cortex-ignored", quote(shown, safe=_PRINTABLE + " ")))
         if self._node is not None:
             headers.append(("x-cortex-node", self._node))
         if self._model is not None:
@@ -157,6 +169,7 @@ class Account:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "finish": self.findings.finish,
+            "ignored": ", ".join(self.ignored)[:MAX_IGNORED_CHARS] or None,
         }
         logger.info("request ended", extra=fields)
 

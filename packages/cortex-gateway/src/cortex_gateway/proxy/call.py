@@ -1,4 +1,4 @@
-"""What a caller asks for, read from the head and the body of a request once."""
+"""A request as it came in: its head, its body, and what the head says of waiting."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,40 +6,32 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from starlette.types import Receive, Scope
 
-from cortex_core.codec import decode_request
 from cortex_core.errors import InvalidRequestError
 from cortex_core.headers import request_headers
 from cortex_core.server.exchange import ClientGoneError
-from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
+from cortex_gateway.proxy.asked import Head
 
 # RFC 7240 section 4.3; other preferences may stand beside it.
 _WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,6})\b', re.IGNORECASE)
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to a model."""
+    """The head of a request, read once."""
 
-    path: str
-    headers: Sequence[tuple[str, str]]
-    """Those that go on to a node, names in lower case."""
-    body: bytes
-    """As the caller wrote it."""
-    model: str
-    """As the caller named it."""
-    is_stream: bool
+    head: Head
+    onward: Sequence[tuple[str, str]]
+    """Headers that go on to a node, names in lower case."""
     cold_ok: bool
     """False when the caller does not want to wait for a load."""
     wait_s: float | None
     """How long the caller is willing to wait for one; `None` when it does not say."""
 
 
-async def read_call(scope: Scope, receive: Receive, request_id: str) -> Call:
-    """Read a request whole; its size and pace are bounded by the server.
+def read_call(scope: Scope, request_id: str) -> Call:
+    """Read the head of a request.
 
     Raises:
-        InvalidRequestError: the body cannot be used; `param` names the field.
-        InvalidJsonError: the body is no JSON.
-        ClientGoneError: the caller left before it was complete.
+        InvalidRequestError: its body is encoded in a way that is not taken.
     """
     pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
     headers = dict(pairs)
@@ -47,20 +39,20 @@ async def read_call(scope: Scope, receive: Receive, request_id: str) -> Call:
         raise InvalidRequestError(
             "compressed request bodies are not taken; send the body without content-encoding"
         )
-    body = await _read_body(receive)
-    envelope = decode_request(body, ENVELOPE_DECODER)
     return Call(
-        path=scope["path"],
-        headers=_onward(pairs, request_id),
-        body=body,
-        model=envelope.model,
-        is_stream=bool(envelope.stream),
+        head=Head(path=scope["path"], headers=headers, request_id=request_id),
+        onward=_onward(pairs, request_id),
         cold_ok=headers.get("x-cortex-cold-ok", "").strip().lower() != "false",
         wait_s=_wait_s(headers),
     )
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def read_body(receive: Receive) -> bytes:
+    """Read a request's body whole; its size and pace are bounded by the server.
+
+    Raises:
+        ClientGoneError: the caller left before it was complete.
+    """
     parts: list[bytes] = []
     has_more = True
     while has_more:

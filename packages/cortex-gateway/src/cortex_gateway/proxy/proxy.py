@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cortex_core.errors import (
     DrainingError,
@@ -16,12 +16,14 @@ from cortex_core.routing.resolve import Resolved, resolve
 from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import ClientGoneError, Cut, exchange_of
 from cortex_gateway.ports import ProxySettings, RequestMetrics, Store, Upstream
+from cortex_gateway.proxy.access import Accesses
 from cortex_gateway.proxy.account import Account
-from cortex_gateway.proxy.call import read_call
+from cortex_gateway.proxy.asked import ReadAsked
+from cortex_gateway.proxy.call import read_body, read_call
 from cortex_gateway.proxy.inflight import InFlight
 from cortex_gateway.proxy.reply import Reply
-from cortex_gateway.proxy.rewrite import with_model
 from cortex_gateway.proxy.search import Search, Waits
+from cortex_gateway.proxy.targets import foreseen_target
 from cortex_gateway.proxy.walk import Doors, Walk
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ HEARD_S = 10.0
 
 
 class Proxy:
-    """Serves model requests in the OpenAI dialect; an ASGI application.
+    """Serves model requests of every dialect.
 
     Args:
         store: the fleet snapshot.
@@ -40,6 +42,7 @@ class Proxy:
         settings: the waits.
         metrics: where requests are counted.
         clock: monotonic seconds.
+        accesses: how upstreams that are no neurons are spoken to.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Proxy:
         settings: ProxySettings,
         metrics: RequestMetrics,
         clock: Clock,
+        accesses: Accesses | None = None,
     ) -> None:
         self.in_flight = InFlight()
         self._waits = Waits()
@@ -60,17 +64,22 @@ class Proxy:
             metrics=metrics,
             clock=clock,
             in_flight=self.in_flight,
+            accesses=accesses or {},
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    def endpoint(self, read: ReadAsked) -> ASGIApp:
+        """Return an ASGI application that serves the requests which `read` reads."""
+        return _Endpoint(self, read)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, read: ReadAsked) -> None:
+        """Serve one request, and account for it."""
         exchange = exchange_of(scope)
         doors, request_id = self._doors, exchange.request_id
         account = Account(doors.metrics, doors.clock, request_id=request_id, path=scope["path"])
         reply = Reply(send, scope, request_id)
         try:
             with self.in_flight.request():
-                await self._serve(scope, receive, reply, account)
+                await self._serve(scope, receive, reply, account, read)
         except RequestError as error:
             account.fail(error)
             await reply.fail(error, account.answer_headers())
@@ -95,15 +104,21 @@ class Proxy:
         if reply.is_stream:
             await reply.fail(error)
 
-    async def _serve(self, scope: Scope, receive: Receive, reply: Reply, account: Account) -> None:
+    async def _serve(
+        self, scope: Scope, receive: Receive, reply: Reply, account: Account, read: ReadAsked
+    ) -> None:
         doors = self._doors
-        call = await read_call(scope, receive, reply.request_id)
-        account.is_stream = call.is_stream
-        resolved = await self._resolve(call.model)
+        call = read_call(scope, reply.request_id)
+        asked = await read(call.head, await read_body(receive))
+        account.is_stream = asked.is_stream
+        reply.stream_type, reply.failed = asked.stream_type, asked.failed
+        resolved = await self._resolve(asked.model)
         account.begin(resolved.model)
-        body = with_model(call.body, resolved.model) if resolved.is_alias else call.body
+        # What cannot work is refused before anybody waits for a load.
+        target, dialect = foreseen_target(doors.store.state, resolved.model, doors.accesses)
+        asked.outbound(target, dialect)
         search = Search(resolved.model, cold_ok=call.cold_ok, waits=self._waits)
-        await Walk(doors, call, search, body, reply, account).run()
+        await Walk(doors, call, asked, search, reply, account).run()
 
     async def _resolve(self, requested: str) -> Resolved:
         """Resolve a name; one that is unknown only until the nodes have spoken is waited for.
@@ -124,3 +139,14 @@ class Proxy:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await store.changed(state.revision)
+
+
+class _Endpoint:
+    """Starlette mounts an object that is no function as an ASGI application."""
+
+    def __init__(self, proxy: Proxy, read: ReadAsked) -> None:
+        self._proxy = proxy
+        self._read = read
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._proxy.serve(scope, receive, send, self._read)

@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from cortex_core.dialect import Dialect
 from cortex_core.headers import response_headers
 from cortex_core.routing.retry import Failure
 from cortex_core.sse import encode_event
+from cortex_core.translate.refusal import read_refusal
 from cortex_gateway.ports import UpstreamAnswer, UpstreamFailure
 from cortex_gateway.proxy.account import FAILED_AT_NODE, REFUSED_BY_NODE, Account
+from cortex_gateway.proxy.asked import Asked, Outbound
 from cortex_gateway.proxy.hold import Pulse
 from cortex_gateway.proxy.reply import Reply
 from cortex_gateway.proxy.watch import StreamWatch, findings_of, is_only_comments
@@ -19,12 +22,18 @@ WHOLE_BYTES = 64 << 10
 """A plain answer up to this size is collected before its head is sent: until then it may still
 come from another node. An engine writes such an answer in one piece, so nothing is delayed."""
 
+REWRITTEN_BYTES = 64 << 20
+"""Bound on an answer that has to be read whole before it can be passed on."""
+
 MAX_ERROR_BYTES = 64 << 10
 """An error body over this is no error object."""
 
 LINGER_S = 1.0
 """How long a node may take to end an answer whose terminator it has sent. An answer that ends
 leaves its connection for the next request."""
+
+SILENCE_S = 5.0
+"""Clients show a stall from some 20 seconds of silence on."""
 
 _FAILED_STATUSES = frozenset({500, 502, 504})
 """The node's own fault; other 5xx say that it is full, or cannot do what was asked."""
@@ -39,18 +48,34 @@ class Relay:
         reply: the caller's side.
         account: gets the times and findings.
         pulse: the heartbeat, stopped when the first content is there.
+        asked: the request.
+        outbound: what was sent, and how the answer is to be read.
+        dialect: of the upstream.
     """
 
-    def __init__(self, reply: Reply, account: Account, pulse: Pulse) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        account: Account,
+        pulse: Pulse,
+        asked: Asked,
+        outbound: Outbound,
+        dialect: Dialect,
+    ) -> None:
         self._reply = reply
         self._account = account
         self._pulse = pulse
+        self._asked = asked
+        self._outbound = outbound
+        self._answer = outbound.answer
+        self._dialect = dialect
 
     async def run(self, answer: UpstreamAnswer) -> None:
         """Pass the answer on to its end.
 
         Raises:
             UpstreamFailure: it ended before it was complete, or is nothing for a caller.
+            RequestError: what the caller is to be told instead.
         """
         headers = dict(answer.headers)
         is_encoded = headers.get("content-encoding", "identity") != "identity"
@@ -59,13 +84,16 @@ class Relay:
             await self._refusal(answer, kind, is_encoded)
         elif kind.startswith("text/event-stream") and not is_encoded:
             await self._stream(answer)
-        elif self._reply.is_stream:
+        elif self._asked.is_stream:
             raise UpstreamFailure(Failure.BAD_ANSWER, "no stream although one was asked for")
-        else:
+        elif self._answer is None or (is_encoded and not self._outbound.is_translated):
             await self._plain(answer, headers, 0 if is_encoded else WHOLE_BYTES)
+        else:
+            await self._rewritten(answer, is_encoded)
 
     async def _stream(self, answer: UpstreamAnswer) -> None:
-        reply, account, watch = self._reply, self._account, StreamWatch()
+        reply, account, watch = self._reply, self._account, StreamWatch(self._dialect)
+        silence = Silence(account)
         chunks = answer.chunks()
         try:
             events = await _first_events(chunks, watch)
@@ -75,34 +103,73 @@ class Relay:
             while True:
                 if account.awaits_token and watch.has_content:
                     account.first_token()
-                await reply.write(events)
-                if watch.is_done:
+                out = events if self._answer is None else self._answer.feed(events)
+                if watch.is_done or self._has_failed():
                     break
+                if out:
+                    silence.end()
+                    await reply.write(out)
+                elif silence.is_long():
+                    await reply.write(self._keep_alive())
                 events = watch.feed(await anext(chunks))
                 while not events:
                     events = watch.feed(await anext(chunks))
         except StopAsyncIteration:
             await self._ended(watch)
         else:
-            account.succeed()
-            await reply.end()
+            await self._finish(out)
             await _linger(chunks)
         finally:
             # Also for a caller that left: what the last events told is worth keeping.
             account.findings = watch.findings()
 
+    async def _finish(self, out: bytes) -> None:
+        """Send the last bytes of a stream that came to its end."""
+        if self._answer is not None:
+            out += self._answer.end()
+        if self._has_failed():
+            self._account.outcome = FAILED_AT_NODE
+            await self._reply.end(out)
+            return
+        await self._asked.settle()
+        if out:
+            await self._reply.write(out)
+        self._account.succeed()
+        await self._reply.end()
+
     async def _ended(self, watch: StreamWatch) -> None:
         """Finish a stream whose node has ended it without a terminator so far."""
         rest = watch.end()
         if watch.is_done:
-            self._account.succeed()
-            await self._reply.end(rest)
+            await self._finish(rest if self._answer is None else self._answer.feed(rest))
         elif watch.findings().has_error:
             # The node's own words are with the caller already.
             self._account.outcome = FAILED_AT_NODE
             await self._reply.end()
         else:
             raise UpstreamFailure(Failure.CUT_MID_ANSWER, "the stream ended without its terminator")
+
+    def _has_failed(self) -> bool:
+        return self._answer is not None and self._answer.failure is not None
+
+    def _keep_alive(self) -> bytes:
+        return b"" if self._answer is None else self._answer.keep_alive()
+
+    async def _rewritten(self, answer: UpstreamAnswer, is_encoded: bool) -> None:
+        """Read an answer whole and pass on what it comes to for the caller."""
+        assert self._answer is not None
+        parts, is_whole = await _collect(answer.chunks(), REWRITTEN_BYTES)
+        body = b"".join(parts)
+        await self._pulse.stop()
+        if is_encoded or not is_whole:
+            raise UpstreamFailure(Failure.BAD_ANSWER, "the answer is compressed, or endless")
+        if not _is_json(body):
+            raise UpstreamFailure(Failure.CUT_MID_ANSWER, "the answer is no whole JSON")
+        self._account.findings = findings_of(body, self._dialect)
+        out = self._answer.whole(body)
+        await self._asked.settle()
+        self._account.succeed()
+        await self._reply.whole(answer.status, self._headers(answer), out)
 
     async def _plain(
         self, answer: UpstreamAnswer, headers: dict[str, str], whole_bytes: int
@@ -115,7 +182,7 @@ class Relay:
             if not _is_delimited(headers) and not _is_json(body):
                 # Such a body ends where its connection does, and a cut looks the same.
                 raise UpstreamFailure(Failure.CUT_MID_ANSWER, "the answer is no whole JSON")
-            self._account.findings = findings_of(body)
+            self._account.findings = findings_of(body, self._dialect)
             self._account.succeed()
             await self._reply.whole(answer.status, self._headers(answer), body)
             return
@@ -129,7 +196,7 @@ class Relay:
         await self._reply.end()
 
     async def _refusal(self, answer: UpstreamAnswer, kind: str, is_encoded: bool) -> None:
-        """Pass on a status that is no success, if it is an error object of our dialect."""
+        """Pass on a status that is no success, if it comes with an error object."""
         parts, is_whole = await _collect(answer.chunks(), MAX_ERROR_BYTES)
         body = b"".join(parts)
         await self._pulse.stop()
@@ -138,9 +205,15 @@ class Relay:
             raise UpstreamFailure(Failure.BAD_ANSWER, f"status {answer.status} without an error")
         has_failed = answer.status in _FAILED_STATUSES
         self._account.outcome = FAILED_AT_NODE if has_failed else REFUSED_BY_NODE
-        if self._reply.status:
+        if self._outbound.is_translated:
+            advice = dict(answer.headers).get("retry-after", "")
+            retry_after_s = float(advice) if advice.isascii() and advice.isdigit() else None
+            error = read_refusal(answer.status, body, retry_after_s=retry_after_s)
+            await self._reply.fail(error, self._account.answer_headers())
+        elif self._reply.status:
             # One line, whatever layout the node gave it.
-            await self._reply.end(encode_event(msgspec.json.format(body, indent=-1)))
+            event = "error" if self._dialect is Dialect.ANTHROPIC else None
+            await self._reply.end(encode_event(msgspec.json.format(body, indent=-1), event=event))
         else:
             await self._reply.whole(answer.status, self._headers(answer), body)
 
@@ -153,6 +226,28 @@ class Relay:
             if name not in without and not name.startswith("x-cortex-")
         ]
         return theirs + self._account.answer_headers()
+
+
+class Silence:
+    """How long nothing was sent to a caller although events came: hidden thinking, for one."""
+
+    def __init__(self, account: Account) -> None:
+        self._now = account.now
+        self._since: float | None = None
+
+    def end(self) -> None:
+        """Note that something is being sent."""
+        self._since = None
+
+    def is_long(self) -> bool:
+        """Whether the caller should be shown that its request lives; then counts anew."""
+        now = self._now()
+        if self._since is None:
+            self._since = now
+        if now - self._since < SILENCE_S:
+            return False
+        self._since = now
+        return True
 
 
 async def _first_events(chunks: AsyncIterator[bytes], watch: StreamWatch) -> bytes:

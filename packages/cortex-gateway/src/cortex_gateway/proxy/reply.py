@@ -1,16 +1,15 @@
 """The answer to one caller as it grows: head, heartbeats, content, and an end of some kind."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.types import Scope, Send
 
-from cortex_core.dialect import Dialect, dialect_of, error_event
 from cortex_core.errors import RequestError
 from cortex_core.server.failures import rendered
 from cortex_core.sse import encode_comment
+from cortex_gateway.proxy.asked import EVENT_STREAM
 
-STREAM_HEADERS = (
-    ("content-type", "text/event-stream; charset=utf-8"),
+_STREAM_HEADERS = (
     ("cache-control", "no-cache"),
     # Tells nginx and those who copied it not to collect the stream.
     ("x-accel-buffering", "no"),
@@ -25,6 +24,10 @@ class Reply:
 
     def __init__(self, send: Send, scope: Scope, request_id: str) -> None:
         self.request_id = request_id
+        self.stream_type = EVENT_STREAM
+        """`content-type` of the answer, should it be a stream."""
+        self.failed: Callable[[RequestError], bytes] = lambda error: b""
+        """Returns what ends a stream that was begun; set before one is."""
         self.status = 0
         """Status that was sent; 0 before the head."""
         self.is_stream = False
@@ -45,11 +48,13 @@ class Reply:
         """Send the head of an event stream; nothing when it was sent."""
         if not self.status:
             self.is_stream = True
-            await self.begin(200, (*STREAM_HEADERS, *headers))
+            kind = ("content-type", self.stream_type)
+            await self.begin(200, (kind, *_STREAM_HEADERS, *headers))
 
     async def comment(self, text: str) -> None:
-        """Show a streaming caller that it is not forgotten."""
-        await self._body(encode_comment(text))
+        """Show a streaming caller that it is not forgotten, if its dialect has comments."""
+        if self.stream_type is EVENT_STREAM:
+            await self._body(encode_comment(text))
 
     async def write(self, chunk: bytes) -> None:
         """Send bytes of a node's answer; returns when the caller's side took them."""
@@ -79,16 +84,9 @@ class Reply:
             face = rendered(error, self._scope)
             await self.whole(face.status, (*face.headers, *headers), face.body)
         elif self.is_stream:
-            await self.end(error_event(error, self._dialect(), self.request_id))
+            await self.end(self.failed(error))
         else:
             raise error
-
-    def _dialect(self) -> Dialect:
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in self._scope["headers"]
-        }
-        return dialect_of(self._scope["path"], headers)
 
     async def _body(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})

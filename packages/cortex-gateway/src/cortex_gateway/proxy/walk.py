@@ -20,13 +20,16 @@ from cortex_gateway.ports import (
     UpstreamAnswer,
     UpstreamFailure,
 )
+from cortex_gateway.proxy.access import NEURON, Access, Accesses, headers_for
 from cortex_gateway.proxy.account import FAILED_AT_NODE, Account
+from cortex_gateway.proxy.asked import Asked, Outbound
 from cortex_gateway.proxy.call import Call
 from cortex_gateway.proxy.hold import Hold, Pulse
 from cortex_gateway.proxy.inflight import InFlight
 from cortex_gateway.proxy.relay import Relay
 from cortex_gateway.proxy.reply import Reply
 from cortex_gateway.proxy.search import Search, error_of
+from cortex_gateway.proxy.targets import target_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
     metrics: RequestMetrics
     clock: Clock
     in_flight: InFlight
+    accesses: Accesses
 
 
 class Walk:
@@ -56,9 +60,9 @@ class Walk:
 
     Args:
         doors: the rooms around.
-        call: the request.
+        call: the head of the request.
+        asked: what it asks for.
         search: its search for a replica.
-        body: what a node is sent.
         reply: the caller's side.
         account: its figures.
     """
@@ -67,15 +71,15 @@ class Walk:
         self,
         doors: Doors,
         call: Call,
+        asked: Asked,
         search: Search,
-        body: bytes,
         reply: Reply,
         account: Account,
     ) -> None:
         self._doors = doors
         self._call = call
+        self._asked = asked
         self._search = search
-        self._body = body
         self._reply = reply
         self._account = account
 
@@ -104,7 +108,7 @@ class Walk:
         decision = self._decide()
         if isinstance(decision, Wait):
             doors, account = self._doors, self._account
-            beat = self._beat if self._call.is_stream else None
+            beat = self._beat if self._asked.is_stream else None
             hold = Hold(doors.store, doors.clock, doors.settings.heartbeat_s)
             with account.loading():
                 decision = await hold.wait(self._search.model, self._decide, deadline, beat)
@@ -115,29 +119,41 @@ class Walk:
 
     async def _attempt(self, serve: Serve) -> bool:
         """Send the request to one replica; False asks for another round."""
-        doors, replica = self._doors, serve.replica
+        doors, replica, account = self._doors, serve.replica, self._account
+        access = doors.accesses.get(replica.node, NEURON)
+        outbound = self._asked.outbound(
+            target_of(doors.store.state, replica, access), access.dialect
+        )
         is_retry = self._search.attempts > 0
-        self._account.dispatch(replica)
-        beat = self._beat if self._call.is_stream else None
+        account.dispatch(replica)
+        account.ignored = outbound.ignored
+        beat = self._beat if self._asked.is_stream else None
         pulse = Pulse(beat, doors.settings.heartbeat_s, f"waiting for {replica.model} to begin")
         try:
             with doors.in_flight.attempt(replica, is_retry=is_retry):
                 async with pulse, contextlib.AsyncExitStack() as open_answer:
-                    post = doors.upstream.post(
-                        serve.endpoint + self._call.path, self._call.headers, self._body
-                    )
+                    post = self._post(serve.endpoint, access, outbound)
                     # Once the answer flows it proves by itself that the node lives.
                     async with doors.store.while_up(replica.node):
                         answer = await open_answer.enter_async_context(post)
-                    if _is_refusal(answer):
+                    if access is NEURON and _is_refusal(answer):
                         self._refused(replica)
                         return False
-                    await Relay(self._reply, self._account, pulse).run(answer)
+                    relay = Relay(
+                        self._reply, account, pulse, self._asked, outbound, access.dialect
+                    )
+                    await relay.run(answer)
         except UpstreamFailure as failure:
-            self._failed(replica, failure)
+            self._failed(replica, failure, access)
             return False
         self._answered(replica)
         return True
+
+    def _post(
+        self, endpoint: str, access: Access, outbound: Outbound
+    ) -> contextlib.AbstractAsyncContextManager[UpstreamAnswer]:
+        headers = headers_for(access, self._call.onward, outbound.headers)
+        return self._doors.upstream.post(endpoint + outbound.path, headers, outbound.body)
 
     async def _beat(self, text: str) -> None:
         self._account.is_cold_start = self._search.is_cold
@@ -152,7 +168,7 @@ class Walk:
         doors.store.update(lambda state: with_doubt(state, replica))
         doors.store.refresh(replica.node)
 
-    def _failed(self, replica: ReplicaId, failure: UpstreamFailure) -> None:
+    def _failed(self, replica: ReplicaId, failure: UpstreamFailure, access: Access) -> None:
         """Note a failed attempt; returns when another one is allowed.
 
         Raises:
@@ -166,11 +182,8 @@ class Walk:
         doors.metrics.attempted(failure.failure.value)
         now = doors.clock.now()
         doors.store.update(lambda state: with_request_failure(state, replica, now))
-        if failure.failure is Failure.CONNECT:
-            # Nobody listens there, whatever the last report said: others need not try as well.
-            doors.store.update(lambda state: with_doubt(state, replica))
-        if failure.failure in _UNREACHED:
-            doors.store.refresh(replica.node)
+        if access is NEURON:
+            self._ask_anew(replica, failure)
         logger.warning(
             "attempt at %s failed: %s",
             replica,
@@ -185,6 +198,15 @@ class Walk:
             in_flight=doors.in_flight.requests,
         ):
             raise error_of(failure)
+
+    def _ask_anew(self, replica: ReplicaId, failure: UpstreamFailure) -> None:
+        """Have a neuron that could not be reached report, which other upstreams do not."""
+        store = self._doors.store
+        if failure.failure is Failure.CONNECT:
+            # Nobody listens there, whatever the last report said: others need not try as well.
+            store.update(lambda state: with_doubt(state, replica))
+        if failure.failure in _UNREACHED:
+            store.refresh(replica.node)
 
     def _answered(self, replica: ReplicaId) -> None:
         """Note that the node answered, well or by itself badly."""

@@ -1,4 +1,4 @@
-"""What a stream tells while it passes: whole events, the first content, the terminator, usage.
+"""What an answer tells while it passes: whole events, the first content, the terminator, usage.
 
 A chunk costs a few byte searches. JSON is decoded once, at the end, of the last few chunks only.
 """
@@ -8,6 +8,7 @@ import re
 
 import msgspec
 
+from cortex_core.dialect import Dialect
 from cortex_core.routing.retry import Failure
 from cortex_core.sse import MAX_EVENT_BYTES
 from cortex_gateway.ports import UpstreamFailure
@@ -16,13 +17,37 @@ _TAIL_CHUNKS = 4
 """Finish, usage and terminator come in the last events, so at most in that many chunks."""
 
 _BLANK_LINES = (b"\n\n", b"\n\r\n", b"\n\r", b"\r\r")
-_DONE_LINE = re.compile(rb"(?:^|(?<=[\r\n]))data: ?\[DONE\](?:\r\n|\n|\r|$)")
-# Any delta but an empty one: text, reasoning, a refusal, a tool call, or a completion's text.
-_CONTENT = re.compile(
-    rb'"(?:content|text|reasoning|reasoning_content|refusal|arguments)"\s*:\s*"[^"]'
-    rb'|"tool_calls"\s*:\s*\[\s*\{'
-)
 _DATA = re.compile(rb"(?:^|(?<=[\r\n]))data: ?(\{[^\r\n]*)")
+
+
+class Marks(msgspec.Struct, frozen=True, kw_only=True):
+    """How the streams of a dialect are read without decoding them."""
+
+    done: bytes
+    """Part of the terminator that is searched for first, because that costs next to nothing."""
+    terminator: re.Pattern[bytes]
+    """Its line, and what follows it up to the end of its event."""
+    content: re.Pattern[bytes]
+    """Any delta but an empty one."""
+
+
+OPENAI_MARKS = Marks(
+    done=b"[DONE]",
+    terminator=re.compile(rb"(?:^|(?<=[\r\n]))data: ?\[DONE\](?:\r\n|\n|\r|$)"),
+    # Text, reasoning, a refusal, a tool call, or a completion's text.
+    content=re.compile(
+        rb'"(?:content|text|reasoning|reasoning_content|refusal|arguments)"\s*:\s*"[^"]'
+        rb'|"tool_calls"\s*:\s*\[\s*\{'
+    ),
+)
+
+MESSAGES_MARKS = Marks(
+    done=b"message_stop",
+    terminator=re.compile(
+        rb"(?:^|(?<=[\r\n]))event: ?message_stop(?:\r\n|\n|\r)(?:data:[^\r\n]*(?:\r\n|\n|\r|$))?"
+    ),
+    content=re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"[^"]|"tool_use"'),
+)
 
 
 class PromptDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +75,28 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: msgspec.Raw = msgspec.Raw()
 
 
+class _MessagesUsage(msgspec.Struct, frozen=True, kw_only=True):
+    input_tokens: int = 0
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class _MessageDelta(msgspec.Struct, frozen=True, kw_only=True):
+    stop_reason: str | None = None
+
+
+class _MessagesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, or the events that end one."""
+
+    usage: _MessagesUsage | None = None
+    delta: _MessageDelta | None = None
+    stop_reason: str | None = None
+    error: msgspec.Raw = msgspec.Raw()
+
+
 _ANSWER = msgspec.json.Decoder(_Answer)
+_MESSAGES_ANSWER = msgspec.json.Decoder(_MessagesAnswer)
 
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,13 +110,15 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamWatch:
-    """Follow one server-sent event stream of the OpenAI dialect.
+    """Follow one server-sent event stream.
 
     It holds back an unfinished event, which no client could use anyway: when the node is cut
     within one, the error event that follows is not glued to the debris.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect = Dialect.OPENAI) -> None:
+        self._dialect = dialect
+        self._marks = MESSAGES_MARKS if dialect is Dialect.ANTHROPIC else OPENAI_MARKS
         self.has_content = False
         """Whether a token came by."""
         self.is_done = False
@@ -86,11 +134,11 @@ class StreamWatch:
         """
         # The engine writes whole events, so a chunk nearly always ends with one.
         whole = chunk if not self._held and chunk.endswith(b"\n\n") else self._whole(chunk)
-        if b"[DONE]" in whole:
+        if self._marks.done in whole:
             whole = self._up_to_terminator(whole)
         if whole:
             self._last.append(whole)
-            if not self.has_content and _CONTENT.search(whole):
+            if not self.has_content and self._marks.content.search(whole):
                 self.has_content = True
         return whole
 
@@ -101,23 +149,22 @@ class StreamWatch:
         """
         held = bytes(self._held).strip()
         self._held.clear()
-        if not self.is_done and _DONE_LINE.fullmatch(held):
+        if not self.is_done and self._marks.terminator.fullmatch(held):
             self.is_done = True
             return held + b"\n\n"
         return b""
 
     def findings(self) -> Findings:
         """Return what the last events said."""
-        usage, finish, has_error = None, None, False
+        found = Findings()
         for match in _DATA.finditer(b"".join(self._last)):
-            try:
-                answer = _ANSWER.decode(match[1])
-            except msgspec.DecodeError:
-                continue
-            usage = answer.usage or usage
-            finish = finish or _finish(answer)
-            has_error = has_error or bytes(answer.error) not in (b"", b"null")
-        return Findings(usage=usage, finish=finish, has_error=has_error)
+            one = findings_of(match[1], self._dialect)
+            found = Findings(
+                usage=one.usage or found.usage,
+                finish=found.finish or one.finish,
+                has_error=found.has_error or one.has_error,
+            )
+        return found
 
     def _whole(self, chunk: bytes) -> bytes:
         """Return the whole events so far and hold back the rest."""
@@ -134,26 +181,47 @@ class StreamWatch:
         return whole
 
     def _up_to_terminator(self, whole: bytes) -> bytes:
-        match = _DONE_LINE.search(whole)
+        match = self._marks.terminator.search(whole)
         if match is None:
             return whole
         self.is_done = True
         self._held.clear()
-        return whole[: match.start()] + b"data: [DONE]\n\n"
+        return whole[: match.end()].rstrip() + b"\n\n"
 
 
-def findings_of(body: bytes) -> Findings:
-    """Return what a whole JSON answer says of itself; nothing when it cannot be read."""
+def findings_of(body: bytes, dialect: Dialect = Dialect.OPENAI) -> Findings:
+    """Return what a whole answer or an event's data says of itself; nothing if unreadable."""
     try:
+        if dialect is Dialect.ANTHROPIC:
+            return _messages_findings(_MESSAGES_ANSWER.decode(body))
         answer = _ANSWER.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return Findings()
-    return Findings(usage=answer.usage, finish=_finish(answer))
+    return Findings(usage=answer.usage, finish=_finish(answer), has_error=_is_error(answer.error))
 
 
 def is_only_comments(events: bytes) -> bool:
     """Whether whole events carry nothing but comments, as a node's own heartbeats do."""
     return events.startswith(b":") and not re.search(rb"[\r\n][^:\r\n]", events)
+
+
+def _messages_findings(answer: _MessagesAnswer) -> Findings:
+    usage, found = answer.usage, None
+    if usage is not None:
+        cached = usage.cache_read_input_tokens
+        found = Usage(
+            prompt_tokens=usage.input_tokens
+            + (usage.cache_creation_input_tokens or 0)
+            + (cached or 0),
+            completion_tokens=usage.output_tokens,
+            prompt_tokens_details=PromptDetails(cached_tokens=cached),
+        )
+    finish = answer.stop_reason or (answer.delta.stop_reason if answer.delta else None)
+    return Findings(usage=found, finish=finish, has_error=_is_error(answer.error))
+
+
+def _is_error(error: msgspec.Raw) -> bool:
+    return bytes(error) not in (b"", b"null")
 
 
 def _finish(answer: _Answer) -> str | None:
