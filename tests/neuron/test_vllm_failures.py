@@ -14,6 +14,7 @@ from cortex_core.errors import (
     NotFoundError,
     OverloadedError,
 )
+from cortex_core.harness import Route
 from neuron.engines.vllm_failures import (
     load_error,
     request_error,
@@ -204,3 +205,40 @@ def test_broken_json_is_told_apart() -> None:
     error = validation_error([{"type": "json_invalid", "loc": (), "msg": "Invalid JSON: EOF"}])
 
     assert isinstance(error, InvalidJsonError)
+
+
+@pytest.mark.parametrize(
+    ("message", "route", "param"),
+    [
+        (
+            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be '
+            "set",
+            Route.CHAT_COMPLETIONS,
+            "tools",
+        ),
+        (
+            'tool_choice="required" requires --tool-call-parser to be set',
+            Route.CHAT_COMPLETIONS,
+            "tool_choice",
+        ),
+        (
+            "Chat template is passed with request, but --trust-request-chat-template is not set.",
+            Route.CHAT_COMPLETIONS,
+            "chat_template",
+        ),
+        ("You must pass at least one prompt", Route.EMBEDDINGS, "input"),
+        ("You must pass at least one prompt", Route.COMPLETIONS, "prompt"),
+        ("Token id 9 is out of vocabulary", Route.COMPLETIONS, "prompt"),
+        ("n must be 1 when using greedy sampling, got 2.", Route.COMPLETIONS, "n"),
+        ("something unheard of", Route.COMPLETIONS, None),
+    ],
+)
+def test_field_is_named_where_the_engine_does_not(
+    message: str, route: Route, param: str | None
+) -> None:
+    """vLLM 0.32: sentences without a field; its command line is no cure for a caller."""
+    error = request_error(400, message, None, route)
+
+    assert isinstance(error, InvalidRequestError)
+    assert error.param == param
+    assert "--" not in error.message

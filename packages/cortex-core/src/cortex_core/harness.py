@@ -17,6 +17,8 @@ class Route(enum.StrEnum):
     """The inference paths of a neuron, which are the engine-facing dialect of cortex."""
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
+    COUNT_TOKENS = "/v1/chat/completions/count_tokens"
+    """Ours: the body of a chat completion, of which the prompt's tokens are counted."""
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
     RERANK = "/v1/rerank"

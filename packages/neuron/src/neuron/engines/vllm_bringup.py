@@ -28,6 +28,7 @@ from neuron.engines.vllm_options import (
     check_parser,
     read_options,
 )
+from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO
 from neuron.engines.vllm_serving import Stack
 from neuron.engines.vllm_stats import LoadWindow
 from neuron.engines.vllm_weights import read_architecture, weights_bytes
@@ -177,14 +178,13 @@ def start(parts: Parts) -> Any:
 
 def make_stack(llm: Any, model: str, parts: Parts, tasks: tuple[str, ...]) -> Stack:
     """Return the routes over a started engine."""
-    return Stack(llm, model, parts.serving, parts.reasoning_parser, tasks)
+    return Stack(llm, model, parts.serving, parts.reasoning_parser, tasks, _modalities(llm))
 
 
 def describe(llm: Any, stack: Stack, parts: Parts) -> ModelInfo:
     """Return what a started engine can do."""
     config = llm.model_config
     has_chat = Route.CHAT_COMPLETIONS in stack.routes
-    modalities = config.multimodal_config is not None and config.is_multimodal_model
     return ModelInfo(
         capabilities=Capabilities(
             chat=has_chat,
@@ -192,7 +192,8 @@ def describe(llm: Any, stack: Stack, parts: Parts) -> ModelInfo:
             embeddings=Route.EMBEDDINGS in stack.routes,
             tools=has_chat and parts.serving.tool_call_parser is not None,
             reasoning=has_chat and parts.reasoning_parser is not None,
-            vision=has_chat and modalities,
+            vision=has_chat and IMAGE in stack.modalities,
+            audio=has_chat and AUDIO in stack.modalities,
         ),
         limit=Limit(context=config.max_model_len),
     )
@@ -217,6 +218,17 @@ async def warm_up(engine: VllmEngine, model: str) -> None:
 
 def _request(route: Route, body: object) -> tuple[Route, bytes, RequestId]:
     return route, msgspec.json.encode(body), RequestId("warm-up")
+
+
+def _modalities(llm: Any) -> frozenset[str]:
+    """Return the media that the model takes; a limit of 0 switches one off."""
+    processor = llm.renderer.mm_processor
+    if processor is None:
+        return frozenset()
+    limits = processor.info.allowed_mm_limits
+    found = {name for name, most in limits.items() if most}
+    # Some models see pictures and films through one kind of input.
+    return frozenset(found | {IMAGE, VIDEO} if "vision_chunk" in found else found)
 
 
 @functools.cache

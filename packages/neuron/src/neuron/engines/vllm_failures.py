@@ -15,6 +15,7 @@ from cortex_core.errors import (
     OverloadedError,
     RequestError,
 )
+from cortex_core.harness import Route
 
 _MAX_CHARS = 400
 """Length of the longest message that is passed on."""
@@ -35,6 +36,37 @@ _VALUES = re.compile(r" \(parameter=[^)]*\)$")
 _SOURCE_LINE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
 """Time, file and line that C++ libraries put before their message."""
 _NO_MODEL = re.compile(r"The model `([^`]+)` does not exist")
+
+_NO_PARSER = (
+    "the engine does not read tool calls out of this model's text: load it with the engine "
+    "option tool_call_parser, or ask with tool_choice 'none'"
+)
+_KNOWN_REFUSALS = (
+    (re.compile(r'^"auto" tool choice requires'), "tools", _NO_PARSER),
+    (re.compile(r"^tool_choice=.* requires --tool-call-parser"), "tool_choice", _NO_PARSER),
+    (
+        re.compile(r"^Chat template is passed with request"),
+        "chat_template",
+        "a request must not bring a chat template: load the model with the engine option "
+        "trust_request_chat_template to allow it",
+    ),
+    (re.compile(r"^Unsupported chat content part type"), "messages", None),
+    (re.compile(r"empty conversation"), "messages", None),
+    (re.compile(r"^n must be 1 when using greedy"), "n", None),
+    (re.compile(r"^stop cannot contain"), "stop", None),
+    (re.compile(r"dimensions must be unset|Matryoshka"), "dimensions", None),
+    (re.compile(r"json schema into a grammar"), "response_format", None),
+    (re.compile(r"^continue_final_message and add_generation"), "continue_final_message", None),
+)
+"""Sentences of vLLM's that name no field, or another than the caller's; what to say instead
+where they speak of vLLM's own command line."""
+
+_NO_PROMPT = re.compile(r"at least one prompt|out of vocabulary")
+_PROMPT_FIELDS = {
+    Route.COMPLETIONS.value: "prompt",
+    Route.EMBEDDINGS.value: "input",
+    Route.CHAT_COMPLETIONS.value: "messages",
+}
 
 _CONTEXT_LIMIT = re.compile(r"maximum context length (?:is |of |\()(\d+)")
 _CONTEXT_PROMPT = re.compile(
@@ -107,8 +139,7 @@ def request_error(
     """
     sentence = _one_line(_VALUES.sub("", message))
     if status in (400, 422):
-        context = _context_error(sentence)
-        return context if context else InvalidRequestError(sentence, param=param)
+        return _context_error(sentence) or _invalid_request(sentence, param, route)
     if status == 404:
         missing = _NO_MODEL.search(sentence)
         return ModelNotFoundError(missing[1]) if missing else NotFoundError(sentence)
@@ -159,6 +190,16 @@ _BRANCHES = frozenset(
     | {"chain", "default", "call", "arguments", "embed", "completion", "chat"}
 )
 """Names of types and wrappers that pydantic-core writes into the location of an error."""
+
+
+def _invalid_request(message: str, param: str | None, route: str | None) -> InvalidRequestError:
+    """Return the error with the field at fault, where the sentence tells and vLLM did not."""
+    for pattern, field, cure in _KNOWN_REFUSALS:
+        if pattern.search(message):
+            return InvalidRequestError(cure or message, param=field)
+    if param is None and _NO_PROMPT.search(message):
+        param = _PROMPT_FIELDS.get(route or "")
+    return InvalidRequestError(message, param=param)
 
 
 def _context_error(message: str) -> ContextLengthError | None:

@@ -6,7 +6,7 @@ the same classes answer it, and a stream's bytes are theirs. Only errors are cor
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Set
 from typing import Any
 
 import msgspec
@@ -15,7 +15,9 @@ from cortex_core.errors import EngineError, InvalidJsonError, InvalidRequestErro
 from cortex_core.harness import EngineAnswer, Route
 from cortex_core.ids import RequestId
 from neuron.engines import vllm_failures
+from neuron.engines.vllm_counting import count_request, counter
 from neuron.engines.vllm_options import NO_PARSER, ServingOptions
+from neuron.engines.vllm_requests import check_request
 
 Answer = Callable[[Any], Awaitable[Any]]
 
@@ -41,6 +43,7 @@ class Stack:
         options: how to serve; parsers are settled already.
         reasoning_parser: name of the reasoning parser, or `None`.
         tasks: what the engine supports, as vLLM names it.
+        modalities: media that the model takes beside text, as vLLM names them.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Stack:
         options: ServingOptions,
         reasoning_parser: str | None,
         tasks: tuple[str, ...],
+        modalities: Set[str],
     ) -> None:
+        self.modalities = modalities
         # The engine is spoken to through the serving classes alone, but for its state.
         self._llm = llm
         self._handlers = _build_handlers(llm, model, options, reasoning_parser, tasks)
@@ -79,7 +84,7 @@ class Stack:
                 param="model",
             )
         with translated_errors(route):
-            request = _parse(handler.request, body)
+            request = _parse(handler.request, body, self.modalities)
             if hasattr(request, "request_id"):
                 request.request_id = request_id
             result = await handler.answer(request)
@@ -246,6 +251,7 @@ def _generating_handlers(
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.exceptions import VLLMValidationError
 
     answering = {
         "return_tokens_as_token_ids": options.return_tokens_as_token_ids,
@@ -260,6 +266,10 @@ def _generating_handlers(
     )
     return {
         Route.CHAT_COMPLETIONS: _handler(ChatCompletionRequest, chat.create_chat_completion),
+        Route.COUNT_TOKENS: _handler(
+            count_request(ChatCompletionRequest),
+            counter(chat, ChatCompletionRequest, VLLMValidationError),
+        ),
         Route.COMPLETIONS: _handler(CompletionRequest, completions.create_completion),
     }
 
@@ -314,13 +324,14 @@ def _handler(request: Any, answer: Answer) -> Handler:
     return Handler(request=pydantic.TypeAdapter(request), answer=answer)
 
 
-def _parse(request: Any, body: bytes) -> Any:
+def _parse(request: Any, body: bytes, modalities: Set[str]) -> Any:
     import pydantic_core
 
     try:
         value = pydantic_core.from_json(body)
     except ValueError as error:
         raise InvalidJsonError(f"the body is not valid JSON: {error}") from None
+    check_request(value, modalities)
     # In two steps, as vLLM's server does it: pydantic is stricter with JSON that it reads itself.
     return request.validate_python(value)
 

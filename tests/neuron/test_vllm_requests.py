@@ -1,0 +1,79 @@
+"""What is checked of a request before vLLM sees it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from cortex_core.errors import InvalidRequestError
+from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO, check_request
+
+TEXT = {"type": "text", "text": "hello"}
+MEDIA = {
+    IMAGE: {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    AUDIO: {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    VIDEO: {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
+}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+def asked(part: object) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": [TEXT, part]},
+        ]
+    }
+
+
+@pytest.mark.parametrize("modality", list(MEDIA))
+def test_media_that_the_model_does_not_take_are_refused_where_they_stand(modality: str) -> None:
+    """Ours: 400 with the path of the part."""
+    others = set(MEDIA) - {modality}
+
+    with pytest.raises(InvalidRequestError) as caught:
+        check_request(asked(MEDIA[modality]), others)
+
+    assert caught.value.param == "messages.1.content.1"
+    assert modality in caught.value.message
+
+
+@pytest.mark.parametrize("modality", list(MEDIA))
+def test_media_that_the_model_takes_pass(modality: str) -> None:
+    """Ours: the others' absence does not matter."""
+    check_request(asked(MEDIA[modality]), {modality})
+
+
+def test_part_without_a_type_is_what_its_field_says() -> None:
+    """vLLM 0.32 reads `{"image_url": "..."}` as well."""
+    with pytest.raises(InvalidRequestError):
+        check_request(asked({"image_url": "https://example.com/a.png"}), set())
+
+
+@pytest.mark.parametrize(
+    ("best_of", "n", "is_refused"),
+    [(1, None, False), (2, None, True), (3, 2, True), (2, 2, False), (None, 2, False)],
+)
+def test_best_of_is_refused_unless_it_asks_for_nothing_more(
+    best_of: int | None, n: int | None, is_refused: bool
+) -> None:
+    """vLLM 0.32 reads over `best_of`; we drop nothing silently."""
+    body = {"prompt": "a", "best_of": best_of, "n": n}
+
+    if is_refused:
+        with pytest.raises(InvalidRequestError) as caught:
+            check_request(body, set())
+        assert caught.value.param == "best_of"
+    else:
+        check_request(body, set())
+
+
+@given(body=st.dictionaries(st.sampled_from(["messages", "n", "best_of"]), json_values))
+def test_body_of_whatever_shape_is_no_fault_of_ours(body: dict[str, object]) -> None:
+    """Ours: a wrong shape is for vLLM to say; without media and `best_of` all passes."""
+    check_request({**body, "best_of": None}, set(MEDIA))
