@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -82,7 +82,7 @@ class Relay:
         kind = headers.get("content-type", "")
         if not 200 <= answer.status < 300:
             await self._refusal(answer, kind, is_encoded)
-        elif kind.startswith("text/event-stream") and not is_encoded:
+        elif self._is_stream(kind) and not is_encoded:
             await self._stream(answer)
         elif self._asked.is_stream:
             raise UpstreamFailure(Failure.BAD_ANSWER, "no stream although one was asked for")
@@ -91,9 +91,15 @@ class Relay:
         else:
             await self._rewritten(answer, is_encoded)
 
+    def _is_stream(self, kind: str) -> bool:
+        """Whether events come; a caller of another dialect gets none that it did not ask for."""
+        if not kind.startswith("text/event-stream"):
+            return False
+        return self._asked.is_stream or not self._outbound.is_translated
+
     async def _stream(self, answer: UpstreamAnswer) -> None:
         reply, account, watch = self._reply, self._account, StreamWatch(self._dialect)
-        silence = Silence(account)
+        silence = Silence(account.now)
         chunks = answer.chunks()
         try:
             events = await _first_events(chunks, watch)
@@ -229,10 +235,14 @@ class Relay:
 
 
 class Silence:
-    """How long nothing was sent to a caller although events came: hidden thinking, for one."""
+    """How long nothing was sent to a caller although events came: hidden thinking, for one.
 
-    def __init__(self, account: Account) -> None:
-        self._now = account.now
+    Args:
+        now: returns monotonic seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self._since: float | None = None
 
     def end(self) -> None:
