@@ -25,7 +25,7 @@ from cortex_core.translate.parts import (
     PartKind,
     Usage,
 )
-from cortex_core.translate.refusal import read_error_object
+from cortex_core.translate.refusal import MAX_MESSAGE_CHARS, read_error_object
 from cortex_core.wire.openai.chat import (
     CHAT_ANSWER_DECODER,
     ChatAnswer,
@@ -47,13 +47,18 @@ _FINISHES = {
     "content_filter": Finish.CONTENT_FILTER,
 }
 
+_BROKEN = ("abort", "error")
+"""Finish reasons of vLLM for requests that it gave up."""
+
+_JSON = msgspec.json.Decoder(msgspec.Raw)
+
 _NO_ID = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 class _Part:
     """A part that is open, or waits for its turn."""
 
-    __slots__ = ("call", "call_id", "is_open", "kind", "name", "pending", "seen")
+    __slots__ = ("call", "call_id", "is_open", "kind", "name", "pending", "seen", "tried")
 
     def __init__(self, kind: PartKind, call: int | None = None) -> None:
         self.kind = kind
@@ -66,13 +71,18 @@ class _Part:
         """What came and was not passed on."""
         self.seen: list[str] = []
         """Of a call: its arguments so far."""
+        self.tried = 0
+        """How many of these were there when they were no JSON yet."""
 
     def is_complete(self) -> bool:
         """Whether a call's arguments are a whole JSON value; anything else always is."""
         if self.call is None:
             return True
+        if self.tried == len(self.seen):
+            return False
+        self.tried = len(self.seen)
         try:
-            msgspec.json.decode("".join(self.seen), type=msgspec.Raw)
+            _JSON.decode("".join(self.seen))
         except (msgspec.DecodeError, RecursionError):
             return False
         return True
@@ -96,8 +106,11 @@ class ChatReader:
         """Calls that are complete."""
         self._ids: set[str] = set()
         self._answer_id = ""
-        self._usage = Usage()
+        self._usage: ChatUsage | None = None
+        """The latest that came; later reports replace earlier ones."""
         self._deltas = 0
+        self._logprobs: tuple[TokenLogprob, ...] = ()
+        """Of tokens whose text the upstream still holds back."""
         self._finish: str | None = None
         self._stop_sequence: str | None = None
         self._has_begun = False
@@ -106,14 +119,14 @@ class ChatReader:
     def feed(self, data: bytes) -> list[PartEvent]:
         """Take the next bytes of a stream."""
         events: list[PartEvent] = []
+        if self._has_ended:
+            return events
         try:
             for event in self._decoder.feed(data):
-                if self._has_ended:
-                    break
                 if event.data == _DONE:
                     self._end(events)
-                else:
-                    self._take(CHAT_ANSWER_DECODER.decode(event.data), events)
+                    break
+                self._take(CHAT_ANSWER_DECODER.decode(event.data), events)
         except (msgspec.DecodeError, RecursionError):
             self._fail(UpstreamCutError("the upstream sent an event that cannot be read"), events)
         except RequestError as error:
@@ -122,7 +135,8 @@ class ChatReader:
 
     def end(self) -> list[PartEvent]:
         """Take the end of the stream."""
-        events: list[PartEvent] = []
+        # Some servers leave out the blank line after the last event.
+        events = self.feed(b"\n\n")
         if not self._has_ended:
             self._fail(UpstreamCutError("the upstream's stream ended before its end"), events)
         return events
@@ -132,25 +146,28 @@ class ChatReader:
         events: list[PartEvent] = []
         try:
             answer = CHAT_ANSWER_DECODER.decode(body)
-            if not answer.choices and not answer.error:
-                raise UpstreamCutError("the upstream's answer has no choices")
             self._take(answer, events)
+            if not answer.choices:
+                raise UpstreamCutError("the upstream's answer has no choices")
             self._end(events)
         except (msgspec.DecodeError, RecursionError):
-            self._fail(UpstreamCutError("the upstream's answer cannot be read"), events)
+            return [Fail(error=UpstreamCutError("the upstream's answer cannot be read"))]
         except RequestError as error:
-            self._fail(error, events)
+            return [Fail(error=error)]
         return events
 
     def _take(self, answer: ChatAnswer, events: list[PartEvent]) -> None:
         if bytes(answer.error) not in (b"", b"null"):
             raise read_error_object(bytes(answer.error), Dialect.OPENAI)
+        if answer.object == "error":
+            # vLLM of 2024, and servers that copied it.
+            raise EngineError(answer.message[:MAX_MESSAGE_CHARS] or "the engine failed")
         if answer.usage is not None:
-            self._usage = _usage_of(answer.usage)
+            self._usage = answer.usage
         if not self._has_begun:
             self._has_begun = True
-            self._answer_id = answer.id
-            events.append(Begin(usage=self._usage))
+            self._answer_id = answer.id or ""
+            events.append(Begin(usage=_usage_of(self._usage)))
         for choice in answer.choices:
             if choice.index == 0:
                 self._choice(choice, events)
@@ -160,7 +177,7 @@ class ChatReader:
         if delta is not None:
             logprobs = (choice.logprobs and choice.logprobs.content) or ()
             self._delta(delta, logprobs, events)
-        if choice.finish_reason == "abort":
+        if choice.finish_reason in _BROKEN:
             raise EngineError("the engine gave the request up")
         if choice.finish_reason is not None:
             self._finish = choice.finish_reason
@@ -173,11 +190,14 @@ class ChatReader:
         if thought := delta.reasoning or delta.reasoning_content:
             self._text(PartKind.REASONING, thought, (), events)
         if delta.content:
+            logprobs, self._logprobs = self._logprobs + logprobs, ()
             self._text(PartKind.TEXT, delta.content, logprobs, events)
+        elif logprobs and not thought:
+            self._logprobs += logprobs
         if delta.refusal:
             self._text(PartKind.REFUSAL, delta.refusal, (), events)
-        for call in delta.tool_calls or ():
-            self._call(call, events)
+        if delta.tool_calls:
+            self._several(delta.tool_calls, events)
         if delta.function_call is not None:
             self._call(ToolCallDelta(index=0, function=delta.function_call), events)
 
@@ -191,41 +211,50 @@ class ChatReader:
         self._deltas += 1
         last = self._parts[-1] if self._parts else None
         if last is None or last.kind is not kind:
-            last = self._add(_Part(kind))
+            last = _Part(kind)
+            self._parts.append(last)
         last.pending.append(Delta(text=text, logprobs=logprobs))
         self._flush(events)
 
-    def _call(self, call: ToolCallDelta, events: list[PartEvent]) -> None:
+    def _several(self, calls: tuple[ToolCallDelta, ...], events: list[PartEvent]) -> None:
+        """Take the pieces of one chunk; without an index each is a call of its own."""
+        is_whole = len(calls) > 1 and all(call.index is None for call in calls)
+        for call in calls:
+            self._call(call, events, is_whole=is_whole)
+
+    def _call(
+        self, call: ToolCallDelta, events: list[PartEvent], *, is_whole: bool = False
+    ) -> None:
         self._deltas += 1
         function = call.function or FunctionDelta()
-        if call.index in self._closed:
-            if (function.arguments or "").strip():
-                raise UpstreamCutError("the upstream went on with a tool call that was complete")
-            return
-        part = self._part_of(call)
+        part = None if is_whole else self._known(call)
+        if part is None:
+            if call.index in self._closed and not (call.id and function.name):
+                if (function.arguments or "").strip():
+                    raise UpstreamCutError("the upstream went on with a call that was complete")
+                return
+            part = self._add(call.index)
+        is_repeat = bool(call.id) and call.id == part.call_id and function.name == part.name
         if call.id and not part.call_id:
             part.call_id = call.id
-        if function.name and not part.seen:
+        if function.name and not part.seen and not is_repeat:
             part.name += function.name
         if function.arguments:
             part.seen.append(function.arguments)
             part.pending.append(Delta(text=function.arguments))
         self._flush(events)
 
-    def _part_of(self, call: ToolCallDelta) -> _Part:
-        """Return the part of a call, which an index, an id or the order tells."""
-        calls = [part for part in self._parts if part.call is not None]
-        if call.index is not None:
-            known = next((part for part in calls if part.call == call.index), None)
-            number = call.index
-        else:
-            known = calls[-1] if calls and not _is_another(call, calls[-1]) else None
-            number = self._calls
-        return self._add(_Part(PartKind.TOOL_CALL, number)) if known is None else known
+    def _known(self, call: ToolCallDelta) -> _Part | None:
+        """Return the part that a piece goes on with, which its index, its id or the order tells."""
+        for part in reversed(self._parts):
+            if part.call is not None and call.index in (None, part.call):
+                return None if _is_another(call, part) else part
+        return None
 
-    def _add(self, part: _Part) -> _Part:
-        if part.call is not None:
-            self._calls = max(self._calls, part.call) + 1
+    def _add(self, call: int | None) -> _Part:
+        number = self._calls if call is None else call
+        self._calls = max(self._calls, number + 1)
+        part = _Part(PartKind.TOOL_CALL, number)
         self._parts.append(part)
         return part
 
@@ -266,24 +295,26 @@ class ChatReader:
 
     def _unique(self, call_id: str) -> str:
         """Return an id that no other call of the conversation has."""
-        if not call_id or call_id in self._ids:
-            salt = _NO_ID.sub("", self._answer_id) or "answer"
-            call_id = f"call_{salt}_{len(self._ids)}"
+        salt = _NO_ID.sub("", self._answer_id) or "answer"
+        number = len(self._ids)
+        while not call_id or call_id in self._ids:
+            call_id = f"call_{salt}_{number}"
+            number += 1
         self._ids.add(call_id)
         return call_id
 
     def _end(self, events: list[PartEvent]) -> None:
         self._flush(events, is_end=True)
         self._has_ended = True
+        usage = _usage_of(self._usage)
         if not self._has_begun:
-            events.append(Begin(usage=self._usage))
-        usage = self._usage
-        if usage.completion_tokens is None and self._deltas:
+            events.append(Begin(usage=usage))
+        if not usage.completion_tokens and self._deltas:
             # Every delta is a token at least.
             usage = msgspec.structs.replace(usage, completion_tokens=self._deltas)
-        events.append(
-            End(finish=self._finished(usage), stop_sequence=self._stop_sequence, usage=usage)
-        )
+        finish = self._finished(usage)
+        stop = self._stop_sequence if finish is Finish.STOP else None
+        events.append(End(finish=finish, stop_sequence=stop, usage=usage))
 
     def _finished(self, usage: Usage) -> Finish:
         finish = _FINISHES.get(self._finish or "stop", Finish.STOP)
@@ -291,9 +322,10 @@ class ChatReader:
             context = self._limit.context
             used = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
             return Finish.WINDOW if context is not None and used >= context else finish
-        if self._ids and finish is Finish.STOP:
-            return Finish.TOOL_CALLS
-        return finish
+        if finish is Finish.CONTENT_FILTER:
+            return finish
+        # Engines say `stop` for calls that were asked for by name.
+        return Finish.TOOL_CALLS if self._ids else Finish.STOP
 
     def _fail(self, error: RequestError, events: list[PartEvent]) -> None:
         self._has_ended = True
@@ -302,13 +334,19 @@ class ChatReader:
 
 
 def _is_another(call: ToolCallDelta, last: _Part) -> bool:
-    """Whether a call without an index is not the one before."""
-    if call.id:
-        return call.id != last.call_id
-    return bool(call.function and call.function.name and last.seen)
+    """Whether a piece begins a call, although its index does not tell it from the one before.
+
+    Some engines leave the index out, and some send 0 with every call.
+    """
+    name = call.function.name if call.function is not None else None
+    if call.id and last.call_id:
+        return call.id != last.call_id and bool(name)
+    return call.index is None and bool(name) and bool(last.seen)
 
 
-def _usage_of(usage: ChatUsage) -> Usage:
+def _usage_of(usage: ChatUsage | None) -> Usage:
+    if usage is None:
+        return Usage()
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
     return Usage(
         prompt_tokens=usage.prompt_tokens,

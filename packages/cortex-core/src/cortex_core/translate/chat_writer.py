@@ -44,27 +44,17 @@ _FINISHES = {
     Finish.CONTENT_FILTER: "content_filter",
 }
 
-_MEMBERS = {PartKind.TEXT: "content", PartKind.REFUSAL: "refusal"}
+_DELTAS = {
+    # vLLM's name and the older one, since clients read either.
+    PartKind.REASONING: (b'{"reasoning":', b',"reasoning_content":', b"}"),
+    PartKind.TEXT: (b'{"content":', b"}"),
+    PartKind.REFUSAL: (b'{"refusal":', b"}"),
+}
+"""What stands around a text that is added, as often as it is said."""
 
 
 class _Logprobs(msgspec.Struct, frozen=True, kw_only=True):
     content: tuple[TokenLogprob, ...]
-
-
-class _Choice(msgspec.Struct, frozen=True, kw_only=True):
-    delta: dict[str, object]
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-    index: int = 0
-
-
-class _Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
-    created: int
-    model: str
-    choices: tuple[_Choice, ...]
-    usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +92,7 @@ class ChatWriter:
         created: epoch seconds.
         include_usage: whether a stream ends with usage.
         legacy_functions: give the first call as `function_call`, and no other.
+        single_call: drop whatever comes after the first tool call.
     """
 
     def __init__(
@@ -112,12 +103,24 @@ class ChatWriter:
         created: int,
         include_usage: bool = False,
         legacy_functions: bool = False,
+        single_call: bool = False,
     ) -> None:
         self._model = model
         self._answer_id = answer_id
         self._created = created
         self._include_usage = include_usage
         self._legacy = legacy_functions
+        self._single_call = single_call or legacy_functions
+        head = {"id": answer_id, "object": "chat.completion.chunk", "created": created}
+        self._head = b"data: %b," % encode_json({**head, "model": model})[:-1]
+        self._choice = self._head + b'"choices":[{"index":0,"delta":'
+        """What every chunk with a choice begins with."""
+        usage = b',"usage":null' if include_usage else b""
+        self._rest = b',"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
+        """What a chunk ends with that adds something, and nothing else."""
+        self._usage_null = usage
+        self._delta: tuple[bytes, ...] = ()
+        """What stands around the text in the deltas of the open part."""
         self._kind: PartKind | None = None
         """Of the open part; `None` when a part is dropped."""
         self._calls = 0
@@ -132,24 +135,18 @@ class ChatWriter:
             if self._has_ended:
                 break
             match event:
-                case Delta() if self._kind is not None:
-                    self._has_text = True
-                    out.append(self._chunk(self._delta(event.text), event.logprobs))
+                case Delta():
+                    out.append(self._more(event))
                 case Open():
                     self._open(event, out)
                 case Close():
-                    if self._kind is PartKind.TOOL_CALL and not self._has_text:
-                        # Clients parse arguments as JSON, even where there are none.
-                        out.append(self._chunk(self._delta(NO_ARGUMENTS)))
-                    self._kind = None
+                    self._close(out)
                 case Begin():
-                    out.append(self._chunk({"role": "assistant", "content": ""}))
+                    out.append(self._chunk(b'{"role":"assistant","content":""}'))
                 case End():
                     self._end(event, out)
                 case Fail():
                     out.append(self.fail(event.error))
-                case _:
-                    pass
         return b"".join(out)
 
     def whole(self, events: Iterable[PartEvent]) -> bytes:
@@ -162,7 +159,7 @@ class ChatWriter:
         for event in events:
             match event:
                 case Open():
-                    fold.open(event)
+                    fold.open(None if self._single_call and fold.calls else event)
                 case Delta():
                     fold.delta(event)
                 case Close():
@@ -187,50 +184,51 @@ class ChatWriter:
         return encode_comment("the answer is being made")
 
     def _open(self, part: Open, out: list[bytes]) -> None:
+        if self._single_call and self._calls:
+            self._kind = None
+            return
         self._kind, self._has_text = part.kind, False
         if part.kind is not PartKind.TOOL_CALL:
+            self._delta = _DELTAS[part.kind]
             return
-        self._calls += 1
+        function = encode_json(FunctionCall(name=part.name))
         if self._legacy:
-            if self._calls > 1:
-                self._kind = None
-                return
-            delta: dict[str, object] = {"function_call": {"name": part.name, "arguments": ""}}
+            self._delta = (b'{"function_call":{"arguments":', b"}}")
+            out.append(self._chunk(b'{"function_call":%b}' % function))
         else:
-            function = {"name": part.name, "arguments": ""}
-            call = {"index": self._calls - 1, "id": part.call_id, "type": "function"}
-            delta = {"tool_calls": [{**call, "function": function}]}
-        out.append(self._chunk(delta))
+            index = b'{"tool_calls":[{"index":%d,' % self._calls
+            self._delta = (index + b'"function":{"arguments":', b"}}]}")
+            call_id = encode_json(part.call_id)
+            head = b'"id":%b,"type":"function","function":%b}]}' % (call_id, function)
+            out.append(self._chunk(index + head))
+        self._calls += 1
 
-    def _delta(self, text: str) -> dict[str, object]:
-        if self._kind is PartKind.REASONING:
-            # vLLM's name and the older one, since clients read either.
-            return {"reasoning": text, "reasoning_content": text}
-        if self._kind is not PartKind.TOOL_CALL:
-            return {_MEMBERS[self._kind or PartKind.TEXT]: text}
-        if self._legacy:
-            return {"function_call": {"arguments": text}}
-        return {"tool_calls": [{"index": self._calls - 1, "function": {"arguments": text}}]}
+    def _close(self, out: list[bytes]) -> None:
+        if self._kind is PartKind.TOOL_CALL and not self._has_text:
+            # Clients parse arguments as JSON, even where there are none.
+            out.append(self._more(Delta(text=NO_ARGUMENTS)))
+        self._kind = None
 
-    def _chunk(self, delta: dict[str, object], logprobs: tuple[TokenLogprob, ...] = ()) -> bytes:
-        told = _Logprobs(content=logprobs) if logprobs else None
-        return self._event((_Choice(delta=delta, logprobs=told),))
+    def _more(self, delta: Delta) -> bytes:
+        if self._kind is None:
+            return b""
+        self._has_text = True
+        logprobs = _Logprobs(content=delta.logprobs) if delta.logprobs else None
+        return self._chunk(encode_json(delta.text).join(self._delta), logprobs)
 
-    def _event(self, choices: tuple[_Choice, ...], usage: ChatUsage | None = None) -> bytes:
-        chunk = _Chunk(
-            id=self._answer_id,
-            created=self._created,
-            model=self._model,
-            choices=choices,
-            usage=usage if self._include_usage else msgspec.UNSET,
-        )
-        return b"data: " + encode_json(chunk) + b"\n\n"
+    def _chunk(self, delta: bytes, logprobs: _Logprobs | None = None) -> bytes:
+        if logprobs is None:
+            return self._choice + delta + self._rest
+        told = b',"logprobs":%b,"finish_reason":null}]' % encode_json(logprobs)
+        return self._choice + delta + told + self._usage_null + b"}\n\n"
 
     def _end(self, event: End, out: list[bytes]) -> None:
         self._has_ended = True
-        out.append(self._event((_Choice(delta={}, finish_reason=self._finish(event)),)))
+        finish = b'{},"logprobs":null,"finish_reason":"%b"}]' % self._finish(event).encode()
+        out.append(self._choice + finish + self._usage_null + b"}\n\n")
         if self._include_usage:
-            out.append(self._event((), usage=chat_usage(event.usage)))
+            usage = encode_json(chat_usage(event.usage))
+            out.append(self._head + b'"choices":[],"usage":%b}\n\n' % usage)
         out.append(DONE)
 
     def _finish(self, event: End) -> str:
@@ -244,9 +242,10 @@ class ChatWriter:
             calls, legacy = msgspec.UNSET, fold.calls[0].function
         thoughts = "".join(fold.texts[PartKind.REASONING]) or msgspec.UNSET
         text = "".join(fold.texts[PartKind.TEXT])
+        refusal = "".join(fold.texts[PartKind.REFUSAL])
         message = _Message(
-            content=text or (None if fold.calls else ""),
-            refusal="".join(fold.texts[PartKind.REFUSAL]) or None,
+            content=text or (None if fold.calls or refusal else ""),
+            refusal=refusal or None,
             reasoning=thoughts,
             reasoning_content=thoughts,
             tool_calls=calls,
@@ -275,15 +274,18 @@ class _Fold:
         self.logprobs: list[TokenLogprob] = []
         self._part: Open | None = None
 
-    def open(self, part: Open) -> None:
+    def open(self, part: Open | None) -> None:
+        """Begin a part; `None` begins one that is left out."""
         self._part = part
 
     def delta(self, delta: Delta) -> None:
-        assert self._part is not None
-        self.texts[self._part.kind].append(delta.text)
-        self.logprobs += delta.logprobs
+        """Take more of the part."""
+        if self._part is not None:
+            self.texts[self._part.kind].append(delta.text)
+            self.logprobs += delta.logprobs
 
     def close(self) -> None:
+        """End the part."""
         part = self._part
         if part is not None and part.kind is PartKind.TOOL_CALL:
             arguments = self.texts[PartKind.TOOL_CALL]

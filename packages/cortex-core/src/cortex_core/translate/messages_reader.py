@@ -43,21 +43,26 @@ _KINDS = {
 }
 
 
+class _OutputDetails(msgspec.Struct, frozen=True, kw_only=True):
+    thinking_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     output_tokens: int | None = None
+    output_tokens_details: _OutputDetails | None = None
 
 
 class _Block(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     text: str = ""
     thinking: str = ""
-    signature: str = ""
+    signature: str | None = None
     id: str = ""
     name: str = ""
-    input: Mapping[str, object] = msgspec.field(default_factory=dict)
+    input: Mapping[str, object] | None = None
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +78,7 @@ class _Delta(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     thinking: str = ""
     partial_json: str = ""
-    signature: str = ""
+    signature: str | None = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
 
@@ -82,6 +87,7 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True):
     """Any event of a stream."""
 
     type: str = ""
+    index: int | None = None
     message: _Message | None = None
     content_block: _Block | None = None
     delta: _Delta | None = None
@@ -95,7 +101,7 @@ _EVENT = msgspec.json.Decoder(_Event)
 
 class _Whole(_Message, frozen=True, kw_only=True):
     error: msgspec.Raw = msgspec.Raw()
-    type: str = "message"
+    type: str = ""
 
 
 _WHOLE = msgspec.json.Decoder(_Whole)
@@ -106,11 +112,17 @@ class MessagesReader:
 
     def __init__(self) -> None:
         self._decoder = SseDecoder()
-        self._usage = Usage()
+        self._counts = _Usage()
         self._kind: PartKind | None = None
-        self._signature = ""
+        """Of the open block; `None` when none is, or one that is read over."""
+        self._index: int | None = None
+        """Of the open block, as the upstream counts."""
+        self._signature: str | None = None
+        self._input = ""
+        """Arguments that a call came with at once; what follows replaces them."""
         self._opened = 0
         self._deltas = 0
+        self._has_call = False
         self._finish = Finish.STOP
         self._stop_sequence: str | None = None
         self._has_begun = False
@@ -119,11 +131,13 @@ class MessagesReader:
     def feed(self, data: bytes) -> list[PartEvent]:
         """Take the next bytes of a stream."""
         events: list[PartEvent] = []
+        if self._has_ended:
+            return events
         try:
             for event in self._decoder.feed(data):
-                if self._has_ended:
-                    break
                 self._take(_EVENT.decode(event.data), events)
+                if events and isinstance(events[-1], End):
+                    break
         except (msgspec.DecodeError, RecursionError):
             self._fail(UpstreamCutError("the upstream sent an event that cannot be read"), events)
         except RequestError as error:
@@ -132,7 +146,8 @@ class MessagesReader:
 
     def end(self) -> list[PartEvent]:
         """Take the end of the stream."""
-        events: list[PartEvent] = []
+        # Some servers leave out the blank line after the last event.
+        events = self.feed(b"\n\n")
         if not self._has_ended:
             self._fail(UpstreamCutError("the upstream's stream ended before its end"), events)
         return events
@@ -144,23 +159,26 @@ class MessagesReader:
             message = _WHOLE.decode(body)
             if message.type == "error":
                 raise read_error_object(bytes(message.error), Dialect.ANTHROPIC)
+            if message.type != "message":
+                raise UpstreamCutError("the upstream's answer is no message")
             self._begin(message, events)
             for block in message.content:
-                self._whole_block(block, events)
+                self._open(block, None, events)
+                self._close(events)
             self._stopped(message.stop_reason, message.stop_sequence)
             self._end(events)
         except (msgspec.DecodeError, RecursionError):
-            self._fail(UpstreamCutError("the upstream's answer cannot be read"), events)
+            return [Fail(error=UpstreamCutError("the upstream's answer cannot be read"))]
         except RequestError as error:
-            self._fail(error, events)
+            return [Fail(error=error)]
         return events
 
     def _take(self, event: _Event, events: list[PartEvent]) -> None:
         match event.type:
             case "content_block_delta" if event.delta is not None:
-                self._delta(event.delta, events)
+                self._delta(event.delta, event.index, events)
             case "content_block_start" if event.content_block is not None:
-                self._open(event.content_block, events)
+                self._open(event.content_block, event.index, events)
             case "content_block_stop":
                 self._close(events)
             case "message_start" if event.message is not None:
@@ -181,62 +199,64 @@ class MessagesReader:
         if not self._has_begun:
             self._has_begun = True
             # What was generated so far is a guess of the upstream's, and no count.
-            self._usage = msgspec.structs.replace(self._usage, completion_tokens=None)
-            events.append(Begin(usage=self._usage))
+            usage = _usage_of(self._counts)
+            events.append(Begin(usage=msgspec.structs.replace(usage, completion_tokens=None)))
 
-    def _open(self, block: _Block, events: list[PartEvent]) -> None:
+    def _open(self, block: _Block, index: int | None, events: list[PartEvent]) -> None:
         self._close(events)
+        self._index = index
         kind = _KINDS.get(block.type)
         if kind is None:
             return
         if not self._has_begun:
             raise UpstreamCutError("the upstream's stream has no beginning")
-        if kind is PartKind.TOOL_CALL and not (block.id and block.name):
-            raise UpstreamCutError("the upstream sent a tool call without a name or an id")
         self._kind, self._signature = kind, block.signature
-        events.append(Open(index=self._opened, kind=kind, call_id=block.id, name=block.name))
+        call_id = name = ""
+        if kind is PartKind.TOOL_CALL:
+            call_id, name = block.id, block.name
+            if not (call_id and name):
+                raise UpstreamCutError("the upstream sent a tool call without a name or an id")
+            self._has_call = True
+            self._input = encode_json(block.input).decode() if block.input else ""
+        events.append(Open(index=self._opened, kind=kind, call_id=call_id, name=name))
         self._opened += 1
-        self._text(block.text or block.thinking, events)
+        if kind is not PartKind.TOOL_CALL:
+            self._text(block.text if kind is PartKind.TEXT else block.thinking, events)
 
-    def _delta(self, delta: _Delta, events: list[PartEvent]) -> None:
-        if self._kind is None:
-            return
-        self._signature += delta.signature
-        self._text(delta.text or delta.thinking or delta.partial_json, events)
+    def _delta(self, delta: _Delta, index: int | None, events: list[PartEvent]) -> None:
+        if index != self._index and index is not None:
+            raise UpstreamCutError("the upstream went on with a block that is not open")
+        if self._kind is PartKind.TEXT:
+            self._text(delta.text, events)
+        elif self._kind is PartKind.TOOL_CALL:
+            self._text(delta.partial_json, events)
+        elif self._kind is PartKind.REASONING:
+            self._signature = delta.signature or self._signature
+            self._text(delta.thinking, events)
 
     def _text(self, text: str, events: list[PartEvent]) -> None:
         if text:
             self._deltas += 1
+            self._input = ""
             events.append(Delta(text=text))
 
     def _close(self, events: list[PartEvent]) -> None:
         if self._kind is not None:
+            self._text(self._input, events)
             events.append(Close(signature=self._signature or None))
             self._kind = None
-
-    def _whole_block(self, block: _Block, events: list[PartEvent]) -> None:
-        self._open(block, events)
-        if self._kind is PartKind.TOOL_CALL and block.input:
-            self._text(encode_json(block.input).decode(), events)
-        self._close(events)
+        self._index = None
 
     def _count(self, usage: _Usage | None) -> None:
-        """Take usage, whose later reports replace earlier ones."""
+        """Take usage: what is reported later replaces what came before, the rest stays."""
         if usage is None:
             return
-        known = self._usage
-        prompt, cached = known.prompt_tokens, known.cached_tokens
-        if usage.input_tokens is not None:
-            cached = usage.cache_read_input_tokens
-            created = usage.cache_creation_input_tokens or 0
-            prompt = usage.input_tokens + created + (cached or 0)
-        self._usage = Usage(
-            prompt_tokens=prompt,
-            cached_tokens=cached,
-            completion_tokens=(
-                known.completion_tokens if usage.output_tokens is None else usage.output_tokens
-            ),
-        )
+        told = {
+            name: count
+            for name in _Usage.__struct_fields__
+            if (count := getattr(usage, name)) is not None
+        }
+        self._counts = msgspec.structs.replace(self._counts, **told)
 
     def _stopped(self, reason: str | None, sequence: str | None) -> None:
         if reason is not None:
@@ -248,13 +268,35 @@ class MessagesReader:
         if not self._has_begun:
             raise UpstreamCutError("the upstream's stream has no beginning")
         self._has_ended = True
-        usage = self._usage
-        if usage.completion_tokens is None and self._deltas:
+        usage = _usage_of(self._counts)
+        if not usage.completion_tokens and self._deltas:
             # Every delta is a token at least.
             usage = msgspec.structs.replace(usage, completion_tokens=self._deltas)
-        events.append(End(finish=self._finish, stop_sequence=self._stop_sequence, usage=usage))
+        finish, stop = self._finish, self._stop_sequence
+        if finish in (Finish.STOP, Finish.TOOL_CALLS):
+            finish = Finish.TOOL_CALLS if self._has_call else Finish.STOP
+        events.append(
+            End(
+                finish=finish,
+                stop_sequence=stop if finish is Finish.STOP else None,
+                usage=usage,
+            )
+        )
 
     def _fail(self, error: RequestError, events: list[PartEvent]) -> None:
         self._has_ended = True
         self._kind = None
         events.append(Fail(error=error))
+
+
+def _usage_of(counts: _Usage) -> Usage:
+    cached, details = counts.cache_read_input_tokens, counts.output_tokens_details
+    prompt = None
+    if counts.input_tokens is not None:
+        prompt = counts.input_tokens + (counts.cache_creation_input_tokens or 0) + (cached or 0)
+    return Usage(
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        completion_tokens=counts.output_tokens,
+        reasoning_tokens=None if details is None else details.thinking_tokens,
+    )

@@ -132,6 +132,8 @@ class MessagesWriter:
         self._has_answer = False
         """Whether there was a block that is no thoughts."""
         self._has_call = False
+        self._has_surplus = False
+        """Whether something was dropped because it came after the only call."""
         self._has_refused = False
         self._has_begun = False
         self._has_ended = False
@@ -177,7 +179,8 @@ class MessagesWriter:
                 case Close():
                     fold.close(event)
                 case End():
-                    return encode_json(self._ended(event, fold.content()))
+                    is_cut = event.finish in (Finish.LENGTH, Finish.WINDOW)
+                    return encode_json(self._ended(event, fold.content(is_cut=is_cut)))
                 case Fail():
                     raise event.error
                 case Begin():
@@ -192,12 +195,17 @@ class MessagesWriter:
         return error_event(error, Dialect.ANTHROPIC, self._request_id)
 
     def keep_alive(self) -> bytes:
-        """Return a ping; a comment before the message has begun."""
+        """Return a ping; a comment before the message has begun, nothing after its end."""
+        if self._has_ended:
+            return b""
         return _PING if self._has_begun else encode_comment("the answer is being made")
 
     def _drops(self, part: Open) -> bool:
         """Whether a part is not for this caller's eyes."""
-        if self._discard_output or (self._single_call and self._has_call):
+        if self._discard_output:
+            return True
+        if self._single_call and self._has_call:
+            self._has_surplus = True
             return True
         return part.kind is PartKind.REASONING and self._thinking is ThinkingDisplay.HIDDEN
 
@@ -279,6 +287,9 @@ class MessagesWriter:
         reason = _STOP_REASONS[event.finish]
         if self._discard_output:
             reason = "max_tokens"
+        elif self._has_surplus:
+            # Whatever ended the answer later, what is shown of it ends with a complete call.
+            reason = "tool_use"
         elif self._has_refused and event.finish is Finish.STOP:
             reason = "refusal"
         elif event.finish is Finish.STOP and event.stop_sequence is not None:
@@ -300,6 +311,7 @@ class _Fold:
         self._omits = omits_thoughts
         self._content: list[TextContent | ThinkingContent | ToolUseContent] = []
         self._broken: list[ToolUseContent] = []
+        """Calls of the content whose arguments are no object."""
         self._part: Open | None = None
         self._texts: list[str] = []
 
@@ -331,23 +343,38 @@ class _Fold:
         else:
             self._content.append(TextContent(text=text))
 
-    def content(self) -> tuple[TextContent | ThinkingContent | ToolUseContent, ...]:
-        """Return all blocks; never none."""
-        if not self._content and self._broken:
-            return tuple(self._broken)
-        if not any(not isinstance(block, ThinkingContent) for block in self._content):
+    def content(
+        self, *, is_cut: bool
+    ) -> tuple[TextContent | ThinkingContent | ToolUseContent, ...]:
+        """Return all blocks; never none.
+
+        Args:
+            is_cut: whether a limit ended the answer, perhaps within a call's arguments. Such a
+                call is left out when there is something else to show.
+        """
+        content = self._content
+        if is_cut:
+            kept = [block for block in content if not any(block is call for call in self._broken)]
+            content = kept if _has_answer(kept) else content
+        if not _has_answer(content):
             # Clients take the last text of a message, and there must be one.
-            return (*self._content, TextContent(text=""))
-        return tuple(self._content)
+            return (*content, TextContent(text=""))
+        return tuple(content)
 
     def _call(self, part: Open, text: str) -> None:
         try:
             given = _OBJECT.decode(text) if text.strip() else {}
         except (msgspec.DecodeError, RecursionError):
-            # Cut within its arguments: no object, and no guess of ours would be what was meant.
-            self._broken.append(ToolUseContent(id=part.call_id, name=part.name))
-            return
-        self._content.append(ToolUseContent(id=part.call_id, name=part.name, input=given))
+            # `input` is an object, and no guess of ours would be what was meant.
+            given = None
+        call = ToolUseContent(id=part.call_id, name=part.name, input=given or {})
+        self._content.append(call)
+        if given is None:
+            self._broken.append(call)
+
+
+def _has_answer(content: list[TextContent | ThinkingContent | ToolUseContent]) -> bool:
+    return any(not isinstance(block, ThinkingContent) for block in content)
 
 
 def _usage(usage: Usage) -> MessageUsage:
