@@ -41,14 +41,6 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
 
 
-class _Parts(msgspec.Struct, frozen=True, kw_only=True):
-    content: str | tuple[_Part, ...] | None = None
-
-
-class _Messages(msgspec.Struct, frozen=True, kw_only=True):
-    messages: tuple[_Parts, ...]
-
-
 class _Named(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
@@ -71,14 +63,15 @@ class _ToolName(msgspec.Struct, frozen=True, kw_only=True):
     function: _Named | None = None
 
 
-_PARTS = msgspec.json.Decoder(_Messages)
+_PARTS = msgspec.json.Decoder(list[_Part])
 _NAMED = msgspec.json.Decoder(_Named)
 _CHOICE = msgspec.json.Decoder(_Choice)
 _TOOLS = msgspec.json.Decoder(tuple[_ToolName, ...])
 
-_VISION_TYPES = frozenset({"image_url", "image_pil", "image_embeds", "input_image", "video_url"})
-_AUDIO_TYPES = frozenset({"input_audio", "audio_url"})
-_MEDIA_MARKS = tuple(b'"%b"' % kind.encode() for kind in sorted(_VISION_TYPES | _AUDIO_TYPES))
+_VISION_TYPES = frozenset({"image_url", "input_image", "video_url"})
+_AUDIO_TYPES = frozenset({"audio_url", "input_audio"})
+_MEDIA_MARKS = (b'_url"', b'"input_')
+"""Nothing above is without one of them."""
 
 
 def normalise(body: bytes) -> Normal:
@@ -101,7 +94,7 @@ def normalise(body: bytes) -> Normal:
     return Normal(
         body=body,
         envelope=envelope,
-        asks=_asks(body, envelope),
+        asks=_asks(envelope),
         legacy_functions=has_functions,
     )
 
@@ -125,21 +118,27 @@ def _refuse_impossible(envelope: ChatEnvelope) -> None:
         raise InvalidRequestError("give `tools` or `functions`, not both", param="functions")
 
 
-def _asks(body: bytes, envelope: ChatEnvelope) -> Asks:
-    kinds: frozenset[str] = frozenset()
-    if any(mark in body for mark in _MEDIA_MARKS):
-        kinds = frozenset(
-            part.type
-            for message in decode_request(body, _PARTS).messages
-            if isinstance(message.content, tuple)
-            for part in message.content
-        )
+def _asks(envelope: ChatEnvelope) -> Asks:
+    kinds = _media_kinds(envelope)
     return Asks(
         vision=not kinds.isdisjoint(_VISION_TYPES),
         audio=not kinds.isdisjoint(_AUDIO_TYPES),
         tools=bool(envelope.tools) and bytes(envelope.tool_choice) != b'"none"',
         reasoning=bytes(envelope.thinking_token_budget) not in (*_NULLS, b"0"),
     )
+
+
+def _media_kinds(envelope: ChatEnvelope) -> set[str]:
+    """Return the types of parts, of messages that may have some that are no text."""
+    kinds: set[str] = set()
+    for index, message in enumerate(envelope.messages):
+        if bytes(memoryview(message.content)[:1]) != b"[":
+            continue
+        content = bytes(message.content)
+        if any(mark in content for mark in _MEDIA_MARKS):
+            parts = _decode(message.content, _PARTS, f"messages.{index}.content")
+            kinds.update(part.type for part in parts)
+    return kinds
 
 
 def _has_old_messages(envelope: ChatEnvelope) -> bool:
@@ -150,11 +149,11 @@ def _has_old_messages(envelope: ChatEnvelope) -> bool:
 
 
 def _has_functions(envelope: ChatEnvelope) -> bool:
-    return bool(bytes(envelope.functions)) or bool(bytes(envelope.function_call))
+    return _is_given(envelope.functions) or _is_given(envelope.function_call)
 
 
-def _has_structured_choice(envelope: ChatEnvelope) -> bool:
-    return bytes(envelope.tool_choice).startswith(b"{")
+def _has_allowed_tools(envelope: ChatEnvelope) -> bool:
+    return b'"allowed_tools"' in bytes(envelope.tool_choice)
 
 
 def _has_both_limits(envelope: ChatEnvelope) -> bool:
@@ -257,7 +256,7 @@ def _renew_result(message: Members, index: int, calls: Mapping[str, str]) -> Non
 _CHANGES: tuple[tuple[Callable[[ChatEnvelope], bool], Callable[[Members], None]], ...] = (
     (_has_old_messages, _renew_messages),
     (_has_functions, _rename_functions),
-    (_has_structured_choice, _keep_allowed_tools),
+    (_has_allowed_tools, _keep_allowed_tools),
     (_has_both_limits, _drop_older_limit),
     (_has_idle_options, _drop_options),
 )

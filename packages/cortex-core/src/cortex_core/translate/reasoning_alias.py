@@ -29,7 +29,13 @@ def with_reasoning_alias(data: bytes) -> bytes:
     """
     has_short, has_long = (b'"%b"' % name in data for name in _NAMES)
     if has_short and has_long:
-        return _with_twins_where_missing(data)
+        if data.lstrip()[:1] == b"{":
+            return _with_twins_where_missing(data)
+        # JSON in an event is one line; what stands in comments beside it is no JSON at all.
+        return b"".join(
+            _with_twins_where_missing(line) if line.startswith(b"data:") else line
+            for line in data.splitlines(keepends=True)
+        )
     if has_short or has_long:
         return _MEMBER.sub(_with_twin, data)
     return data

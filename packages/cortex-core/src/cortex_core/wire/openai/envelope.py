@@ -25,6 +25,7 @@ class MessageEnvelope(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of a message."""
 
     role: str
+    content: msgspec.Raw = msgspec.Raw()
     function_call: msgspec.Raw = msgspec.Raw()
     """Legacy form of `tool_calls`."""
 
