@@ -42,11 +42,11 @@ def test_number_that_is_no_token_is_refused(number: int) -> None:
 @given(st.lists(st.text("ab ", min_size=1, max_size=4), max_size=8), st.text("ab ", max_size=3))
 def test_text_before_the_stop_string_is_kept_whole(tokens: list[str], stop: str) -> None:
     """Ours: exactly what comes before the first stop string."""
-    kept, is_stopped = cut_at_stop(tokens, [stop])
+    kept, found = cut_at_stop(tokens, [stop])
 
     text = "".join(tokens)
-    assert is_stopped == (bool(stop) and stop in text)
-    assert "".join(kept) == (text.split(stop)[0] if is_stopped else text)
+    assert found == (stop if stop and stop in text else None)
+    assert "".join(kept) == (text.split(stop)[0] if found else text)
 
 
 SCALARS = st.one_of(

@@ -4,23 +4,14 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
-
 from cortex_core.codec import encode_json
 from cortex_core.harness import EngineAnswer
+from neuron.engines.counts import TokenCount
 
 _COUNTED_CONTEXTS = 4
 """Prompts of up to so many contexts are counted, since clients count to learn by how much they
 are over. There is an end to it because vLLM's tokenizer has one thread, which requests that are
 to be answered wait for too."""
-
-
-class TokenCount(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of the answer to a count."""
-
-    object: str = "chat.completion.token_count"
-    model: str
-    prompt_tokens: int
 
 
 def count_request(chat_request: Any) -> Any:

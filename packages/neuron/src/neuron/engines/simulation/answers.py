@@ -12,13 +12,19 @@ from msgspec import UNSET, UnsetType
 
 from cortex_core.codec import encode_json
 from cortex_core.sse import encode_event
-from neuron.engines.simulation.plan import Plan, PlannedChoice
+from neuron.engines.simulation.planned import Kind, Piece, Plan, PlannedChoice
 
 
 class CachedTokens(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that were not computed again."""
 
     cached_tokens: int = 0
+
+
+class CompletionDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """What the tokens of an answer were."""
+
+    reasoning_tokens: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +34,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
     completion_tokens: int | UnsetType = UNSET
     prompt_tokens_details: CachedTokens | UnsetType = UNSET
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
 class FunctionPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +58,8 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType | None = UNSET
+    """vLLM's name for it."""
     refusal: UnsetType | None = UNSET
     tool_calls: tuple[ToolCallPart, ...] | UnsetType = UNSET
 
@@ -64,6 +73,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     text: str | UnsetType = UNSET
     logprobs: None = None
     finish_reason: str | None = None
+    stop_reason: str | UnsetType | None = UNSET
+    """vLLM's: the stop string that ended it; not in a chunk that ends nothing."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,8 +116,8 @@ class Writer:
         choices = tuple(
             self._whole_choice(index, choice) for index, choice in enumerate(self._plan.choices)
         )
-        made = sum(len(choice.tokens) for choice in self._plan.choices)
-        answer = self._answer(choices, self._object, self._usage(made))
+        made = sum(choice.made_tokens for choice in self._plan.choices)
+        answer = self._answer(choices, self._object, self._usage(made, is_final=True))
         return encode_json(answer)
 
     def opening(self, index: int) -> list[Choice]:
@@ -114,34 +125,35 @@ class Writer:
         choice = self._plan.choices[index]
         if not self._plan.is_chat:
             return [Choice(index=index, text=choice.echo)] if choice.echo else []
-        if choice.tool is None:
-            return [Choice(index=index, delta=ChatMessage(role="assistant", content=""))]
-        call = ToolCallPart(
-            index=0,
-            id=f"{self._call_id}-{index}",
-            type="function",
-            function=FunctionPart(name=choice.tool, arguments=""),
-        )
-        return [
-            Choice(index=index, delta=ChatMessage(role="assistant", content=None)),
-            Choice(index=index, delta=ChatMessage(tool_calls=(call,))),
-        ]
+        content = None if choice.calls else ""
+        return [Choice(index=index, delta=ChatMessage(role="assistant", content=content))]
 
-    def token(self, index: int, token: str) -> Choice:
-        """Return the next token of a choice."""
+    def token(self, index: int, position: int) -> list[Choice]:
+        """Return what says the token of a choice at `position`, one or two chunks."""
+        choice = self._plan.choices[index]
+        piece, offset = _located(choice, position)
+        token = piece.tokens[offset]
         if not self._plan.is_chat:
-            return Choice(index=index, text=token)
-        if self._plan.choices[index].tool is None:
-            return Choice(index=index, delta=ChatMessage(content=token))
-        piece = ToolCallPart(index=0, function=FunctionPart(arguments=token))
-        return Choice(index=index, delta=ChatMessage(tool_calls=(piece,)))
+            return [Choice(index=index, text=token)]
+        if piece.kind is Kind.REASONING:
+            return [Choice(index=index, delta=ChatMessage(reasoning=token))]
+        if piece.kind is Kind.TEXT:
+            return [Choice(index=index, delta=ChatMessage(content=token))]
+        number = choice.calls.index(piece)
+        arguments = ToolCallPart(index=number, function=FunctionPart(arguments=token))
+        parts = [arguments]
+        if offset == 0:
+            begun = self._call(index, number, piece, arguments="")
+            parts = [msgspec.structs.replace(begun, index=number), arguments]
+        return [Choice(index=index, delta=ChatMessage(tool_calls=(part,))) for part in parts]
 
     def closing(self, index: int) -> Choice:
         """Return the end of a choice."""
-        reason = self._plan.choices[index].finish_reason
+        choice = self._plan.choices[index]
+        reason, stop = choice.finish_reason, choice.stop_reason
         if not self._plan.is_chat:
-            return Choice(index=index, text="", finish_reason=reason)
-        return Choice(index=index, delta=ChatMessage(), finish_reason=reason)
+            return Choice(index=index, text="", finish_reason=reason, stop_reason=stop)
+        return Choice(index=index, delta=ChatMessage(), finish_reason=reason, stop_reason=stop)
 
     def chunk(self, choice: Choice, made_tokens: int) -> bytes:
         """Return one event; `made_tokens` are those of all choices so far."""
@@ -155,7 +167,9 @@ class Writer:
     def usage_chunk(self, made_tokens: int) -> bytes:
         """Return the event that carries nothing but the usage."""
         return encode_event(
-            encode_json(self._answer((), self._chunk_object, self._usage(made_tokens)))
+            encode_json(
+                self._answer((), self._chunk_object, self._usage(made_tokens, is_final=True))
+            )
         )
 
     @property
@@ -174,25 +188,54 @@ class Writer:
             usage=usage,
         )
 
-    def _usage(self, made_tokens: int) -> Usage:
+    def _usage(self, made_tokens: int, *, is_final: bool = False) -> Usage:
         prompt = self._plan.prompt_tokens
+        details: CompletionDetails | UnsetType = UNSET
+        if is_final and self._plan.is_chat:
+            details = CompletionDetails(reasoning_tokens=self._plan.reasoning_tokens)
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=made_tokens,
             total_tokens=prompt + made_tokens,
             prompt_tokens_details=CachedTokens(),
+            completion_tokens_details=details,
         )
 
     def _whole_choice(self, index: int, choice: PlannedChoice) -> Choice:
-        text = choice.echo + "".join(choice.tokens)
+        reason, stop = choice.finish_reason, choice.stop_reason
+        text = choice.text_of(Kind.TEXT)
         if not self._plan.is_chat:
-            return Choice(index=index, text=text, finish_reason=choice.finish_reason)
-        message = ChatMessage(role="assistant", content=text, refusal=None)
-        if choice.tool is not None:
-            call = ToolCallPart(
-                id=f"{self._call_id}-{index}",
-                type="function",
-                function=FunctionPart(name=choice.tool, arguments=text),
+            return Choice(
+                index=index,
+                text=f"{choice.echo}{text or ''}",
+                finish_reason=reason,
+                stop_reason=stop,
             )
-            message = ChatMessage(role="assistant", content=None, refusal=None, tool_calls=(call,))
-        return Choice(index=index, message=message, finish_reason=choice.finish_reason)
+        calls = tuple(
+            self._call(index, number, piece, piece.text)
+            for number, piece in enumerate(choice.calls)
+        )
+        message = ChatMessage(
+            role="assistant",
+            content=text,
+            reasoning=choice.text_of(Kind.REASONING),
+            refusal=None,
+            tool_calls=calls or UNSET,
+        )
+        return Choice(index=index, message=message, finish_reason=reason, stop_reason=stop)
+
+    def _call(self, index: int, number: int, piece: Piece, arguments: str) -> ToolCallPart:
+        return ToolCallPart(
+            id=f"{self._call_id}-{index}-{number}",
+            type="function",
+            function=FunctionPart(name=piece.tool, arguments=arguments),
+        )
+
+
+def _located(choice: PlannedChoice, position: int) -> tuple[Piece, int]:
+    """Return the piece that has the token at `position`, and where in it."""
+    for piece in choice.pieces:
+        if position < len(piece.tokens):
+            return piece, position
+        position -= len(piece.tokens)
+    raise IndexError(position)

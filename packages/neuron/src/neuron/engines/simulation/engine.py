@@ -21,15 +21,17 @@ from cortex_core.ids import ModelId, RequestId
 from cortex_core.server.clock import Clock
 from cortex_core.sse import DONE
 from cortex_core.units import bytes_from_mib
+from neuron.engines.counts import TokenCount
 from neuron.engines.simulation.answers import Usage, Writer
 from neuron.engines.simulation.plan import (
-    Plan,
     check_context,
     conversation_text,
     plan_chat,
     plan_completion,
+    prompt_text,
     texts_of,
 )
+from neuron.engines.simulation.planned import Plan
 from neuron.engines.simulation.requests import (
     CHAT_DECODER,
     COMPLETION_DECODER,
@@ -95,6 +97,7 @@ class SimulatedEngine:
                 chat=not self._embeds,
                 completions=not self._embeds,
                 tools=not self._embeds,
+                reasoning=not self._embeds,
                 embeddings=self._embeds,
             ),
             limit=Limit(context=self._context, output=None if self._embeds else self._context - 1),
@@ -122,6 +125,11 @@ class SimulatedEngine:
                 chat = decode_request(body, CHAT_DECODER)
                 plan = plan_chat(chat, self._context)
                 return await self._answer(plan, bool(chat.stream), chat.model, request_id)
+            case Route.COUNT_TOKENS if not self._embeds:
+                counted = decode_request(body, CHAT_DECODER)
+                tokens = count_tokens(prompt_text(counted))
+                answer = TokenCount(model=counted.model, prompt_tokens=tokens)
+                return EngineAnswer(body=encode_json(answer))
             case Route.COMPLETIONS if not self._embeds:
                 completion = decode_request(body, COMPLETION_DECODER)
                 plan = plan_completion(completion, self._context)
@@ -197,7 +205,7 @@ class SimulatedEngine:
 
     def _jobs(self, plan: Plan, stack: contextlib.ExitStack) -> list[Job]:
         return [
-            stack.enter_context(self._scheduler.job(choice.prompt_tokens, len(choice.tokens)))
+            stack.enter_context(self._scheduler.job(choice.prompt_tokens, choice.made_tokens))
             for choice in plan.choices
         ]
 
@@ -205,15 +213,15 @@ class SimulatedEngine:
         made = 0
         with contextlib.ExitStack() as stack:
             jobs = self._jobs(plan, stack)
-            for position in range(max(len(choice.tokens) for choice in plan.choices) + 1):
+            for position in range(max(choice.made_tokens for choice in plan.choices) + 1):
                 for index, (job, choice) in enumerate(zip(jobs, plan.choices, strict=True)):
-                    if position < len(choice.tokens):
+                    if position < choice.made_tokens:
                         await job.next_token()
                         made += 1
                     parts = [] if position else writer.opening(index)
-                    if position < len(choice.tokens):
-                        parts.append(writer.token(index, choice.tokens[position]))
-                    elif position == len(choice.tokens):
+                    if position < choice.made_tokens:
+                        parts.extend(writer.token(index, position))
+                    elif position == choice.made_tokens:
                         parts.append(writer.closing(index))
                     for part in parts:
                         yield writer.chunk(part, made)
@@ -245,7 +253,7 @@ class SimulatedEngine:
         request = decode_request(body, TOKENIZE_DECODER)
         if request.prompt is None and request.messages is None:
             raise InvalidRequestError("give a prompt or messages", param="prompt")
-        text = request.prompt or conversation_text(request.messages or ())
+        text = request.prompt or conversation_text(request.messages or (), request.tools)
         tokens = tokens_of(text)
         answer = Tokenized(
             count=len(tokens),

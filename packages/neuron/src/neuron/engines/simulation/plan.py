@@ -1,16 +1,19 @@
 """What the simulated engine will answer, decided before a single token is due."""
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from cortex_core.codec import encode_json
 from cortex_core.errors import ContextLengthError, InvalidRequestError
 from neuron.engines.simulation.instance import smallest_instance
+from neuron.engines.simulation.planned import Kind, Piece, Plan, PlannedChoice
 from neuron.engines.simulation.requests import (
     ChatRequest,
     CompletionRequest,
+    Function,
     Generation,
     Inputs,
     Message,
@@ -30,32 +33,6 @@ from neuron.engines.simulation.text import (
 _COMPLETION_TOKENS = 16
 
 
-class PlannedChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer."""
-
-    tokens: tuple[str, ...]
-    finish_reason: str
-    prompt_tokens: int
-    """Tokens that are read before the first of these; 0 when another choice reads them."""
-    tool: str | None = None
-    """The tokens are the arguments of a call of this tool."""
-    echo: str = ""
-    """The prompt, when it is wanted back in front of the answer."""
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is answered to one request."""
-
-    choices: tuple[PlannedChoice, ...]
-    """In index order, at least one."""
-    prompt_tokens: int
-    is_chat: bool
-    has_usage: bool = False
-    """Whether a stream ends with its usage."""
-    has_continuous_usage: bool = False
-    """Whether every chunk of a stream has the usage so far."""
-
-
 def plan_chat(request: ChatRequest, context_tokens: int) -> Plan:
     """Decide the answer to a conversation.
 
@@ -65,26 +42,31 @@ def plan_chat(request: ChatRequest, context_tokens: int) -> Plan:
     """
     if request.logprobs:
         raise InvalidRequestError("this model has no log probabilities", param="logprobs")
-    prompt = conversation_text(request.messages)
+    prompt = prompt_text(request)
     prompt_tokens = count_tokens(prompt)
     limit = _room(prompt_tokens, context_tokens)
     most = min(limit, request.max_completion_tokens or request.max_tokens or limit)
-    tool = _forced_tool(request)
-    form = _form(request, tool)
+    tools = _called_tools(request)
+    form = _form(request)
     choices = []
     for index in range(request.choices):
-        tokens, reason = (
-            _generated(request, prompt, index, most) if form is None else (tokens_of(form), "stop")
-        )
-        if tool is not None and request.tool_choice == "required":
-            reason = "tool_calls"
-        tokens, reason = _limited(tokens, reason, most)
+        thoughts = _reasoning(request, prompt, index)
+        if tools:
+            answer, reason, stop = _calls(tools), _reason_of_calls(request), None
+        elif form is not None:
+            answer, reason, stop = [_piece(Kind.TEXT, tokens_of(form))], "stop", None
+        else:
+            tokens, reason, stop = _generated(request, prompt, index, most)
+            answer = [_piece(Kind.TEXT, tokens)]
         choices.append(
-            PlannedChoice(
-                tokens=tuple(tokens),
-                finish_reason=reason,
-                prompt_tokens=prompt_tokens if index == 0 else 0,
-                tool=tool.function.name if tool is not None and tool.function else None,
+            _limited(
+                PlannedChoice(
+                    pieces=(*thoughts, *answer),
+                    finish_reason=reason,
+                    stop_reason=stop,
+                    prompt_tokens=prompt_tokens if index == 0 else 0,
+                ),
+                most,
             )
         )
     return _planned(request, choices, prompt_tokens, is_chat=True)
@@ -106,36 +88,43 @@ def plan_completion(request: CompletionRequest, context_tokens: int) -> Plan:
         total += prompt_tokens
         limit = min(_room(prompt_tokens, context_tokens), request.max_tokens or _COMPLETION_TOKENS)
         for index in range(request.choices):
-            tokens, reason = _generated(request, prompt, index, limit)
-            tokens, reason = _limited(tokens, reason, limit)
-            choices.append(
-                PlannedChoice(
-                    tokens=tuple(tokens),
-                    finish_reason=reason,
-                    prompt_tokens=prompt_tokens if index == 0 else 0,
-                    echo=prompt if request.echo else "",
-                )
+            tokens, reason, stop = _generated(request, prompt, index, limit)
+            choice = PlannedChoice(
+                pieces=(_piece(Kind.TEXT, tokens),),
+                finish_reason=reason,
+                stop_reason=stop,
+                prompt_tokens=prompt_tokens if index == 0 else 0,
+                echo=prompt if request.echo else "",
             )
+            choices.append(_limited(choice, limit))
     return _planned(request, choices, total, is_chat=False)
 
 
-def conversation_text(messages: Sequence[Message]) -> str:
-    """Return a conversation as the text that is counted.
+def prompt_text(request: ChatRequest) -> str:
+    """Return tools and conversation as the text that is counted.
+
+    Raises:
+        InvalidRequestError: a part of a message is no text.
+    """
+    tools = request.tools if request.tool_choice != "none" else None
+    return conversation_text(request.messages, tools)
+
+
+def conversation_text(messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> str:
+    """Return a conversation, after the tools that it may use, as the text that is counted.
 
     Raises:
         InvalidRequestError: a part is no text.
     """
-    lines = []
+    lines = [f"tools: {encode_json(tools).decode()}\n"] if tools else []
     for position, message in enumerate(messages):
-        content = message.content
-        if isinstance(content, list):
-            content = "".join(_part_text(part, position) for part in content)
+        content = _content_text(message, position)
         calls = "".join(
             f" {call.function.name}{call.function.arguments}"
             for call in message.tool_calls or ()
             if call.function is not None
         )
-        lines.append(f"{message.role}: {content or ''}{calls}\n")
+        lines.append(f"{message.role}: {content}{calls}\n")
     return "".join(lines)
 
 
@@ -173,6 +162,12 @@ def check_context(prompt_tokens: int, limit_tokens: int, reserved_tokens: int = 
         )
 
 
+def _content_text(message: Message, position: int) -> str:
+    if isinstance(message.content, list):
+        return "".join(_part_text(part, position) for part in message.content)
+    return message.content or ""
+
+
 def _part_text(part: Part, position: int) -> str:
     match part.type:
         case "text":
@@ -192,17 +187,83 @@ def _room(prompt_tokens: int, context_tokens: int) -> int:
     return context_tokens - prompt_tokens
 
 
-def _generated(request: Generation, prompt: str, index: int, limit: int) -> tuple[list[str], str]:
+def _piece(kind: Kind, tokens: Sequence[str], tool: str = "") -> Piece:
+    return Piece(kind=kind, tokens=tuple(tokens), tool=tool)
+
+
+def _generated(
+    request: Generation, prompt: str, index: int, limit: int
+) -> tuple[list[str], str, str | None]:
+    """Return text, why it ends, and the stop string that ends it."""
     tokens = answer_tokens(prompt, index)
     if request.ignore_eos:
         # One more than there is room for, so that the limit is what ends it.
         tokens = list(itertools.islice(itertools.cycle(tokens), limit + 1))
-    tokens, _ = cut_at_stop(tokens, request.stops)
-    return tokens, "stop"
+    tokens, stop = cut_at_stop(tokens, request.stops)
+    return tokens, "stop", stop
 
 
-def _limited(tokens: list[str], reason: str, limit: int) -> tuple[list[str], str]:
-    return (tokens[:limit], "length") if len(tokens) > limit else (tokens, reason)
+def _reasoning(request: ChatRequest, prompt: str, index: int) -> list[Piece]:
+    budget = request.thinking_token_budget
+    if not request.thinks or budget == 0:
+        return []
+    return [_piece(Kind.REASONING, answer_tokens(f"{prompt}reasoning: ", index)[:budget])]
+
+
+def _limited(choice: PlannedChoice, limit: int) -> PlannedChoice:
+    """Return a choice with its first `limit` tokens."""
+    if choice.made_tokens <= limit:
+        return choice
+    return msgspec.structs.replace(
+        choice, pieces=tuple(_first(choice.pieces, limit)), finish_reason="length", stop_reason=None
+    )
+
+
+def _first(pieces: Sequence[Piece], limit: int) -> Iterator[Piece]:
+    for piece in pieces:
+        if limit > 0:
+            yield msgspec.structs.replace(piece, tokens=piece.tokens[:limit])
+        limit -= len(piece.tokens)
+
+
+def _called_tools(request: ChatRequest) -> list[Tool]:
+    """Return the tools that are called, in the order of the calls; empty when none is."""
+    forced = _forced_tool(request)
+    if forced is not None:
+        return [forced]
+    last = request.messages[-1]
+    if request.tool_choice == "none" or last.role != "user":
+        return []
+    text = _content_text(last, len(request.messages) - 1)
+    named = {
+        tool.function.name: tool
+        for tool in request.tools or ()
+        if tool.function is not None and _names(text, tool.function)
+    }
+    return list(named.values())[: 1 if request.parallel_tool_calls is False else None]
+
+
+def _names(text: str, function: Function) -> bool:
+    return re.search(rf"(?<!\w){re.escape(function.name)}(?!\w)", text) is not None
+
+
+def _calls(tools: Sequence[Tool]) -> list[Piece]:
+    functions = [tool.function for tool in tools if tool.function is not None]
+    return [
+        _piece(
+            Kind.CALL,
+            tokens_of(
+                encode_json(smallest_instance(function.parameters or {"type": "object"})).decode()
+            ),
+            function.name,
+        )
+        for function in functions
+    ]
+
+
+def _reason_of_calls(request: ChatRequest) -> str:
+    # As vLLM has it: a tool that was named by the caller ends with "stop".
+    return "stop" if isinstance(request.tool_choice, ToolChoice) else "tool_calls"
 
 
 def _forced_tool(request: ChatRequest) -> Tool | None:
@@ -236,11 +297,8 @@ def _chosen_name(choice: ToolChoice) -> str | None:
     return next((tool.function.name for tool in allowed.tools if tool.function), None)
 
 
-def _form(request: ChatRequest, tool: Tool | None) -> str | None:
+def _form(request: ChatRequest) -> str | None:
     """Return the JSON that the answer must be; `None` when it may be any text."""
-    if tool is not None:
-        schema = tool.function.parameters if tool.function else None
-        return encode_json(smallest_instance(schema or {"type": "object"})).decode()
     wanted = request.response_format
     if wanted is None or wanted.type == "text":
         return None

@@ -56,6 +56,7 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     """What a tool is called, and with which arguments."""
 
     name: str
+    description: str | None = None
     parameters: Mapping[str, object] | None = None
 
 
@@ -136,8 +137,23 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
     max_completion_tokens: Positive | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
+    chat_template_kwargs: Mapping[str, object] | None = None
+    """vLLM's; `enable_thinking` alone is read."""
+    thinking_token_budget: Annotated[int, Meta(ge=0)] | None = None
+    """vLLM's: most tokens of reasoning."""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether reasoning comes before the answer."""
+        if self.reasoning_effort is not None:
+            return self.reasoning_effort != "none"
+        return (self.chat_template_kwargs or {}).get("enable_thinking") is True
 
 
 class CompletionRequest(Generation, frozen=True, kw_only=True):
@@ -163,6 +179,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: list[Tool] | None = None
     return_token_strs: bool | None = None
 
 

@@ -118,18 +118,19 @@ def answer_tokens(prompt: str, choice: int) -> list[str]:
     return [*words, _LAST_WORD]
 
 
-def cut_at_stop(tokens: Sequence[str], stops: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the tokens before the first stop string, and whether there was one.
+def cut_at_stop(tokens: Sequence[str], stops: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the tokens before the first stop string, and that string if there was one.
 
     The token in which the stop string ends is kept, cut, as it had to be generated.
     """
     text = ""
     for position, token in enumerate(tokens):
         text += token
-        found = [text.find(stop) for stop in stops if stop and stop in text]
+        found = [(text.find(stop), stop) for stop in stops if stop and stop in text]
         if found:
-            return _cut(tokens[: position + 1], min(found)), True
-    return list(tokens), False
+            length, stop = min(found)
+            return _cut(tokens[: position + 1], length), stop
+    return list(tokens), None
 
 
 def _cut(tokens: Sequence[str], length: int) -> list[str]:
