@@ -160,7 +160,7 @@ class ChatReader:
         if bytes(answer.error) not in (b"", b"null"):
             raise read_error_object(bytes(answer.error), Dialect.OPENAI)
         if answer.object == "error":
-            # vLLM of 2024, and servers that copied it.
+            # Older versions of vLLM, and servers that copied them.
             raise EngineError(answer.message[:MAX_MESSAGE_CHARS] or "the engine failed")
         if answer.usage is not None:
             self._usage = answer.usage
@@ -263,7 +263,8 @@ class ChatReader:
         while self._parts:
             part = self._parts[0]
             is_last = len(self._parts) == 1
-            if part.pending or is_end or not is_last:
+            # The name of a call may go on until its arguments begin.
+            if part.pending or is_end:
                 self._open(part, events)
             if part.is_open:
                 events.extend(part.pending)
