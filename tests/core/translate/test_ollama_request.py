@@ -1,17 +1,21 @@
 """Requests of Ollama's API as chat completion requests."""
 
+import contextlib
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import event, given, strategies as st
 
-from cortex_core.codec import encode_json
+from cortex_core.codec import decode_request, encode_json
 from cortex_core.errors import InvalidRequestError
 from cortex_core.translate.ollama_request import ollama_to_chat
 from cortex_core.translate.target import Target, ToChat
 from cortex_core.wire.ollama import OllamaRequest
+from cortex_core.wire.openai.chat import CHAT_REQUEST_DECODER
 from tests.docs.tables import rows_of
+
+DECODER = msgspec.json.Decoder(OllamaRequest)
 
 PNG = "iVBORw0KGgoAAAANSUhEUg=="
 JPEG = "/9j/4AAQSkZJRgABAQ=="
@@ -226,3 +230,52 @@ def test_the_page_has_every_field_and_no_other() -> None:
     documented = [row[0] for row in rows_of("ollama", "Requests")]
 
     assert sorted(documented) == sorted(OllamaRequest.__struct_fields__)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+options = st.dictionaries(st.sampled_from(["seed", "stop", "num_predict", "top_k", "x"]), anything)
+turns = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool"])},
+        optional={
+            "content": st.text(max_size=5) | anything,
+            "images": st.lists(st.text(max_size=8), max_size=2) | anything,
+            "thinking": st.text(max_size=5),
+            "tool_name": names,
+            "tool_calls": st.lists(
+                st.fixed_dictionaries(
+                    {"function": st.fixed_dictionaries({"name": names, "arguments": anything})}
+                ),
+                max_size=2,
+            ),
+        },
+    ),
+    max_size=4,
+)
+bodies = st.fixed_dictionaries(
+    {"model": st.text(max_size=5)},
+    optional={
+        "messages": turns | anything,
+        "options": options | anything,
+        "think": anything,
+        "format": anything,
+        "prompt": anything,
+        "system": anything,
+        "stream": anything,
+    },
+)
+
+
+@given(bodies)
+def test_whatever_is_sent_is_understood_or_refused(body: dict[str, Any]) -> None:
+    """Ours: a strange body is the caller's fault, never ours."""
+    with contextlib.suppress(InvalidRequestError):
+        request = decode_request(encode_json(body), DECODER)
+        asked = ollama_to_chat(request, Target(model="m"))
+        event(f"understood with {len(asked.chat.messages)} messages")
+
+        assert CHAT_REQUEST_DECODER.decode(encode_json(asked.chat)) == asked.chat
