@@ -50,6 +50,18 @@ def pdf_text(data: str, path: str, read_pdf: PdfReader | None) -> str:
     return text
 
 
+def decoded_text(data: str, path: str) -> str:
+    """Return text that came as base64.
+
+    Raises:
+        InvalidRequestError: it is no base64, or no text.
+    """
+    try:
+        return base64.b64decode(data, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise InvalidRequestError("the document is no text in UTF-8", param=path) from None
+
+
 def _content(block: DocumentBlock, path: str, read_pdf: PdfReader | None) -> str:
     source = block.source
     match source.type:
@@ -58,7 +70,7 @@ def _content(block: DocumentBlock, path: str, read_pdf: PdfReader | None) -> str
         case "base64" if source.data is not None:
             if source.media_type == PDF:
                 return pdf_text(source.data, f"{path}.source.data", read_pdf)
-            return _decoded(source.data, f"{path}.source.data")
+            return decoded_text(source.data, f"{path}.source.data")
         case "content" if isinstance(source.content, str):
             return source.content
         case "content" if source.content is not None:
@@ -74,10 +86,3 @@ def _content(block: DocumentBlock, path: str, read_pdf: PdfReader | None) -> str
         "send the text, or a PDF as base64",
         param=f"{path}.source",
     )
-
-
-def _decoded(data: str, path: str) -> str:
-    try:
-        return base64.b64decode(data, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        raise InvalidRequestError("the document is no text in UTF-8", param=path) from None

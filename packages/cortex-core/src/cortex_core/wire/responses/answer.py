@@ -55,9 +55,7 @@ class MessageOutput(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     role: Literal["assistant"] = "assistant"
 
 
-class ReasoningOutput(
-    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"
-):
+class ReasoningOutput(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
     """Thoughts of the model."""
 
     id: str
