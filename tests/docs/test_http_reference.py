@@ -17,6 +17,7 @@ from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
 from cortex_core.wire import neuron as wire
 from cortex_core.wire.openai import models
+from cortex_gateway.api.background import Background
 from cortex_gateway.app import build_app
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
@@ -98,7 +99,17 @@ def test_gateway_page_has_every_path() -> None:
         metrics=GatewayMetrics(CollectorRegistry()),
         clock=clock,
     )
-    app = build_app(store=store, proxy=proxy, drain=Drain(), version="0", clock=clock, read_pdf=None)
+    app = build_app(
+        store=store,
+        proxy=proxy,
+        drain=Drain(),
+        version="0",
+        clock=clock,
+        read_pdf=None,
+        records=None,
+        background=Background(1),
+        new_id=str,
+    )
 
     assert documented_paths("gateway-http") == paths_of(app.routes)
 

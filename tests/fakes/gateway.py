@@ -1,6 +1,7 @@
 """The data path as it is in production, over a fleet that the test makes up."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,20 +18,21 @@ from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
-from cortex_core.server.failures import exception_handlers
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
 from cortex_core.server.listen import open_listener
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
-from cortex_gateway.api import anthropic, openai
+from cortex_gateway.api.background import Background
 from cortex_gateway.api.documents import find_pdf_reader
+from cortex_gateway.app import build_app
 from cortex_gateway.clients.accesses import load_accesses
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.upstreams import with_upstreams
+from cortex_gateway.lifespan import records
 from cortex_gateway.proxy.proxy import Proxy
-from cortex_gateway.settings import GatewaySettings, Timeouts, UpstreamEntry
+from cortex_gateway.settings import GatewaySettings, ResponsesSettings, Timeouts, UpstreamEntry
 
 MODEL = ModelId("org/model")
 NOW = SystemClock().now
@@ -125,6 +127,7 @@ async def gateway(
     aliases: Mapping[str, ModelId] | None = None,
     upstreams: Sequence[UpstreamEntry] = (),
     environ: Mapping[str, str] | None = None,
+    keeps: ResponsesSettings | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serve the data path on a free port.
 
@@ -135,6 +138,7 @@ async def gateway(
         aliases: further names of models.
         upstreams: services that are no neurons.
         environ: where their keys are.
+        keeps: what is kept of responses; `None` takes the defaults.
     """
     have = [replica(name) for name in nodes] if replicas is None else list(replicas)
     catalogue = Catalogue(
@@ -145,7 +149,12 @@ async def gateway(
     settings = GatewaySettings(upstreams=tuple(upstreams))
     recorder = Recorder()
     drain = Drain()
-    async with open_session(timeouts) as session:
+    keeps = keeps or ResponsesSettings()
+    async with (
+        open_session(timeouts) as session,
+        records(keeps, SystemClock()) as kept,
+        Background(keeps.background_limit) as background,
+    ):
         proxy = Proxy(
             store=store,
             upstream=HttpUpstream(session, timeouts),
@@ -154,11 +163,17 @@ async def gateway(
             clock=SystemClock(),
             accesses=load_accesses(settings, catalogue, environ or {}),
         )
-        routes = [
-            *openai.routes(proxy, SystemClock().wall),
-            *anthropic.routes(proxy, find_pdf_reader()),
-        ]
-        app = Starlette(routes=routes, exception_handlers=exception_handlers())
+        app = build_app(
+            store=store,
+            proxy=proxy,
+            drain=drain,
+            version="0",
+            clock=SystemClock(),
+            read_pdf=find_pdf_reader(),
+            records=kept,
+            background=background,
+            new_id=lambda: secrets.token_hex(16),
+        )
         async with _serving(app, drain) as url:
             yield Gateway(url, store, proxy, recorder, drain)
 

@@ -90,6 +90,18 @@ class MalformedRequestError(InvalidRequestError):
     """The HTTP message itself is not acceptable; the connection is closed after it."""
 
 
+class PreviousResponseNotFoundError(InvalidRequestError):
+    """The response to go on from is not kept here, or not any more."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(
+            f"there is no response {response_id[:200]!r} to go on from; send the whole input",
+            param="previous_response_id",
+        )
+
+
 class UnsupportedThreadError(InvalidRequestError):
     """Only the new messages were sent; clients go on with the whole history when told so."""
 

@@ -1,14 +1,20 @@
 """The gateway's HTTP surface as one ASGI application."""
 
+from collections.abc import Callable
+
 from starlette.applications import Starlette
 
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
 from cortex_core.server.failures import exception_handlers
 from cortex_core.translate.target import PdfReader
-from cortex_gateway.api import admin, anthropic, health, lost, models, openai
+from cortex_gateway.api import admin, anthropic, health, lost, models, ollama, openai
+from cortex_gateway.api.background import Background
+from cortex_gateway.api.conversations import ConversationsApi
+from cortex_gateway.api.responses import ResponsesApi
 from cortex_gateway.ports import Store
 from cortex_gateway.proxy.proxy import Proxy
+from cortex_gateway.records.store import RecordStore
 
 
 def build_app(
@@ -19,6 +25,9 @@ def build_app(
     version: str,
     clock: Clock,
     read_pdf: PdfReader | None,
+    records: RecordStore | None,
+    background: Background,
+    new_id: Callable[[], str],
 ) -> Starlette:
     """Return the application, without what the server wraps around it.
 
@@ -29,7 +38,14 @@ def build_app(
         version: of this distribution.
         clock: dates answers; the time of this call is shown as every model's creation time.
         read_pdf: gets the text out of a PDF; `None` when nothing is installed that can.
+        records: where responses and conversations are kept; `None` keeps none.
+        background: runs responses that nobody waits for.
+        new_id: returns hexadecimal digits that are nobody else's.
     """
+    responses = ResponsesApi(
+        proxy, records, background, new_id=new_id, epoch_s=clock.wall, read_pdf=read_pdf
+    )
+    conversations = ConversationsApi(records, new_id=new_id, epoch_s=clock.wall)
     app = Starlette(
         routes=[
             *health.routes(store, version=version, is_draining=lambda: drain.is_draining),
@@ -37,6 +53,9 @@ def build_app(
             *admin.routes(store),
             *openai.routes(proxy, clock.wall),
             *anthropic.routes(proxy, read_pdf),
+            *responses.routes(),
+            *conversations.routes(),
+            *ollama.routes(proxy, store, clock),
         ],
         exception_handlers=exception_handlers(),
     )

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import random
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,7 @@ from cortex_core.server.metrics import metrics_app
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
 from cortex_core.units import bytes_from_mib
+from cortex_gateway.api.background import Background
 from cortex_gateway.api.documents import find_pdf_reader
 from cortex_gateway.app import build_app
 from cortex_gateway.clients.node import NodePatience, node_clients
@@ -35,7 +37,13 @@ from cortex_gateway.metrics import FleetCollector, GatewayMetrics
 from cortex_gateway.ports import NodeClient
 from cortex_gateway.proxy.access import Accesses
 from cortex_gateway.proxy.proxy import Proxy
-from cortex_gateway.settings import EvictionSettings, GatewaySettings, UpstreamEntry
+from cortex_gateway.records.store import RecordStore, open_store
+from cortex_gateway.settings import (
+    EvictionSettings,
+    GatewaySettings,
+    ResponsesSettings,
+    UpstreamEntry,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +120,8 @@ async def open_gateway(
             clock=clock,
             pace=WatchPace(),
         ) as store,
+        records(settings.gateway.responses, clock) as kept,
+        Background(settings.gateway.responses.background_limit) as background,
     ):
         registry.register(FleetCollector(lambda: store.state))
         proxy = Proxy(
@@ -129,9 +139,31 @@ async def open_gateway(
             version=version,
             clock=clock,
             read_pdf=find_pdf_reader(),
+            records=kept,
+            background=background,
+            new_id=lambda: secrets.token_hex(16),
         )
         limits = Limits(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
         yield protect(app, drain=drain, limits=limits)
+
+
+@asynccontextmanager
+async def records(settings: ResponsesSettings, clock: Clock) -> AsyncIterator[RecordStore | None]:
+    """Open where responses are kept, if they are to be.
+
+    Raises:
+        SettingsError: the file cannot be used.
+    """
+    if not settings.store:
+        yield None
+        return
+    async with open_store(
+        settings.path,
+        now=clock.wall,
+        retention_s=settings.retention_s,
+        max_bytes=bytes_from_mib(settings.max_mb),
+    ) as store:
+        yield store
 
 
 @asynccontextmanager

@@ -168,13 +168,22 @@ def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> Gate
         # A name from the environment has no file to be relative to and stays as it is.
         _anchor(table, path.parent)
     source = _source(path, environ)
-    ours = {name: text for name, text in environ.items() if name != CLIENT_VARIABLE}
+    others = {CLIENT_VARIABLE, *_key_variables(table)}
+    ours = {name: text for name, text in environ.items() if name not in others}
     table = overlay_environment(table, ours, ENVIRONMENT_PREFIX)
     settings = to_settings(table, GatewaySettings, source)
     _check_listeners(settings.gateway, source)
     _check_neurons(settings.neurons, source)
     _check_upstreams(settings, source)
     return settings
+
+
+def _key_variables(table: Table) -> set[str]:
+    """Return the variables that hold keys: they are no settings, whatever they begin with."""
+    upstreams = table.get("upstreams")
+    entries = upstreams if isinstance(upstreams, list) else []
+    names = [entry.get("api_key_env") for entry in entries if isinstance(entry, dict)]
+    return {name for name in names if isinstance(name, str)}
 
 
 def _anchor(table: Table, folder: pathlib.Path) -> None:

@@ -211,7 +211,8 @@ class Relay:
             raise UpstreamFailure(Failure.BAD_ANSWER, f"status {answer.status} without an error")
         has_failed = answer.status in _FAILED_STATUSES
         self._account.outcome = FAILED_AT_NODE if has_failed else REFUSED_BY_NODE
-        if self._outbound.is_translated:
+        # A key that is not taken is the gateway's own: the caller must not be told to mend its.
+        if self._outbound.is_translated or answer.status in (401, 403):
             advice = dict(answer.headers).get("retry-after", "")
             retry_after_s = float(advice) if advice.isascii() and advice.isdigit() else None
             error = read_refusal(answer.status, body, retry_after_s=retry_after_s)

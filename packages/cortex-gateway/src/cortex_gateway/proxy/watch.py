@@ -16,6 +16,8 @@ from cortex_gateway.ports import UpstreamFailure
 _TAIL_CHUNKS = 4
 """Finish, usage and terminator come in the last events, so at most in that many chunks."""
 
+_START = b"message_start"
+
 _BLANK_LINES = (b"\n\n", b"\n\r\n", b"\n\r", b"\r\r")
 _DATA = re.compile(rb"(?:^|(?<=[\r\n]))data: ?(\{[^\r\n]*)")
 
@@ -76,7 +78,8 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _MessagesUsage(msgspec.Struct, frozen=True, kw_only=True):
-    input_tokens: int = 0
+    input_tokens: int | None = None
+    """Missing from the events that end a stream, where a server says it only at the beginning."""
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     output_tokens: int | None = None
@@ -86,9 +89,14 @@ class _MessageDelta(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str | None = None
 
 
-class _MessagesAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, or the events that end one."""
+class _Begun(msgspec.Struct, frozen=True, kw_only=True):
+    usage: _MessagesUsage | None = None
 
+
+class _MessagesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, or the events that begin and end one."""
+
+    message: _Begun | None = None
     usage: _MessagesUsage | None = None
     delta: _MessageDelta | None = None
     stop_reason: str | None = None
@@ -124,6 +132,8 @@ class StreamWatch:
         self.is_done = False
         """Whether the terminator came by; nothing after it counts."""
         self._held = bytearray()
+        self._first = b""
+        """Events with `message_start`, which alone may have the size of the prompt."""
         self._last: collections.deque[bytes] = collections.deque(maxlen=_TAIL_CHUNKS)
 
     def feed(self, chunk: bytes) -> bytes:
@@ -137,6 +147,8 @@ class StreamWatch:
         if self._marks.done in whole:
             whole = self._up_to_terminator(whole)
         if whole:
+            if not self._first and self._dialect is Dialect.ANTHROPIC and _START in whole:
+                self._first = whole
             self._last.append(whole)
             if not self.has_content and self._marks.content.search(whole):
                 self.has_content = True
@@ -157,10 +169,11 @@ class StreamWatch:
     def findings(self) -> Findings:
         """Return what the last events said."""
         found = Findings()
-        for match in _DATA.finditer(b"".join(self._last)):
+        # Read twice, events say the same again.
+        for match in _DATA.finditer(self._first + b"".join(self._last)):
             one = findings_of(match[1], self._dialect)
             found = Findings(
-                usage=one.usage or found.usage,
+                usage=_merged(found.usage, one.usage),
                 finish=found.finish or one.finish,
                 has_error=found.has_error or one.has_error,
             )
@@ -207,17 +220,29 @@ def is_only_comments(events: bytes) -> bool:
 
 def _messages_findings(answer: _MessagesAnswer) -> Findings:
     usage, found = answer.usage, None
-    if usage is not None:
+    if answer.message is not None:
+        usage = answer.message.usage
+    if usage is not None and usage.input_tokens is None:
+        found = Usage(completion_tokens=usage.output_tokens)
+    elif usage is not None and usage.input_tokens is not None:
         cached = usage.cache_read_input_tokens
+        created = usage.cache_creation_input_tokens
         found = Usage(
-            prompt_tokens=usage.input_tokens
-            + (usage.cache_creation_input_tokens or 0)
-            + (cached or 0),
+            prompt_tokens=usage.input_tokens + (created or 0) + (cached or 0),
             completion_tokens=usage.output_tokens,
             prompt_tokens_details=PromptDetails(cached_tokens=cached),
         )
     finish = answer.stop_reason or (answer.delta.stop_reason if answer.delta else None)
     return Findings(usage=found, finish=finish, has_error=_is_error(answer.error))
+
+
+def _merged(before: Usage | None, after: Usage | None) -> Usage | None:
+    """Return the later usage, with what only the earlier one says."""
+    if before is None or after is None:
+        return after or before
+    if after.prompt_tokens is not None:
+        return after
+    return msgspec.structs.replace(before, completion_tokens=after.completion_tokens)
 
 
 def _is_error(error: msgspec.Raw) -> bool:

@@ -1,0 +1,185 @@
+"""Responses that are made while nobody waits for them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol, Self
+
+from starlette.types import Message, Receive, Scope, Send
+
+from cortex_core.errors import OverloadedError
+from cortex_core.ids import RequestId
+from cortex_core.server.exchange import SCOPE_KEY, Cut
+from cortex_core.wire.responses.answer import Response
+
+MAX_FINISHED = 64
+"""Runs whose events can still be read after their end; a response itself is kept elsewhere."""
+
+Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Growing(Protocol):
+    """What grows: see `ResponsesAsked`."""
+
+    @property
+    def response(self) -> Response:
+        """As far as it is known."""
+        ...
+
+
+class Unattended:
+    """Stands in for the exchange of a request that has no connection."""
+
+    def __init__(self, request_id: RequestId) -> None:
+        self.request_id = request_id
+        self.cut: Cut | None = None
+
+
+class Run:
+    """One response in the making.
+
+    Args:
+        growing: the response.
+    """
+
+    def __init__(self, growing: Growing) -> None:
+        self.growing = growing
+        self.is_over = False
+        self.is_cancelled = False
+        """Whether somebody asked for its end."""
+        self.is_stream = False
+        self.task: asyncio.Task[None] | None = None
+        self.body = bytearray()
+        """Of an answer that is no stream: a plain error, if the response did not come to be."""
+        self._events: list[bytes] = []
+        """Each at the place of its sequence number."""
+        self._news = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        """Take what a caller would get."""
+        if message["type"] == "http.response.start":
+            self.is_stream = any(
+                name == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message["headers"]
+            )
+            return
+        data = message.get("body", b"")
+        if not self.is_stream:
+            self.body += data
+            return
+        # Events are written whole; comments have no number.
+        self._events += [
+            event + b"\n\n" for event in data.split(b"\n\n") if event and event[:1] != b":"
+        ]
+        self._wake()
+
+    def cancel(self) -> None:
+        """Stop it; nothing when it is over."""
+        if not self.is_over and self.task is not None:
+            self.is_cancelled = True
+            self.task.cancel()
+
+    async def ended(self) -> None:
+        """Wait until it is over and kept."""
+        while not self.is_over:
+            await self._news.wait()
+
+    def end(self) -> None:
+        """Note that nothing more will come."""
+        self.is_over = True
+        self._wake()
+
+    async def events(self, starting_after: int) -> AsyncIterator[bytes]:
+        """Yield the events after a sequence number, as they come, to the end."""
+        position = starting_after + 1
+        while True:
+            news = self._news
+            while position < len(self._events):
+                yield self._events[position]
+                position += 1
+            if self.is_over:
+                return
+            await news.wait()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class Background:
+    """Runs responses to their end, whoever leaves.
+
+    Args:
+        limit: how many may run at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._group = asyncio.TaskGroup()
+        self._runs: dict[str, Run] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        running = [run.task for run in self._runs.values() if run.task is not None]
+        for task in running:
+            task.cancel()
+        await self._group.__aexit__(None, None, None)
+
+    def find(self, response_id: str) -> Run | None:
+        """Return the run that makes a response, or made it not long ago."""
+        return self._runs.get(response_id)
+
+    def start(
+        self,
+        growing: Growing,
+        serve: Serve,
+        scope: Scope,
+        body: bytes,
+        end: Callable[[Run], Awaitable[None]],
+    ) -> Run:
+        """Begin to make a response.
+
+        Args:
+            growing: the response.
+            serve: serves the request.
+            scope: of the request that asked for it; its connection is not used.
+            body: of the request.
+            end: awaited when the run is over, also when it was cancelled.
+
+        Raises:
+            OverloadedError: too many are running.
+        """
+        if sum(not run.is_over for run in self._runs.values()) >= self._limit:
+            raise OverloadedError("too many responses are being made in the background")
+        run = Run(growing)
+        self._runs[growing.response.id] = run
+        lonely = {**scope, SCOPE_KEY: Unattended(scope[SCOPE_KEY].request_id)}
+        run.task = self._group.create_task(self._run(run, serve, lonely, body, end))
+        return run
+
+    async def _run(
+        self,
+        run: Run,
+        serve: Serve,
+        scope: Scope,
+        body: bytes,
+        end: Callable[[Run], Awaitable[None]],
+    ) -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await serve(scope, receive, run.send)
+        finally:
+            await end(run)
+            run.end()
+            self._forget()
+
+    def _forget(self) -> None:
+        finished = [key for key, run in self._runs.items() if run.is_over]
+        for key in finished[:-MAX_FINISHED]:
+            del self._runs[key]

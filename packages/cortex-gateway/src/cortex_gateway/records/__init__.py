@@ -1,0 +1,1 @@
+"""What is kept of answers: responses and conversations, in one SQLite database."""
