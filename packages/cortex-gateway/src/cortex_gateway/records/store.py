@@ -215,7 +215,8 @@ async def open_store(
         SettingsError: the file cannot be used.
     """
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="records") as thread:
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
+    try:
         connection = await loop.run_in_executor(thread, _connect, path)
         try:
             yield RecordStore(
@@ -223,6 +224,9 @@ async def open_store(
             )
         finally:
             await loop.run_in_executor(thread, connection.close)
+    finally:
+        # Nothing is left to do for it, and joining it would hold up the loop.
+        thread.shutdown(wait=False)
 
 
 def _connect(path: str | None) -> sqlite3.Connection:
