@@ -147,7 +147,9 @@ def part_sequences(
     draw: st.DrawFn, *, may_fail: bool = True, may_refuse: bool = True
 ) -> list[PartEvent]:
     """Draw a legal sequence; the calls' arguments are objects, or empty."""
-    events: list[PartEvent] = [Begin(usage=draw(usages()) if draw(st.booleans()) else Usage())]
+    usage = draw(usages())
+    known = Usage(prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens)
+    events: list[PartEvent] = [Begin(usage=draw(st.sampled_from([known, Usage()])))]
     kinds = list(PartKind) if may_refuse else [k for k in PartKind if k is not PartKind.REFUSAL]
     chosen = draw(st.lists(st.sampled_from(kinds), max_size=5))
     for index, kind in enumerate(chosen):
@@ -164,7 +166,7 @@ def part_sequences(
     if finish in (Finish.STOP, Finish.TOOL_CALLS):
         finish = Finish.TOOL_CALLS if PartKind.TOOL_CALL in chosen else Finish.STOP
     stop = draw(st.none() | texts) if finish is Finish.STOP else None
-    return [*events, End(finish=finish, stop_sequence=stop, usage=draw(usages()))]
+    return [*events, End(finish=finish, stop_sequence=stop, usage=usage)]
 
 
 errors = st.sampled_from(
