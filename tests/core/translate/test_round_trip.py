@@ -67,14 +67,39 @@ def without_none(fields: dict[str, Any]) -> dict[str, Any]:
 
 def as_chat(drawn: dict[str, Any]) -> dict[str, Any]:
     """Write a conversation as chat has it."""
+    is_stream = drawn["stream"]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    is_named = drawn["choice"] not in (None, "auto", "none", "required")
+    named = {"type": "function", "function": {"name": drawn["choice"]}}
+    form = {"name": "output", "strict": True, "schema": drawn["schema"]}
+    has_form = drawn["schema"] is not None
+    return without_none(
+        {
+            "model": "m",
+            "messages": chat_messages(drawn),
+            "max_completion_tokens": drawn["max_tokens"],
+            "stream": is_stream or None,
+            "stream_options": options if is_stream else None,
+            "temperature": drawn["temperature"],
+            "top_p": drawn["top_p"],
+            "top_k": drawn["top_k"],
+            "stop": drawn["stop"],
+            "tools": [chat_tool(*tool) for tool in drawn["tools"]],
+            "tool_choice": named if is_named else drawn["choice"],
+            "parallel_tool_calls": False if has_single_calls(drawn) else None,
+            "response_format": {"type": "json_schema", "json_schema": form} if has_form else None,
+            "user": drawn["user"],
+        }
+    )
+
+
+def chat_messages(drawn: dict[str, Any]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if drawn["system"]:
         messages.append({"role": "system", "content": drawn["system"]})
     for turn, (parts, text, calls) in enumerate(drawn["turns"]):
         messages.append({"role": "user", "content": chat_content(parts)})
-        if not calls and not text:
-            text = "ok"
-        said = {"role": "assistant", "content": text}
+        said = {"role": "assistant", "content": text if calls else text or "ok"}
         if calls:
             said["tool_calls"] = [
                 {
@@ -89,46 +114,13 @@ def as_chat(drawn: dict[str, Any]) -> dict[str, Any]:
             {"role": "tool", "tool_call_id": f"call_{turn}_{place}", "content": result or ""}
             for place, (_, _, result) in enumerate(calls)
         ]
-    messages.append({"role": "user", "content": chat_content(drawn["last"])})
-    is_named = drawn["choice"] not in (None, "auto", "none", "required")
-    named = {"type": "function", "function": {"name": drawn["choice"]}}
-    return without_none(
-        {
-            "model": "m",
-            "messages": messages,
-            "max_completion_tokens": drawn["max_tokens"],
-            "stream": drawn["stream"] or None,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True}
-            if drawn["stream"]
-            else None,
-            "temperature": drawn["temperature"],
-            "top_p": drawn["top_p"],
-            "top_k": drawn["top_k"],
-            "stop": drawn["stop"],
-            "tools": [
-                {
-                    "type": "function",
-                    "function": without_none(
-                        {
-                            "name": name,
-                            "description": description,
-                            "parameters": {"type": "object", **schema},
-                        }
-                    ),
-                }
-                for name, description, schema in drawn["tools"]
-            ],
-            "tool_choice": named if is_named else drawn["choice"],
-            "parallel_tool_calls": False if has_single_calls(drawn) else None,
-            "response_format": None
-            if drawn["schema"] is None
-            else {
-                "type": "json_schema",
-                "json_schema": {"name": "output", "strict": True, "schema": drawn["schema"]},
-            },
-            "user": drawn["user"],
-        }
-    )
+    return [*messages, {"role": "user", "content": chat_content(drawn["last"])}]
+
+
+def chat_tool(name: str, description: str | None, schema: dict[str, Any]) -> dict[str, Any]:
+    parameters = {"type": "object", **schema}
+    function = {"name": name, "description": description, "parameters": parameters}
+    return {"type": "function", "function": without_none(function)}
 
 
 def chat_content(parts: list[Any]) -> Any:
@@ -147,29 +139,38 @@ def chat_content(parts: list[Any]) -> Any:
 
 def as_messages(drawn: dict[str, Any]) -> dict[str, Any]:
     """Write the same as messages."""
+    form = {"format": {"type": "json_schema", "schema": drawn["schema"]}}
+    return without_none(
+        {
+            "model": "m",
+            "messages": [plain(message) for message in messages_of(drawn)],
+            "max_tokens": drawn["max_tokens"],
+            "system": drawn["system"],
+            "stream": drawn["stream"] or None,
+            "stop_sequences": drawn["stop"],
+            "temperature": drawn["temperature"],
+            "top_p": drawn["top_p"],
+            "top_k": drawn["top_k"],
+            "tools": [tool(*tool_drawn) for tool_drawn in drawn["tools"]],
+            "tool_choice": choice_of(drawn),
+            "output_config": None if drawn["schema"] is None else form,
+            "metadata": {"user_id": drawn["user"]} if drawn["user"] else None,
+        }
+    )
+
+
+def messages_of(drawn: dict[str, Any]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for turn, (parts, text, calls) in enumerate(drawn["turns"]):
         messages.append({"role": "user", "content": [*results, *blocks(parts)]})
-        if not calls and not text:
-            text = "ok"
-        messages.append(
-            {
-                "role": "assistant",
-                "content": [
-                    *([{"type": "text", "text": text}] if text else []),
-                    *(
-                        {
-                            "type": "tool_use",
-                            "id": f"call_{turn}_{place}",
-                            "name": name,
-                            "input": given,
-                        }
-                        for place, (name, given, _) in enumerate(calls)
-                    ),
-                ],
-            }
-        )
+        said = text if calls else text or "ok"
+        uses = [
+            {"type": "tool_use", "id": f"call_{turn}_{place}", "name": name, "input": given}
+            for place, (name, given, _) in enumerate(calls)
+        ]
+        texts = [{"type": "text", "text": said}] if said else []
+        messages.append({"role": "assistant", "content": [*texts, *uses]})
         results = [
             without_none(
                 {
@@ -180,44 +181,25 @@ def as_messages(drawn: dict[str, Any]) -> dict[str, Any]:
             )
             for place, (_, _, result) in enumerate(calls)
         ]
-    messages.append({"role": "user", "content": [*results, *blocks(drawn["last"])]})
+    return [*messages, {"role": "user", "content": [*results, *blocks(drawn["last"])]}]
+
+
+def tool(name: str, description: str | None, schema: dict[str, Any]) -> dict[str, Any]:
+    input_schema = {"type": "object", **schema}
+    return without_none({"name": name, "description": description, "input_schema": input_schema})
+
+
+def choice_of(drawn: dict[str, Any]) -> dict[str, Any] | None:
     kinds = {"auto": "auto", "none": "none", "required": "any"}
     choice = drawn["choice"]
-    has_single = has_single_calls(drawn)
+    is_single = has_single_calls(drawn)
+    if choice is None and not is_single:
+        return None
     return without_none(
         {
-            "model": "m",
-            "messages": [plain(message) for message in messages],
-            "max_tokens": drawn["max_tokens"],
-            "system": drawn["system"],
-            "stream": drawn["stream"] or None,
-            "stop_sequences": drawn["stop"],
-            "temperature": drawn["temperature"],
-            "top_p": drawn["top_p"],
-            "top_k": drawn["top_k"],
-            "tools": [
-                without_none(
-                    {
-                        "name": name,
-                        "description": description,
-                        "input_schema": {"type": "object", **schema},
-                    }
-                )
-                for name, description, schema in drawn["tools"]
-            ],
-            "tool_choice": None
-            if choice is None and not has_single
-            else without_none(
-                {
-                    "type": kinds.get(choice or "auto", "tool"),
-                    "name": None if choice in kinds else choice,
-                    "disable_parallel_tool_use": True if has_single else None,
-                }
-            ),
-            "output_config": None
-            if drawn["schema"] is None
-            else {"format": {"type": "json_schema", "schema": drawn["schema"]}},
-            "metadata": {"user_id": drawn["user"]} if drawn["user"] else None,
+            "type": kinds.get(choice or "auto", "tool"),
+            "name": None if choice in kinds else choice,
+            "disable_parallel_tool_use": True if is_single else None,
         }
     )
 

@@ -23,16 +23,16 @@ MAX_MESSAGE_CHARS = 2000
 """Of an upstream's words that a caller gets to see."""
 
 _LIMITS = (
-    re.compile(r"maximum context length (?:is |of |\()([\d,]+)"),
-    re.compile(r"prompt is too long: [\d,]+ tokens > ([\d,]+) maximum"),
+    re.compile(r"maximum context length (?:is |of |\()(\d[\d,]*)"),
+    re.compile(r"prompt is too long: [\d,]+ tokens > (\d[\d,]*) maximum"),
     # llama.cpp's server.
-    re.compile(r"exceeds the available context size \(([\d,]+) tokens\)"),
+    re.compile(r"exceeds the available context size \((\d[\d,]*) tokens\)"),
 )
 _PROMPTS = (
-    re.compile(r"prompt is too long: ([\d,]+) tokens"),
-    re.compile(r"(?:contains (?:at least )?|resulted in )([\d,]+)(?! characters)\b"),
-    re.compile(r"requested ([\d,]+) tokens"),
-    re.compile(r"request \(([\d,]+) tokens\) exceeds"),
+    re.compile(r"prompt is too long: (\d[\d,]*) tokens"),
+    re.compile(r"(?:contains (?:at least )?|resulted in )(\d[\d,]*)(?! characters)\b"),
+    re.compile(r"requested (\d[\d,]*) tokens"),
+    re.compile(r"request \((\d[\d,]*) tokens\) exceeds"),
 )
 
 _ANTHROPIC_STATUSES = {
