@@ -180,6 +180,7 @@ class GrowingItem:
     def _call(
         self, status: str, text: str, *, is_empty: bool
     ) -> FunctionCallOutput | CustomCallOutput:
+        namespace = self._tool.namespace or msgspec.UNSET
         if self._tool.is_custom:
             return CustomCallOutput(
                 id=self._id,
@@ -187,15 +188,15 @@ class GrowingItem:
                 call_id=self._call_id,
                 name=self._tool.name,
                 input="" if is_empty else self._custom_input(),
+                namespace=namespace,
             )
-        namespace = self._tool.namespace
         return FunctionCallOutput(
             id=self._id,
             status=status,
             call_id=self._call_id,
             name=self._tool.name,
             arguments=text if is_empty else text or "{}",
-            namespace=msgspec.UNSET if namespace is None else namespace,
+            namespace=namespace,
         )
 
     def _custom_input(self) -> str:

@@ -155,7 +155,7 @@ def _choice(
 def _allowed(
     mode: str, allowed: tuple[NamedTool, ...], tools: dict[str, Tool]
 ) -> tuple[str | NamedToolChoice | None, dict[str, Tool]]:
-    names = {tool.name for tool in allowed}
+    names = {flat_name(tool.name, tool.namespace) for tool in allowed}
     kept = {name: tool for name, tool in tools.items() if name in names}
     if mode not in ("auto", "required") or (mode == "required" and not kept):
         raise InvalidRequestError("none of the allowed tools is there", param="tool_choice")

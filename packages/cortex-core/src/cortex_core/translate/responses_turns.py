@@ -60,7 +60,6 @@ class Turns:
         """Of the assistant's turn that is being collected, like the two above."""
         self._open: list[str] = []
         """Ids of calls that wait for their outputs."""
-        self._seen: set[str] = set()
         self._results: dict[str, ChatMessage] = {}
         self._pictures: list[Part] = []
         self._parts: list[Part] = []
@@ -83,7 +82,8 @@ class Turns:
                 self._call(item.call_id, name, item.arguments or "{}", path)
             case CustomCallItem():
                 arguments = encode_json({CUSTOM_ARGUMENT: item.input}).decode()
-                self._call(item.call_id, item.name, arguments, path)
+                name = flat_name(item.name, item.namespace)
+                self._call(item.call_id, name, arguments, path)
             case CallOutputItem():
                 self._result(item, path)
             case ReasoningItem():
@@ -127,9 +127,9 @@ class Turns:
 
     def _call(self, call_id: str, name: str, arguments: str, path: str) -> None:
         self._end_user()
-        if not call_id or call_id in self._seen:
-            raise InvalidRequestError("call ids are unique and not empty", param=path)
-        self._seen.add(call_id)
+        # Engines that count from 0 in every answer repeat themselves from turn to turn.
+        if not call_id or any(call.id == call_id for call in self._calls):
+            raise InvalidRequestError("call ids of a turn are unique and not empty", param=path)
         function = FunctionCall(name=name, arguments=arguments)
         self._calls.append(ToolCall(id=call_id, function=function))
 

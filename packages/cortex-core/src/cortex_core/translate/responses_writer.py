@@ -84,7 +84,7 @@ def begun_response(
         tool_choice=request.tool_choice or "auto",
         parallel_tool_calls=request.parallel_tool_calls is not False,
         reasoning=request.reasoning or Reasoning(),
-        text=TextConfig(format=text.format or TextFormat(), verbosity=text.verbosity),
+        text=TextConfig(format=text.format or TextFormat(type="text"), verbosity=text.verbosity),
         temperature=request.temperature,
         top_p=request.top_p,
         top_logprobs=request.top_logprobs or 0,

@@ -88,6 +88,7 @@ class CustomCallOutput(
     call_id: str
     name: str
     input: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
 
 
 OutputItem = MessageOutput | ReasoningOutput | FunctionCallOutput | CustomCallOutput

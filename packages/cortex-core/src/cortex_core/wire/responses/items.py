@@ -51,6 +51,7 @@ class CustomCallItem(msgspec.Struct, frozen=True, kw_only=True):
     call_id: str
     name: str
     input: str = ""
+    namespace: str | None = None
 
 
 class CallOutputItem(msgspec.Struct, frozen=True, kw_only=True):

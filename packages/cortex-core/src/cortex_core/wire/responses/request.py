@@ -25,8 +25,9 @@ class ResponseTool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class NamedTool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A tool by its name."""
 
-    type: str = "function"
+    type: str
     name: str = ""
+    namespace: str | None = None
 
 
 class ToolChoiceObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,7 +51,8 @@ class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
 class TextFormat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`text.format`."""
 
-    type: str = "text"
+    # Without a default: it would be left out on write, and clients tell formats apart by it.
+    type: str
     name: str | None = None
     schema: Mapping[str, object] | None = None
     description: str | None = None
