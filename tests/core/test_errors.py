@@ -14,6 +14,7 @@ from cortex_core.errors import (
     ModelLoadingError,
     ModelNotFoundError,
     RequestError,
+    UnsupportedThreadError,
 )
 
 
@@ -81,6 +82,10 @@ def test_a_wrong_method_says_which_are_allowed() -> None:
         ("/v1/messages/count_tokens", {}, Dialect.ANTHROPIC),
         ("/v1/chat/completions", {"x-api-key": "k"}, Dialect.OPENAI),
         ("/v1/rerank", {"x-api-key": "k"}, Dialect.OPENAI),
+        ("/v1/conversations/conv_1/items", {"x-api-key": "k"}, Dialect.OPENAI),
+        ("/api/chat", {"x-api-key": "k"}, Dialect.OLLAMA),
+        ("/api/embeddings", {}, Dialect.OLLAMA),
+        ("/api/hello", {}, Dialect.OPENAI),
         ("/v1/models", {}, Dialect.OPENAI),
         ("/v1/models", {"anthropic-version": "2023-06-01"}, Dialect.ANTHROPIC),
         ("/v1/models/a/b", {"x-api-key": "k"}, Dialect.ANTHROPIC),
@@ -100,6 +105,29 @@ def test_a_mid_stream_error_is_one_event_in_either_dialect() -> None:
 
     assert error_event(error, Dialect.OPENAI, "r").startswith(b'data: {"error"')
     assert error_event(error, Dialect.ANTHROPIC, "r").startswith(b"event: error\ndata: {")
+
+
+def test_ollamas_errors_are_a_message_with_openais_status() -> None:
+    """Ollama's API documentation, "Errors": an object with `error`, one a line in streams."""
+    status, headers, body = face(ModelLoadingError("soon"), Dialect.OLLAMA)
+
+    assert status == 503
+    assert headers["retry-after"] == "5"
+    assert body == {"error": "soon"}
+    assert error_event(ModelLoadingError("soon"), Dialect.OLLAMA, "r") == b'{"error":"soon"}\n'
+
+
+def test_a_stable_code_of_anthropics_is_in_the_details() -> None:
+    """Anthropic's SDK: it goes on without threads when it reads the code."""
+    _, _, anthropic = face(UnsupportedThreadError("whole ones"), Dialect.ANTHROPIC)
+    _, _, openai = face(UnsupportedThreadError("whole ones"), Dialect.OPENAI)
+
+    assert anthropic["error"] == {
+        "type": "invalid_request_error",
+        "message": "whole ones",
+        "details": {"error_code": "thread_unsupported_request"},
+    }
+    assert openai["error"]["code"] is None  # type: ignore[index]
 
 
 def test_every_request_error_has_statuses_that_sdks_understand() -> None:
