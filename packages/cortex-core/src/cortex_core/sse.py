@@ -55,17 +55,27 @@ class SseDecoder:
             self._buffer = self._buffer.removeprefix(b"\xef\xbb\xbf")
             self._at_start = False
         events: list[SseEvent] = []
-        position = 0
+        for line in self._lines():
+            self._line(line, events)
+        if len(self._buffer) + self._size > MAX_EVENT_BYTES:
+            raise UpstreamCutError(f"an event of the stream is over {MAX_EVENT_BYTES} bytes")
+        return events
+
+    def _lines(self) -> list[bytes]:
+        """Take the complete lines out of the buffer."""
+        if b"\r" not in self._buffer:
+            # What nearly every server sends, and several times faster.
+            *lines, self._buffer = self._buffer.split(b"\n")
+            return lines
+        lines, position = [], 0
         for match in _LINE_END.finditer(self._buffer):
             # A CR at the very end may be the first half of a CRLF.
             if match.group() == b"\r" and match.end() == len(self._buffer):
                 break
-            self._line(self._buffer[position : match.start()], events)
+            lines.append(self._buffer[position : match.start()])
             position = match.end()
         self._buffer = self._buffer[position:]
-        if len(self._buffer) + self._size > MAX_EVENT_BYTES:
-            raise UpstreamCutError(f"an event of the stream is over {MAX_EVENT_BYTES} bytes")
-        return events
+        return lines
 
     def _line(self, line: bytes, events: list[SseEvent]) -> None:
         if not line:
