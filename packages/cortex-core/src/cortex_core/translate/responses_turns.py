@@ -89,6 +89,12 @@ class Turns:
             case ReasoningItem():
                 self._end_user()
                 self._thoughts.append(_thoughts(item))
+            case HostedItem(type="compaction"):
+                # It stands for all that was said before, so the model would not know any of it.
+                raise InvalidRequestError(
+                    "compacted items cannot be opened here; send the conversation itself",
+                    param=path,
+                )
             case HostedItem():
                 self.ignored.append(path)
             case ReferenceItem():
