@@ -9,7 +9,7 @@ from cortex_core.errors import InvalidRequestError
 from cortex_core.translate.responses_tools import tools_of
 from cortex_core.translate.responses_turns import Turns
 from cortex_core.translate.target import PdfReader, Target, ToChat
-from cortex_core.wire.openai.chat import ChatRequest, JsonSchema, ResponseFormat
+from cortex_core.wire.openai.chat import ChatMessage, ChatRequest, JsonSchema, ResponseFormat
 from cortex_core.wire.openai.envelope import StreamOptions
 from cortex_core.wire.responses.items import Item
 from cortex_core.wire.responses.request import ResponsesRequest, TextFormat
@@ -40,11 +40,7 @@ def responses_to_chat(
     """
     _check(request)
     turns = Turns(request.instructions, read_pdf)
-    for number, item in enumerate(items):
-        turns.add(item, f"input.{number}")
-    messages = turns.finish()
-    if not messages:
-        raise InvalidRequestError("there must be something in the input", param="input")
+    messages = _messages(turns, items)
     tools = tools_of(request)
     can_think = target.capabilities is None or target.capabilities.reasoning
     effort = request.reasoning.effort if request.reasoning else None
@@ -72,6 +68,15 @@ def responses_to_chat(
     if effort is not None and not can_think:
         ignored.append("reasoning.effort")
     return ToChat(chat=chat, ignored=tuple(ignored))
+
+
+def _messages(turns: Turns, items: Sequence[Item]) -> tuple[ChatMessage, ...]:
+    for number, item in enumerate(items):
+        turns.add(item, f"input.{number}")
+    messages = turns.finish()
+    if not messages:
+        raise InvalidRequestError("there must be something in the input", param="input")
+    return messages
 
 
 def _check(request: ResponsesRequest) -> None:
