@@ -14,7 +14,6 @@ from cortex_core.errors import ContextLengthError, EngineError, OverloadedError
 from cortex_core.translate.messages_writer import (
     MessagesWriter,
     ThinkingDisplay,
-    messages_writer_for,
 )
 from cortex_core.translate.parts import (
     Begin,
@@ -29,7 +28,6 @@ from cortex_core.translate.parts import (
     Usage,
 )
 from cortex_core.translate.sealed import unseal
-from cortex_core.wire.anthropic.request import MESSAGES_REQUEST_DECODER
 from tests.core.translate.part_sequences import Told, part_sequences, told
 from tests.core.translate.well_formed_messages import check_messages
 
@@ -41,20 +39,8 @@ THOUGHT = Open(index=0, kind=PartKind.REASONING)
 USAGE = Usage(prompt_tokens=9, cached_tokens=4, completion_tokens=5, reasoning_tokens=2)
 
 
-def writer(
-    thinking: ThinkingDisplay = ThinkingDisplay.SHOWN,
-    *,
-    single_call: bool = False,
-    discard_output: bool = False,
-) -> MessagesWriter:
-    return MessagesWriter(
-        model="m",
-        message_id="msg_1",
-        request_id="req-1",
-        thinking=thinking,
-        single_call=single_call,
-        discard_output=discard_output,
-    )
+def writer(thinking: ThinkingDisplay = ThinkingDisplay.SHOWN) -> MessagesWriter:
+    return MessagesWriter(model="m", message_id="msg_1", request_id="req-1", thinking=thinking)
 
 
 def sequence(*parts: PartEvent, finish: Finish = Finish.STOP) -> list[PartEvent]:
@@ -155,29 +141,6 @@ def test_anthropics_sdk_adds_every_stream_up(
         assert snapshot is not None
         assert snapshot.stop_reason == stream.stop["delta"]["stop_reason"]
         assert len(snapshot.content) == len(stream.blocks)
-
-
-@given(part_sequences())
-def test_hidden_thoughts_are_nowhere_in_the_answer(events: list[PartEvent]) -> None:
-    """Ours: not even as a signature, since the caller did not ask for thoughts."""
-    marked = [
-        Delta(text="SECRET" + event.text)
-        if isinstance(event, Delta) and kind_at(events, position) is PartKind.REASONING
-        else event
-        for position, event in enumerate(events)
-    ]
-
-    stream = check_messages(writer(ThinkingDisplay.HIDDEN).write(marked))
-
-    assert not any(block["type"] == "thinking" for block in stream.blocks)
-    assert "SECRET" not in repr(stream)
-    if not isinstance(events[-1], Fail):
-        assert "SECRET" not in repr(whole(marked, writer(ThinkingDisplay.HIDDEN)))
-
-
-def kind_at(events: Sequence[PartEvent], position: int) -> PartKind | None:
-    opened = [event for event in events[:position] if isinstance(event, Open)]
-    return opened[-1].kind if opened else None
 
 
 def test_a_stream_is_byte_for_byte_what_clients_were_seen_to_take() -> None:
@@ -287,34 +250,6 @@ def test_thoughts_alone_are_followed_by_an_empty_text() -> None:
     assert [block["type"] for block in stream.blocks] == ["thinking", "text"]
 
 
-@pytest.mark.parametrize("finish", [Finish.TOOL_CALLS, Finish.LENGTH])
-def test_a_single_call_is_all_that_is_shown(finish: Finish) -> None:
-    """protocols.md 2.5: engines obey `disable_parallel_tool_use` late or not at all."""
-    second = Open(index=1, kind=PartKind.TOOL_CALL, call_id="call_2", name="g")
-    events = sequence(
-        CALL, Delta(text="{}"), Close(), second, Delta(text="{"), Close(), finish=finish
-    )
-
-    stream = check_messages(writer(single_call=True).write(events))
-    message = whole(events, writer(single_call=True))
-
-    assert [block["name"] for block in stream.blocks] == ["f"]
-    assert [block["name"] for block in message["content"]] == ["f"]
-    assert message["stop_reason"] == "tool_use"
-
-
-def test_a_request_for_no_tokens_gets_none() -> None:
-    """protocols.md 2.1: `max_tokens` 0 fills caches only."""
-    events = sequence(TEXT, Delta(text="x"), Close(), finish=Finish.LENGTH)
-
-    stream = check_messages(writer(discard_output=True).write(events))
-    message = whole(events, writer(discard_output=True))
-
-    assert "x" not in [block["text"] for block in stream.blocks]
-    assert [block["text"] for block in message["content"]] == [""]
-    assert message["stop_reason"] == "max_tokens"
-
-
 @pytest.mark.parametrize("text", ['{"a": ', "[1]", '"x"', "nonsense", "[" * 5000])
 def test_a_call_whose_arguments_are_no_object_has_an_empty_one(text: str) -> None:
     """protocols.md 2.3: `input` is always an object."""
@@ -375,69 +310,6 @@ def test_what_keeps_alive_is_a_comment_until_the_message_begins() -> None:
 
     assert before.startswith(b": ")
     assert writes.keep_alive() == b'event: ping\ndata: {"type":"ping"}\n\n'
-
-
-@pytest.mark.parametrize(
-    ("thinking", "types"),
-    [
-        (None, ["text"]),
-        ({"type": "disabled"}, ["text"]),
-        ({"type": "enabled", "budget_tokens": 2000}, ["thinking", "text"]),
-        ({"type": "adaptive", "display": "omitted"}, ["thinking", "text"]),
-    ],
-)
-def test_a_request_decides_what_is_seen_of_thoughts(
-    thinking: dict[str, object] | None, types: list[str]
-) -> None:
-    """protocols.md 2.6: no `thinking` means none."""
-    fields: dict[str, object] = {"model": "m", "messages": [], "max_tokens": 9}
-    if thinking is not None:
-        fields["thinking"] = thinking
-    events = sequence(
-        Open(index=0, kind=PartKind.REASONING),
-        Delta(text="hm"),
-        Close(),
-        TEXT,
-        Delta(text="x"),
-        Close(),
-    )
-
-    message = whole(events, writes_for(fields))
-
-    assert [block["type"] for block in message["content"]] == types
-    if types[0] == "thinking":
-        is_omitted = thinking is not None and thinking.get("display") == "omitted"
-        assert message["content"][0]["thinking"] == ("" if is_omitted else "hm")
-        assert unseal(message["content"][0]["signature"]) == "hm"
-
-
-def test_a_request_decides_on_parallel_calls_and_on_output() -> None:
-    """protocols.md 2.1 and 2.5."""
-    choice = {"type": "any", "disable_parallel_tool_use": True}
-    fields = {"model": "m", "messages": [], "max_tokens": 9, "tool_choice": choice}
-    second = Open(index=1, kind=PartKind.TOOL_CALL, call_id="call_2", name="g")
-    events = sequence(CALL, Close(), second, Close(), finish=Finish.TOOL_CALLS)
-
-    single = whole(events, writes_for(fields))
-    none = whole(events, writes_for({**fields, "max_tokens": 0}))
-
-    assert [block["name"] for block in single["content"]] == ["f"]
-    assert [block["type"] for block in none["content"]] == ["text"]
-
-
-def writes_for(fields: dict[str, object]) -> MessagesWriter:
-    request = MESSAGES_REQUEST_DECODER.decode(msgspec.json.encode(fields))
-    return messages_writer_for(request, message_id="msg_1", request_id="req-1")
-
-
-@given(part_sequences(may_fail=False))
-def test_the_only_call_is_the_last_block(events: list[PartEvent]) -> None:
-    """Ours: whatever an engine sends after it."""
-    stream = check_messages(writer(single_call=True).write(events))
-
-    calls = [block["type"] == "tool_use" for block in stream.blocks]
-    assert sum(calls) <= 1
-    assert True not in calls[:-1]
 
 
 def test_ids_of_calls_pass_as_they_are() -> None:
