@@ -286,6 +286,7 @@ def test_probabilities_of_text_that_is_held_back_come_with_it() -> None:
         ("stop", 151645, Finish.STOP, None),
         ("stop", "END", Finish.STOP, "END"),
         ("length", None, Finish.LENGTH, None),
+        ("length", "END", Finish.LENGTH, None),
         ("content_filter", None, Finish.CONTENT_FILTER, None),
         ("tool_calls", None, Finish.STOP, None),
         ("something_else", None, Finish.STOP, None),

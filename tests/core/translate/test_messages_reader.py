@@ -194,6 +194,15 @@ def test_thoughts_never_become_text(events: list[dict[str, Any]]) -> None:
         assert part.kind is not PartKind.REASONING or part.text.replace("hm", "") == ""
 
 
+def test_ids_of_calls_are_unique_even_where_an_upstream_repeats_one() -> None:
+    """Ours: clients pair results with calls by id alone."""
+    call = start(0, "tool_use", id="t", name="f", input={})
+
+    got = read_events(START, call, stop(0), {**call, "index": 1}, stop(1), end("tool_use"), STOP)
+
+    assert [part.call_id for part in told(got)] == ["t", "t_"]
+
+
 def test_an_upstreams_own_signature_is_kept() -> None:
     """Anthropic's reference: thinking blocks go back unchanged, with their signature."""
     got = read_events(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 
 from cortex_core.errors import EngineError, UpstreamCutError
 from cortex_core.translate.chat_reader import ChatReader
@@ -131,7 +131,8 @@ def without_comments(data: bytes) -> bytes:
 def test_garbage_ends_in_an_error_and_no_exception(
     make: Callable[[], Translator], pieces: list[bytes]
 ) -> None:
-    """Ours."""
+    """Ours; a terminator alone ends an empty answer, which is none of this."""
+    assume(not any(end in b"".join(pieces) for end in (b"[DONE]", b"message_stop")))
     translator = make()
 
     got = run(translator, pieces)

@@ -122,7 +122,8 @@ class MessagesReader:
         """Arguments that a call came with at once; what follows replaces them."""
         self._opened = 0
         self._deltas = 0
-        self._has_call = False
+        self._ids: set[str] = set()
+        """Of the calls; callers pair results with calls by id alone."""
         self._finish = Finish.STOP
         self._stop_sequence: str | None = None
         self._has_begun = False
@@ -216,7 +217,9 @@ class MessagesReader:
             call_id, name = block.id, block.name
             if not (call_id and name):
                 raise UpstreamCutError("the upstream sent a tool call without a name or an id")
-            self._has_call = True
+            while call_id in self._ids:
+                call_id += "_"
+            self._ids.add(call_id)
             self._input = encode_json(block.input).decode() if block.input else ""
         events.append(Open(index=self._opened, kind=kind, call_id=call_id, name=name))
         self._opened += 1
@@ -274,7 +277,7 @@ class MessagesReader:
             usage = msgspec.structs.replace(usage, completion_tokens=self._deltas)
         finish, stop = self._finish, self._stop_sequence
         if finish in (Finish.STOP, Finish.TOOL_CALLS):
-            finish = Finish.TOOL_CALLS if self._has_call else Finish.STOP
+            finish = Finish.TOOL_CALLS if self._ids else Finish.STOP
         events.append(
             End(
                 finish=finish,
