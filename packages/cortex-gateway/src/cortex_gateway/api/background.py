@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol, Self
 
 from starlette.types import Message, Receive, Scope, Send
 
-from cortex_core.errors import OverloadedError
+from cortex_core.errors import OverloadedError, RequestError
 from cortex_core.ids import RequestId
 from cortex_core.server.exchange import SCOPE_KEY, Cut
 from cortex_core.wire.responses.answer import Response
+
+logger = logging.getLogger(__name__)
 
 MAX_FINISHED = 64
 """Runs whose events can still be read after their end; a response itself is kept elsewhere."""
@@ -20,6 +23,11 @@ Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 class Growing(Protocol):
     """What grows: see `ResponsesAsked`."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether events are asked for."""
+        ...
 
     @property
     def response(self) -> Response:
@@ -48,6 +56,7 @@ class Run:
         self.is_cancelled = False
         """Whether somebody asked for its end."""
         self.is_stream = False
+        """Whether events come; an error before the first is plain."""
         self.task: asyncio.Task[None] | None = None
         self.body = bytearray()
         """Of an answer that is no stream: a plain error, if the response did not come to be."""
@@ -67,15 +76,12 @@ class Run:
         if not self.is_stream:
             self.body += data
             return
-        # Events are written whole; comments have no number.
-        self._events += [
-            event + b"\n\n" for event in data.split(b"\n\n") if event and event[:1] != b":"
-        ]
+        self._take(data)
         self._wake()
 
     def cancel(self) -> None:
         """Stop it; nothing when it is over."""
-        if not self.is_over and self.task is not None:
+        if not self.is_over and not self.is_cancelled and self.task is not None:
             self.is_cancelled = True
             self.task.cancel()
 
@@ -84,14 +90,16 @@ class Run:
         while not self.is_over:
             await self._news.wait()
 
-    def end(self) -> None:
-        """Note that nothing more will come."""
+    def end(self, last: bytes = b"") -> None:
+        """Note that nothing more will come than the events `last`."""
+        if last:
+            self._take(last)
         self.is_over = True
         self._wake()
 
     async def events(self, starting_after: int) -> AsyncIterator[bytes]:
         """Yield the events after a sequence number, as they come, to the end."""
-        position = starting_after + 1
+        position = max(0, starting_after + 1)
         while True:
             news = self._news
             while position < len(self._events):
@@ -100,6 +108,12 @@ class Run:
             if self.is_over:
                 return
             await news.wait()
+
+    def _take(self, data: bytes) -> None:
+        # Events are written whole; comments have no number.
+        self._events += [
+            event + b"\n\n" for event in data.split(b"\n\n") if event and event[:1] != b":"
+        ]
 
     def _wake(self) -> None:
         self._news.set()
@@ -132,13 +146,17 @@ class Background:
         """Return the run that makes a response, or made it not long ago."""
         return self._runs.get(response_id)
 
+    def drop(self, response_id: str) -> None:
+        """Forget a run that is over, with its events."""
+        self._runs.pop(response_id, None)
+
     def start(
         self,
         growing: Growing,
         serve: Serve,
         scope: Scope,
         body: bytes,
-        end: Callable[[Run], Awaitable[None]],
+        end: Callable[[Run], Awaitable[bytes]],
     ) -> Run:
         """Begin to make a response.
 
@@ -147,7 +165,8 @@ class Background:
             serve: serves the request.
             scope: of the request that asked for it; its connection is not used.
             body: of the request.
-            end: awaited when the run is over, also when it was cancelled.
+            end: awaited when the run is over, also when it was cancelled; returns the events
+                that are still missing.
 
         Raises:
             OverloadedError: too many are running.
@@ -166,7 +185,7 @@ class Background:
         serve: Serve,
         scope: Scope,
         body: bytes,
-        end: Callable[[Run], Awaitable[None]],
+        end: Callable[[Run], Awaitable[bytes]],
     ) -> None:
         async def receive() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
@@ -175,9 +194,15 @@ class Background:
             with contextlib.suppress(asyncio.CancelledError):
                 await serve(scope, receive, run.send)
         finally:
-            await end(run)
-            run.end()
-            self._forget()
+            last = b""
+            # One response that cannot be kept must not end the others, and the gateway.
+            try:
+                last = await end(run)
+            except RequestError:
+                logger.warning("the end of a background response could not be kept")
+            finally:
+                run.end(last)
+                self._forget()
 
     def _forget(self) -> None:
         finished = [key for key, run in self._runs.items() if run.is_over]

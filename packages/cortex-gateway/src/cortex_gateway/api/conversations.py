@@ -96,7 +96,7 @@ class ConversationsApi:
         conversation = await self._found(request)
         metadata = (await _changes(request)).metadata or {}
         changed = msgspec.structs.replace(conversation, metadata=metadata)
-        await self._keep(changed, await self._open().items(conversation.id))
+        await self._open().rewrite(conversation.id, encode_json(changed))
         return _json(changed)
 
     async def _delete(self, request: Request) -> HttpResponse:

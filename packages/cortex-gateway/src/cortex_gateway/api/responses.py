@@ -14,13 +14,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.errors import (
+    DrainingError,
     InvalidRequestError,
     NotFoundError,
     PreviousResponseNotFoundError,
+    RequestError,
+    UpstreamRefusalError,
 )
 from cortex_core.translate.responses_writer import begun_response
 from cortex_core.translate.target import PdfReader
-from cortex_core.wire.responses.answer import Response, ResponseError
+from cortex_core.wire.responses.answer import ResponseError
 from cortex_core.wire.responses.request import RESPONSES_REQUEST_DECODER, ResponsesRequest
 from cortex_gateway.api.background import Background, Run
 from cortex_gateway.api.counting import CountAsked
@@ -185,13 +188,13 @@ class ResponsesApi:
         response_id = request.path_params["id"]
         run = self._background.find(response_id)
         if request.query_params.get("stream") == "true":
-            after = request.query_params.get("starting_after", "-1")
-            if run is None or not run.is_stream or not after.lstrip("-").isdigit():
+            after = _starting_after(request.query_params.get("starting_after"))
+            if run is None or not run.growing.is_stream:
                 raise InvalidRequestError(
                     "only what a background response streams can be read again, for a while",
                     param="stream",
                 )
-            return StreamingResponse(run.events(int(after)), media_type=EVENT_STREAM)
+            return StreamingResponse(run.events(after), media_type=EVENT_STREAM)
         if run is not None and not run.is_over:
             return _json(run.growing.response)
         return _raw((await self._record(response_id)).body)
@@ -201,6 +204,7 @@ class ResponsesApi:
         run = self._background.find(response_id)
         if run is not None:
             await _stopped(run)
+            self._background.drop(response_id)
         if self._store is None or not await self._store.delete(response_id, RESPONSE):
             raise _no_response(response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})
@@ -240,26 +244,52 @@ class _Create:
         await self._api.create(scope, receive, send)
 
 
-async def _settled(run: Run) -> None:
-    """Keep how a run ended that did not come to its own end."""
+async def _settled(run: Run) -> bytes:
+    """Keep how a run ended that did not come to its own end.
+
+    Returns:
+        The events that tell who reads along, when it was not told before.
+    """
     asked = run.growing
     assert isinstance(asked, ResponsesAsked)
     if asked.is_settled:
-        return
-    response: Response = asked.response
-    if response.status in _RUNNING:
-        response = _ended(asked, run)
-    await asked.keep(response)
+        return b""
+    last = b""
+    if asked.response.status in _RUNNING:
+        if run.is_cancelled:
+            asked.end_as("cancelled")
+        else:
+            last = asked.failed(_failure_of(run))
+    await asked.keep(asked.response)
+    return last if asked.is_stream else b""
 
 
-def _ended(asked: ResponsesAsked, run: Run) -> Response:
-    if run.is_cancelled:
-        return asked.end_as("cancelled")
+def _failure_of(run: Run) -> RequestError:
+    """Return why a run did not come to its end."""
     try:
         error = msgspec.json.decode(bytes(run.body), type=ErrorBody).error
     except msgspec.DecodeError:
-        error = ResponseError(code="server_error", message="the gateway went down meanwhile")
-    return asked.end_as("failed", error=error)
+        return DrainingError("the gateway went down meanwhile")
+    return UpstreamRefusalError(
+        error.message,
+        status=500,
+        openai_type="server_error",
+        anthropic_type="api_error",
+        code=error.code,
+    )
+
+
+def _starting_after(text: str | None) -> int:
+    """Return the sequence number after which to read; -1 for all events.
+
+    Raises:
+        InvalidRequestError: it is no number.
+    """
+    if text is None:
+        return -1
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise InvalidRequestError("starting_after is a sequence number", param="starting_after")
+    return int(text)
 
 
 async def _stopped(run: Run) -> None:

@@ -6,6 +6,7 @@ does not end a transaction half-way.
 
 import asyncio
 import contextlib
+import logging
 import pathlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -15,8 +16,10 @@ from typing import TypeVar
 import msgspec
 
 from cortex_core.codec import encode_json
-from cortex_core.errors import SettingsError
+from cortex_core.errors import InternalError, SettingsError
 from cortex_gateway.records.schema import RESPONSE, TABLES, VERSION, KeptItem, Record
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -36,6 +39,8 @@ _ROW_BYTES = 200
 
 class RecordStore:
     """Keeps responses, conversations and their items.
+
+    Every method raises `InternalError` when the database fails, as on a disk that is full.
 
     Args:
         connection: to the database; closed by whoever opened it.
@@ -69,6 +74,10 @@ class RecordStore:
         """Return a record and note that it was used; `None` when there is none."""
         return await self._run(lambda: self._get(record_id, kind))
 
+    async def rewrite(self, record_id: str, body: bytes) -> None:
+        """Replace the object of a record and leave its items; nothing when it is gone."""
+        await self._run(lambda: self._rewrite(record_id, body))
+
     async def delete(self, record_id: str, kind: str) -> bool:
         """Forget a record with its items; False when there was none."""
         return await self._run(lambda: self._delete(record_id, kind))
@@ -93,12 +102,17 @@ class RecordStore:
         """Return the items of a response and of all before it, oldest first.
 
         Returns:
-            `None` when the response is not there, or one before it is not any more.
+            `None` when the response is not there, when one before it is not any more, or when
+            there are more than `MAX_CHAIN`: half a history would look like a whole one.
         """
         return await self._run(lambda: self._history(response_id))
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except sqlite3.Error as error:
+            logger.error("the store of responses failed: %s", error)
+            raise InternalError from None
 
     def _put(self, record: Record, items: tuple[KeptItem, ...]) -> None:
         size = len(record.body) + sum(len(item.body) + _ROW_BYTES for item in items) + _ROW_BYTES
@@ -153,6 +167,15 @@ class RecordStore:
         body, previous, created = row
         return Record(id=record_id, kind=kind, body=body, previous=previous, created=created)
 
+    def _rewrite(self, record_id: str, body: bytes) -> None:
+        with self._connection as db:
+            db.execute(
+                "UPDATE records SET body = ?, size = size + ? - length(body), used = ?"
+                " WHERE id = ?",
+                (body, len(body), self._now(), record_id),
+            )
+            self._sweep()
+
     def _delete(self, record_id: str, kind: str) -> bool:
         with self._connection as db:
             done = db.execute("DELETE FROM records WHERE id = ? AND kind = ?", (record_id, kind))
@@ -177,22 +200,28 @@ class RecordStore:
 
     def _delete_item(self, owner: str, item_id: str) -> bool:
         with self._connection as db:
-            done = db.execute("DELETE FROM items WHERE owner = ? AND id = ?", (owner, item_id))
-            return done.rowcount > 0
+            rows = db.execute(
+                "DELETE FROM items WHERE owner = ? AND id = ? RETURNING length(body)",
+                (owner, item_id),
+            ).fetchall()
+            freed = sum(size + _ROW_BYTES for (size,) in rows)
+            db.execute("UPDATE records SET size = size - ? WHERE id = ?", (freed, owner))
+            return bool(rows)
 
     def _find_item(self, item_id: str) -> KeptItem | None:
         row = self._connection.execute(
-            "SELECT id, body, is_input FROM items WHERE id = ? ORDER BY seq DESC LIMIT 1",
-            (item_id,),
+            "SELECT items.id, items.body, is_input FROM items JOIN records ON records.id = owner"
+            " WHERE items.id = ? AND used >= ? ORDER BY seq DESC LIMIT 1",
+            (item_id, self._now() - self._retention_s),
         ).fetchone()
         return None if row is None else _item(row)
 
     def _history(self, response_id: str) -> list[KeptItem] | None:
         chain: list[str] = []
         wanted: str | None = response_id
-        while wanted is not None and len(chain) < MAX_CHAIN:
+        while wanted is not None:
             record = self._get(wanted, RESPONSE)
-            if record is None or wanted in chain:
+            if record is None or len(chain) == MAX_CHAIN:
                 return None
             chain.append(wanted)
             wanted = record.previous
