@@ -114,7 +114,7 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
         )
         drain, shutdown = Drain(), Shutdown()
         listener = Listener(
-            app=protect(Starlette(routes=routes(proxy, time.time)), drain=drain),
+            app=protect(Starlette(routes=routes(proxy, clock.wall)), drain=drain),
             socket=ListeningSocket(socket.socket(fileno=fd)),
             keep_alive_s=NEURON_KEEP_ALIVE_S,
         )

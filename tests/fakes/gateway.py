@@ -1,7 +1,6 @@
 """The data path as it is in production, over a fleet that the test makes up."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,15 +21,12 @@ from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
 from cortex_core.server.listen import open_listener
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
-from cortex_gateway.api.background import Background
-from cortex_gateway.api.documents import find_pdf_reader
-from cortex_gateway.app import build_app
 from cortex_gateway.clients.accesses import load_accesses
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.upstreams import with_upstreams
-from cortex_gateway.lifespan import records
+from cortex_gateway.lifespan import open_api
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.settings import GatewaySettings, ResponsesSettings, Timeouts, UpstreamEntry
 
@@ -149,12 +145,7 @@ async def gateway(
     settings = GatewaySettings(upstreams=tuple(upstreams))
     recorder = Recorder()
     drain = Drain()
-    keeps = keeps or ResponsesSettings()
-    async with (
-        open_session(timeouts) as session,
-        records(keeps, SystemClock()) as kept,
-        Background(keeps.background_limit) as background,
-    ):
+    async with open_session(timeouts) as session:
         proxy = Proxy(
             store=store,
             upstream=HttpUpstream(session, timeouts),
@@ -163,18 +154,17 @@ async def gateway(
             clock=SystemClock(),
             accesses=load_accesses(settings, catalogue, environ or {}),
         )
-        app = build_app(
-            store=store,
-            proxy=proxy,
-            drain=drain,
-            version="0",
-            clock=SystemClock(),
-            read_pdf=find_pdf_reader(),
-            records=kept,
-            background=background,
-            new_id=lambda: secrets.token_hex(16),
-        )
-        async with _serving(app, drain) as url:
+        async with (
+            open_api(
+                store,
+                proxy,
+                keeps or ResponsesSettings(),
+                clock=SystemClock(),
+                drain=drain,
+                version="0",
+            ) as app,
+            _serving(app, drain) as url,
+        ):
             yield Gateway(url, store, proxy, recorder, drain)
 
 

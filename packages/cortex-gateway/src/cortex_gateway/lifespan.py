@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from cortex_core.catalogue import Catalogue
@@ -120,8 +121,6 @@ async def open_gateway(
             clock=clock,
             pace=WatchPace(),
         ) as store,
-        records(settings.gateway.responses, clock) as kept,
-        Background(settings.gateway.responses.background_limit) as background,
     ):
         registry.register(FleetCollector(lambda: store.state))
         proxy = Proxy(
@@ -132,7 +131,32 @@ async def open_gateway(
             clock=clock,
             accesses=accesses,
         )
-        app = build_app(
+        limits = Limits(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
+        keeps = settings.gateway.responses
+        async with open_api(store, proxy, keeps, clock=clock, drain=drain, version=version) as app:
+            yield protect(app, drain=drain, limits=limits)
+
+
+@asynccontextmanager
+async def open_api(
+    store: FleetStore,
+    proxy: Proxy,
+    keeps: ResponsesSettings,
+    *,
+    clock: Clock,
+    drain: Drain,
+    version: str,
+) -> AsyncIterator[Starlette]:
+    """Yield the routes, with what keeps and makes responses behind them.
+
+    Raises:
+        SettingsError: the file of responses cannot be used.
+    """
+    async with (
+        records(keeps, clock) as kept,
+        Background(keeps.background_limit) as background,
+    ):
+        yield build_app(
             store=store,
             proxy=proxy,
             drain=drain,
@@ -143,8 +167,6 @@ async def open_gateway(
             background=background,
             new_id=lambda: secrets.token_hex(16),
         )
-        limits = Limits(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
-        yield protect(app, drain=drain, limits=limits)
 
 
 @asynccontextmanager
