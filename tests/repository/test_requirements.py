@@ -28,6 +28,8 @@ def test_one_environment_can_hold_all_of_it() -> None:
     """Ours: no two files pin one package differently."""
     versions = defaultdict(set)
     for file in FILES:
+        if file.stem == "aider":
+            continue  # has an environment of its own
         for name, version in PIN.findall(file.read_text()):
             versions[name].add(version)
 

@@ -1,0 +1,9 @@
+"""What `llm` lets the model call."""
+
+from pathlib import Path
+
+
+def write_file(path: str, content: str) -> str:
+    """Write content to a file."""
+    Path(path).write_text(content)
+    return f"wrote {path}"
