@@ -156,17 +156,9 @@ async def gateway(
             clock=SystemClock(),
             accesses=load_accesses(settings, catalogue, environ or {}),
         )
-        async with (
-            open_api(
-                store,
-                proxy,
-                keeps or ResponsesSettings(),
-                clock=SystemClock(),
-                drain=drain,
-                version="0",
-            ) as app,
-            _serving(wrap(app), drain) as url,
-        ):
+        keeps = keeps or ResponsesSettings()
+        opening = open_api(store, proxy, keeps, clock=SystemClock(), drain=drain, version="0")
+        async with opening as app, _serving(wrap(app), drain) as url:
             yield Gateway(url, store, proxy, recorder, drain)
 
 
