@@ -11,7 +11,9 @@ import msgspec
 
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.errors import InvalidRequestError
+from cortex_core.harness import Limit
 from cortex_core.translate.capability import Asks
+from cortex_core.translate.target import answer_tokens
 from cortex_core.wire.openai.envelope import CHAT_ENVELOPE_DECODER, ChatEnvelope
 
 T = TypeVar("T")
@@ -24,6 +26,9 @@ _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
 
 _NULLS = (b"", b"null")
+
+_LONGEST_NUMBER = 19
+"""Digits that a counter of tokens can have."""
 
 
 class Normal(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +102,31 @@ def normalise(body: bytes) -> Normal:
         asks=_asks(envelope),
         legacy_functions=has_functions,
     )
+
+
+def within(normal: Normal, limit: Limit) -> bytes:
+    """Return the body with no more tokens asked for than the model can ever give.
+
+    The same bytes, unless the caller asked for more.
+    """
+    changed = {
+        name: shorter
+        for name, raw in (
+            ("max_tokens", normal.envelope.max_tokens),
+            ("max_completion_tokens", normal.envelope.max_completion_tokens),
+        )
+        if (wanted := _number(raw)) is not None
+        and (shorter := answer_tokens(wanted, limit)) != wanted
+    }
+    if not changed:
+        return normal.body
+    return encode_json({**_MEMBERS.decode(normal.body), **changed})
+
+
+def _number(raw: msgspec.Raw) -> int | None:
+    """Return a natural number; whatever else a caller wrote is for the engine to refuse."""
+    digits = bytes(raw)
+    return int(digits) if digits.isdigit() and len(digits) < _LONGEST_NUMBER else None
 
 
 def _is_given(raw: msgspec.Raw) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from cortex_core.errors import InvalidRequestError, UnsupportedThreadError
 from cortex_core.translate.messages_tools import tools_of
 from cortex_core.translate.messages_turns import conversation_of
-from cortex_core.translate.target import PdfReader, Target, ToChat
+from cortex_core.translate.target import PdfReader, Target, ToChat, answer_tokens
 from cortex_core.wire.anthropic.request import MessagesRequest, OutputFormat, Thinking
 from cortex_core.wire.openai.chat import ChatMessage, ChatRequest, JsonSchema, ResponseFormat
 from cortex_core.wire.openai.envelope import StreamOptions
@@ -126,9 +126,7 @@ def _max_tokens(request: MessagesRequest, target: Target) -> int | None:
     if request.max_tokens is None:
         return None
     # An engine cannot generate nothing: a request for no tokens only fills its cache.
-    wanted = max(1, request.max_tokens)
-    output = target.limit.output
-    return wanted if output is None else min(wanted, output)
+    return answer_tokens(max(1, request.max_tokens), target.limit)
 
 
 def _thinking(request: MessagesRequest, target: Target) -> _Effort:

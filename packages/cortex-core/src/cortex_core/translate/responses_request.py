@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cortex_core.errors import InvalidRequestError
 from cortex_core.translate.responses_tools import tools_of
 from cortex_core.translate.responses_turns import Turns
-from cortex_core.translate.target import PdfReader, Target, ToChat
+from cortex_core.translate.target import PdfReader, Target, ToChat, answer_tokens
 from cortex_core.wire.openai.chat import ChatMessage, ChatRequest, JsonSchema, ResponseFormat
 from cortex_core.wire.openai.envelope import StreamOptions
 from cortex_core.wire.responses.items import Item
@@ -48,7 +48,7 @@ def responses_to_chat(
     chat = ChatRequest(
         model=target.model,
         messages=messages,
-        max_completion_tokens=_max_tokens(request, target),
+        max_completion_tokens=answer_tokens(request.max_output_tokens, target.limit),
         stream=request.stream,
         stream_options=_STREAM_OPTIONS if request.stream else None,
         temperature=request.temperature,
@@ -101,13 +101,6 @@ def _without_meaning(request: ResponsesRequest) -> list[str]:
     if bytes(request.context_management) not in (b"", b"null", b"[]"):
         ignored.append("context_management")
     return ignored
-
-
-def _max_tokens(request: ResponsesRequest, target: Target) -> int | None:
-    wanted, output = request.max_output_tokens, target.limit.output
-    if wanted is None or output is None:
-        return wanted
-    return min(wanted, output)
 
 
 def _format(request: ResponsesRequest) -> ResponseFormat | None:

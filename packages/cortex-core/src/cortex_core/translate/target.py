@@ -32,3 +32,13 @@ class ToChat(msgspec.Struct, frozen=True, kw_only=True):
     ignored: tuple[str, ...] = ()
     """Paths of what was left out although the caller wrote it, such as `tools.3`; harmless
     things only: what would change the meaning is refused."""
+
+
+def answer_tokens(wanted: int | None, limit: Limit) -> int | None:
+    """Return how long an answer may be, in tokens: as long as is wanted and can ever come.
+
+    Agents ask every model for the most that the largest takes, and engines refuse more than
+    their context has room for.
+    """
+    bounds = [bound for bound in (wanted, limit.output, limit.context) if bound is not None]
+    return None if wanted is None else min(bounds)

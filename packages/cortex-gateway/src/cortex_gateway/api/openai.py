@@ -13,7 +13,7 @@ from cortex_core.dialect import Dialect, error_event
 from cortex_core.errors import InvalidRequestError, RequestError
 from cortex_core.sse import encode_comment
 from cortex_core.translate.capability import refuse_unable
-from cortex_core.translate.chat_normal import normalise
+from cortex_core.translate.chat_normal import normalise, within
 from cortex_core.translate.chat_reader import ChatReader
 from cortex_core.translate.chat_request import chat_to_messages
 from cortex_core.translate.chat_writer import ChatWriter
@@ -134,7 +134,7 @@ class ChatAsked:
             answer = Translator(ChatReader(limit=target.limit), self._writer())
         return Outbound(
             path=CHAT_PATH,
-            body=renamed(self._normal.body, self.model, target.model),
+            body=renamed(within(self._normal, target.limit), self.model, target.model),
             answer=answer,
         )
 
