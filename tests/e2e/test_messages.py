@@ -235,6 +235,22 @@ def test_limit_of_tokens_is_reported(client: anthropic.Anthropic) -> None:
     assert message.usage.output_tokens == 3
 
 
+def test_asking_for_more_tokens_than_there_is_room_for_is_no_error(
+    client: anthropic.Anthropic, door: Daemon
+) -> None:
+    """Ours: agents ask every model for 32000, in every dialect."""
+    with client.messages.stream(model=CHAT, max_tokens=32_000, messages=HELLO) as stream:
+        message = stream.get_final_message()
+    with door.sdk() as sdk:
+        asked: Any = [{"role": "user", "content": "Hello"}]
+        chat = sdk.chat.completions.create(model=CHAT, max_tokens=32_000, messages=asked)
+        response = sdk.responses.create(model=CHAT, max_output_tokens=32_000, input="Hello")
+
+    assert text_of(message) == GREETING
+    assert chat.choices[0].message.content == GREETING
+    assert response.output_text == GREETING
+
+
 def test_structured_output_is_json(client: anthropic.Anthropic) -> None:
     """Issue: `output_config.format`."""
     schema = {
