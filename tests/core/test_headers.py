@@ -2,7 +2,13 @@
 
 from hypothesis import given, strategies as st
 
-from cortex_core.headers import HOP_BY_HOP, REQUEST_ALLOWED, request_headers, response_headers
+from cortex_core.headers import (
+    HOP_BY_HOP,
+    REQUEST_ALLOWED,
+    combined,
+    request_headers,
+    response_headers,
+)
 
 names = st.sampled_from(
     [*sorted(HOP_BY_HOP), "Content-Type", "X-Custom", "authorization", "Set-Cookie", "host"]
@@ -43,3 +49,23 @@ def test_what_describes_the_body_is_kept_in_order() -> None:
         ("content-encoding", "gzip"),
         ("vary", "a"),
     ]
+
+
+def test_what_tells_of_the_operators_account_stays_here() -> None:
+    """Ours: callers of an upstream share its key and need not know whose it is."""
+    headers = [
+        ("Anthropic-Organization-Id", "o"),
+        ("anthropic-ratelimit-requests-remaining", "3"),
+        ("x-ratelimit-limit-tokens", "9"),
+        ("openai-organization", "o"),
+        ("retry-after", "7"),
+    ]
+
+    assert response_headers(headers) == [("retry-after", "7")]
+
+
+def test_repeated_headers_are_one_list() -> None:
+    """RFC 9110 section 5.2: SDKs may send `anthropic-beta` more than once."""
+    headers = [("anthropic-beta", "a"), ("accept", "x"), ("anthropic-beta", "b,c")]
+
+    assert combined(headers) == {"anthropic-beta": "a, b,c", "accept": "x"}

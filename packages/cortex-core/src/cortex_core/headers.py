@@ -41,7 +41,13 @@ _RESPONSE_DROPPED = HOP_BY_HOP | {
     "x-request-id",
     "request-id",
     "set-cookie",
+    # What is known of the operator's account with a hosted service is nobody else's business.
+    "anthropic-organization-id",
+    "openai-organization",
+    "openai-project",
 }
+_RATE_LIMITS = ("anthropic-ratelimit-", "x-ratelimit-")
+"""Of the operator's account too: one caller's share of it cannot be told from them."""
 
 
 def request_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -62,4 +68,16 @@ def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]
         for token in value.split(",")
     }
     dropped = _RESPONSE_DROPPED | named
-    return [(name, value) for name, value in pairs if name not in dropped]
+    return [
+        (name, value)
+        for name, value in pairs
+        if name not in dropped and not name.startswith(_RATE_LIMITS)
+    ]
+
+
+def combined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return headers by name, those that are repeated as one list (RFC 9110 section 5.2)."""
+    values: dict[str, str] = {}
+    for name, value in headers:
+        values[name] = f"{values[name]}, {value}" if name in values else value
+    return values

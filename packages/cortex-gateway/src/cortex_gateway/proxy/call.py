@@ -7,7 +7,7 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from cortex_core.errors import InvalidRequestError
-from cortex_core.headers import request_headers
+from cortex_core.headers import combined, request_headers
 from cortex_core.server.exchange import ClientGoneError
 from cortex_gateway.proxy.asked import Head
 
@@ -34,7 +34,7 @@ def read_call(scope: Scope, request_id: str) -> Call:
         InvalidRequestError: its body is encoded in a way that is not taken.
     """
     pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-    headers = dict(pairs)
+    headers = combined(pairs)
     if headers.get("content-encoding", "identity") != "identity":
         raise InvalidRequestError(
             "compressed request bodies are not taken; send the body without content-encoding"
