@@ -47,11 +47,11 @@ def messages_to_chat(
     thinking = _thinking(request, target)
     form = _format(request)
     prefill = _is_prefilled(conversation.messages)
-    if prefill and (form is not None or (request.thinking and thinking.effort not in _NO_EFFORT)):
-        raise InvalidRequestError(
-            "an answer that is begun cannot be thought about or be of a given form; "
-            "let the last message be the user's",
-            param="messages",
+    if prefill:
+        _check_prefill(
+            is_formed=form is not None,
+            is_forced=tools.choice not in _FREE_CHOICES,
+            is_thought_about=bool(request.thinking) and thinking.effort not in _NO_EFFORT,
         )
     chat = ChatRequest(
         model=target.model,
@@ -81,6 +81,8 @@ _STREAM_OPTIONS = StreamOptions(include_usage=True, continuous_usage_stats=True)
 """With the second, an engine tells the prompt's size in its first chunk."""
 
 _NO_EFFORT = (None, "none")
+
+_FREE_CHOICES = (None, "auto", "none")
 
 
 class _Effort(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +192,15 @@ def _schema(form: OutputFormat, path: str) -> ResponseFormat:
         raise InvalidRequestError("a format is of type json_schema and has a schema", param=path)
     schema = JsonSchema(name=SCHEMA_NAME, schema=form.schema, strict=True)
     return ResponseFormat(type="json_schema", json_schema=schema)
+
+
+def _check_prefill(*, is_formed: bool, is_forced: bool, is_thought_about: bool) -> None:
+    if is_formed or is_forced or is_thought_about:
+        raise InvalidRequestError(
+            "an answer that is begun cannot be thought about, be of a given form or be a call; "
+            "let the last message be the user's",
+            param="messages",
+        )
 
 
 def _is_prefilled(messages: tuple[ChatMessage, ...]) -> bool:

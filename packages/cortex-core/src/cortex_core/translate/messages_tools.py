@@ -13,6 +13,7 @@ from cortex_core.errors import InvalidRequestError
 from cortex_core.wire.anthropic.blocks import (
     Block,
     ToolAdditionBlock,
+    ToolChange,
     ToolReferenceBlock,
     ToolRemovalBlock,
     ToolResultBlock,
@@ -124,13 +125,12 @@ def tools_of(request: MessagesRequest) -> Tools:
         if _SERVER_TOOLS.match(tool.type or ""):
             ignored.append(path)
             continue
-        if not tool.name:
-            raise InvalidRequestError("a tool needs a name", param=f"{path}.name")
+        function = _function(tool, path)
         if tool.name in kept or tool.name in deferred:
             raise InvalidRequestError(
                 f"the tool {tool.name!r} is there twice; names are unique", param=f"{path}.name"
             )
-        (deferred if tool.defer_loading else kept)[tool.name] = _function(tool, path)
+        (deferred if tool.defer_loading else kept)[tool.name] = function
     _change(request, kept, deferred)
     if ignored and not kept and not deferred:
         kind = (request.tools or ())[0].type
@@ -151,6 +151,9 @@ def _function(tool: ToolDefinition, path: str) -> Tool:
             )
         known_description, known_schema = _CALLER_TOOLS.get(kind, (None, None))
         description, schema = description or known_description, schema or known_schema
+        description = " ".join(text for text in (description, *_told(tool)) if text)
+    if not tool.name:
+        raise InvalidRequestError("a tool needs a name", param=f"{path}.name")
     return Tool(
         function=FunctionDefinition(
             name=tool.name,
@@ -160,6 +163,14 @@ def _function(tool: ToolDefinition, path: str) -> Tool:
             strict=tool.strict,
         )
     )
+
+
+def _told(tool: ToolDefinition) -> Iterator[str]:
+    """Yield what a tool of the vendor's tells the model beside its input."""
+    if tool.display_width_px and tool.display_height_px:
+        yield f"The screen is {tool.display_width_px} x {tool.display_height_px} pixels."
+    if tool.max_characters:
+        yield f"A view shows {tool.max_characters} characters at most."
 
 
 def _change(request: MessagesRequest, kept: dict[str, Tool], deferred: dict[str, Tool]) -> None:
@@ -173,15 +184,22 @@ def _change(request: MessagesRequest, kept: dict[str, Tool], deferred: dict[str,
                     _bring_in(name, kept, deferred)
             case ToolAdditionBlock(tool=change) if change.definition is not None:
                 added = change.definition
-                kept[added.name] = _function(added, f"{path}.tool.definition")
+                if not _SERVER_TOOLS.match(added.type or ""):
+                    kept[added.name] = _function(added, f"{path}.tool.definition")
             case ToolAdditionBlock(tool=change):
-                _bring_in(change.name or "", kept, deferred)
+                _bring_in(_name(change, path), kept, deferred)
             case ToolRemovalBlock(tool=change):
-                gone = kept.pop(change.name or "", None)
+                gone = kept.pop(_name(change, path), None)
                 if gone is not None:
                     deferred[gone.function.name] = gone
             case _:
                 pass
+
+
+def _name(change: ToolChange, path: str) -> str:
+    if not change.name:
+        raise InvalidRequestError("a change of tools names a tool", param=f"{path}.tool.name")
+    return change.name
 
 
 def _blocks(request: MessagesRequest) -> Iterator[tuple[str, Block]]:

@@ -28,6 +28,7 @@ from cortex_core.wire.anthropic.blocks import (
     ToolReferenceBlock,
     ToolRemovalBlock,
     ToolResultBlock,
+    ToolSearchResultBlock,
     ToolUseBlock,
 )
 from cortex_core.wire.anthropic.request import MessagesRequest
@@ -45,6 +46,9 @@ ATTRIBUTION = "x-anthropic-billing-header"
 """Start of a system block that differs with every request and would void every prefix cache."""
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+
+_ERROR = "error:"
+"""Start of a result that says by itself that it is a failure."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -95,9 +99,13 @@ def conversation_of(request: MessagesRequest, read_pdf: PdfReader | None) -> Con
 def system_text(request: MessagesRequest) -> str:
     """Return the top-level system prompt as one text; empty when there is none."""
     if request.system is None or isinstance(request.system, str):
-        return request.system or ""
-    texts = [block.text for block in request.system if not block.text.startswith(ATTRIBUTION)]
-    return "\n\n".join(text for text in texts if text)
+        return _without_attribution(request.system or "")
+    return _joined([_without_attribution(block.text) for block in request.system])
+
+
+def _without_attribution(text: str) -> str:
+    """Return an instruction without the line that only a bill is made from."""
+    return text.partition("\n")[2] if text.startswith(ATTRIBUTION) else text
 
 
 def _turns(request: MessagesRequest) -> list[Turn]:
@@ -116,7 +124,9 @@ def _turns(request: MessagesRequest) -> list[Turn]:
             for place, block in enumerate(blocks)
         ]
         if role == "system":
-            role, placed = "user", [_reminder(one) for one in placed]
+            role, placed = "user", _reminders(placed)
+            if not placed:
+                continue
         if turns and turns[-1][0] == role:
             turns[-1][1].extend(placed)
         else:
@@ -124,13 +134,23 @@ def _turns(request: MessagesRequest) -> list[Turn]:
     return [Turn(role=role, blocks=tuple(blocks)) for role, blocks in turns]
 
 
-def _reminder(placed: Placed) -> Placed:
-    """Mark an instruction of the system that stands within the conversation."""
-    block = placed.block
-    if not isinstance(block, TextBlock) or not block.text:
-        return placed
-    text = f"<system-reminder>\n{block.text}\n</system-reminder>"
-    return Placed(path=placed.path, block=TextBlock(text=text))
+def _reminders(placed: Iterable[Placed]) -> list[Placed]:
+    """Mark the instructions of the system that stand within the conversation.
+
+    Changes of the tools are followed elsewhere, and are nothing that anybody says.
+    """
+    said: list[Placed] = []
+    for one in placed:
+        match one.block:
+            case ToolAdditionBlock() | ToolRemovalBlock():
+                pass
+            case TextBlock(text=text):
+                if told := _without_attribution(text):
+                    marked = f"<system-reminder>\n{told}\n</system-reminder>"
+                    said.append(Placed(path=one.path, block=TextBlock(text=marked)))
+            case _:
+                said.append(one)
+    return said
 
 
 class _Builder:
@@ -176,7 +196,7 @@ class _Builder:
                     calls.append(self._call(block, placed.path))
                 case CompactionBlock(content=summary):
                     texts.append(summary or "")
-                case RedactedThinkingBlock() | ToolAdditionBlock() | ToolRemovalBlock():
+                case RedactedThinkingBlock() | ToolSearchResultBlock():
                     pass
                 case ImageBlock() | DocumentBlock() | ToolResultBlock() | SearchResultBlock():
                     raise InvalidRequestError(
@@ -240,7 +260,7 @@ class _Builder:
                 raise InvalidRequestError(
                     "a user's message has text, images, documents and results", param=placed.path
                 )
-            case ToolReferenceBlock() | ToolAdditionBlock() | ToolRemovalBlock():
+            case ToolReferenceBlock() | ToolSearchResultBlock():
                 return []
             case _:
                 self.ignored.append(placed.path)
@@ -252,7 +272,7 @@ class _Builder:
             text = content or ""
         else:
             text = self._result_text(content, path, pictures)
-        if block.is_error and not text.lower().startswith("error"):
+        if block.is_error and text[: len(_ERROR)].lower() != _ERROR:
             text = f"Error: {text}"
         return ChatMessage(role="tool", content=text, tool_call_id=block.tool_use_id)
 

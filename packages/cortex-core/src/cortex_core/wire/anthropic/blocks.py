@@ -204,6 +204,16 @@ class ContainerUploadBlock(
     file_id: str = ""
 
 
+class McpToolListingBlock(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="mcp_tool_listing"
+):
+    """Tools of an MCP server that the hosted service spoke to, as history."""
+
+
+class FallbackBlock(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="fallback"):
+    """A note that the hosted service went on with another model."""
+
+
 class CompactionBlock(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="compaction"
 ):
@@ -234,6 +244,8 @@ Block = (
     | ToolSearchResultBlock
     | McpResultBlock
     | ContainerUploadBlock
+    | McpToolListingBlock
+    | FallbackBlock
     | CompactionBlock
 )
 """Any block of a request."""
