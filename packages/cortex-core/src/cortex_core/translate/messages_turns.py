@@ -19,7 +19,6 @@ from cortex_core.wire.anthropic.blocks import (
     ContainerUploadBlock,
     DocumentBlock,
     ImageBlock,
-    RedactedThinkingBlock,
     SearchResultBlock,
     Source,
     TextBlock,
@@ -196,7 +195,7 @@ class _Builder:
                     calls.append(self._call(block, placed.path))
                 case CompactionBlock(content=summary):
                     texts.append(summary or "")
-                case RedactedThinkingBlock() | ToolSearchResultBlock():
+                case ToolSearchResultBlock():
                     pass
                 case ImageBlock() | DocumentBlock() | ToolResultBlock() | SearchResultBlock():
                     raise InvalidRequestError(
