@@ -25,14 +25,16 @@ def responses_to_chat(
     items: Sequence[Item],
     target: Target,
     *,
+    history: Sequence[Item] = (),
     read_pdf: PdfReader | None = None,
 ) -> ToChat:
     """Return `request` as a chat completion request.
 
     Args:
         request: as the caller wrote it.
-        items: the whole conversation: what was kept of it, then the request's own input.
+        items: the request's own input.
         target: the model that it goes to.
+        history: what was said before, and kept.
         read_pdf: gets the text out of a PDF; `None` when nothing is installed that can.
 
     Raises:
@@ -40,7 +42,7 @@ def responses_to_chat(
     """
     _check(request)
     turns = Turns(request.instructions, read_pdf)
-    messages = _messages(turns, items)
+    messages = _messages(turns, history, items)
     tools = tools_of(request)
     can_think = target.capabilities is None or target.capabilities.reasoning
     effort = request.reasoning.effort if request.reasoning else None
@@ -70,7 +72,12 @@ def responses_to_chat(
     return ToChat(chat=chat, ignored=tuple(ignored))
 
 
-def _messages(turns: Turns, items: Sequence[Item]) -> tuple[ChatMessage, ...]:
+def _messages(
+    turns: Turns, history: Sequence[Item], items: Sequence[Item]
+) -> tuple[ChatMessage, ...]:
+    for item in history:
+        # Nobody can mend what was said before, so that no place in it is named.
+        turns.add(item, "input")
     for number, item in enumerate(items):
         turns.add(item, f"input.{number}")
     messages = turns.finish()

@@ -3,8 +3,6 @@
 The model lists of this dialect are in `models`, which serves both.
 """
 
-import asyncio
-
 from starlette.routing import Route
 
 from cortex_core.codec import decode_request, encode_json
@@ -18,11 +16,10 @@ from cortex_core.translate.parts import Translator
 from cortex_core.translate.target import PdfReader, Target
 from cortex_core.wire.anthropic.request import MESSAGES_REQUEST_DECODER, MessagesRequest
 from cortex_gateway.api.counting import CountAsked
+from cortex_gateway.api.documents import RememberedPdfs, may_have_pdf
 from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, renamed
 from cortex_gateway.proxy.asked import EVENT_STREAM, Answering, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
-
-_PDF = b"application/pdf"
 
 _ONWARD = ("anthropic-version", "anthropic-beta")
 """Headers of the dialect that an upstream which speaks it gets to see."""
@@ -44,12 +41,10 @@ def routes(proxy: Proxy, read_pdf: PdfReader | None) -> list[Route]:
 
     async def read_any(head: Head, body: bytes) -> MessagesAsked:
         request = decode_request(body, MESSAGES_REQUEST_DECODER)
-        if read_pdf is None or _PDF not in body:
+        if read_pdf is None or not may_have_pdf(body):
             return MessagesAsked(head, body, request, read_pdf)
         pages = RememberedPdfs(read_pdf)
-        # Once for the texts alone: a long document takes seconds, which the loop has not got.
-        target = Target(model=request.model)
-        await asyncio.to_thread(messages_to_chat, request, target, read_pdf=pages)
+        await pages.foresee(messages_to_chat, request, Target(model=request.model))
         return MessagesAsked(head, body, request, pages)
 
     async def read_count(head: Head, body: bytes) -> CountAsked:
@@ -125,20 +120,6 @@ class MessagesAsked:
             message_id="msg_" + request_id.removeprefix("req_"),
             request_id=request_id,
         )
-
-
-class RememberedPdfs:
-    """Reads each PDF once."""
-
-    def __init__(self, read_pdf: PdfReader) -> None:
-        self._read_pdf = read_pdf
-        self._texts: dict[bytes, str] = {}
-
-    def __call__(self, pdf: bytes) -> str:
-        """Return the text of `pdf`."""
-        if pdf not in self._texts:
-            self._texts[pdf] = self._read_pdf(pdf)
-        return self._texts[pdf]
 
 
 def _render_count(tokens: int) -> bytes:

@@ -11,12 +11,16 @@ from starlette.types import Message, Receive, Scope, Send
 from cortex_core.errors import OverloadedError, RequestError
 from cortex_core.ids import RequestId
 from cortex_core.server.exchange import SCOPE_KEY, Cut
+from cortex_core.sse import encode_comment
 from cortex_core.wire.responses.answer import Response
 
 logger = logging.getLogger(__name__)
 
 MAX_FINISHED = 64
 """Runs whose events can still be read after their end; a response itself is kept elsewhere."""
+
+KEEP_ALIVE_S = 5.0
+"""Longest silence towards who reads the events of a run."""
 
 Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -53,6 +57,9 @@ class Run:
     def __init__(self, growing: Growing) -> None:
         self.growing = growing
         self.is_over = False
+        self.is_begun = False
+        self.is_stopped = False
+        """Whether it is to end before it is complete."""
         self.is_cancelled = False
         """Whether somebody asked for its end."""
         self.is_stream = False
@@ -80,9 +87,17 @@ class Run:
         self._wake()
 
     def cancel(self) -> None:
-        """Stop it; nothing when it is over."""
-        if not self.is_over and not self.is_cancelled and self.task is not None:
-            self.is_cancelled = True
+        """Stop it because somebody asked for its end; nothing when it is over."""
+        self.is_cancelled = not self.is_over
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop it; nothing when it is over, or being stopped."""
+        if self.is_over or self.is_stopped:
+            return
+        self.is_stopped = True
+        # A task that is cancelled before its first step would never tell of its end.
+        if self.is_begun and self.task is not None:
             self.task.cancel()
 
     async def ended(self) -> None:
@@ -98,7 +113,10 @@ class Run:
         self._wake()
 
     async def events(self, starting_after: int) -> AsyncIterator[bytes]:
-        """Yield the events after a sequence number, as they come, to the end."""
+        """Yield the events after a sequence number, as they come, to the end.
+
+        Where none comes for long, comments show that the response is still being made.
+        """
         position = max(0, starting_after + 1)
         while True:
             news = self._news
@@ -107,7 +125,11 @@ class Run:
                 position += 1
             if self.is_over:
                 return
-            await news.wait()
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    await news.wait()
+            except TimeoutError:
+                yield encode_comment(f"the response is {self.growing.response.status}")
 
     def _take(self, data: bytes) -> None:
         # Events are written whole; comments have no number.
@@ -137,9 +159,8 @@ class Background:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        running = [run.task for run in self._runs.values() if run.task is not None]
-        for task in running:
-            task.cancel()
+        for run in self._runs.values():
+            run.stop()
         await self._group.__aexit__(None, None, None)
 
     def find(self, response_id: str) -> Run | None:
@@ -190,9 +211,11 @@ class Background:
         async def receive() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
+        run.is_begun = True
         try:
-            with contextlib.suppress(asyncio.CancelledError):
-                await serve(scope, receive, run.send)
+            if not run.is_stopped:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await serve(scope, receive, run.send)
         finally:
             last = b""
             # One response that cannot be kept must not end the others, and the gateway.

@@ -1,9 +1,42 @@
 """The text of PDFs, where the extra `pdf` is installed."""
 
+import asyncio
 import importlib.util
 import io
+from collections.abc import Callable
 
 from cortex_core.translate.target import PdfReader
+
+
+def may_have_pdf(body: bytes) -> bool:
+    """Tell whether a request or an item may have a PDF in it."""
+    return b"application/pdf" in body or b'.pdf"' in body.lower()
+
+
+class RememberedPdfs:
+    """Reads each PDF once.
+
+    Args:
+        read_pdf: gets the text out of a PDF.
+    """
+
+    def __init__(self, read_pdf: PdfReader) -> None:
+        self._read_pdf = read_pdf
+        self._texts: dict[bytes, str] = {}
+
+    def __call__(self, pdf: bytes) -> str:
+        """Return the text of `pdf`."""
+        if pdf not in self._texts:
+            self._texts[pdf] = self._read_pdf(pdf)
+        return self._texts[pdf]
+
+    async def foresee(self, translate: Callable[..., object], *request: object) -> None:
+        """Read what `translate` will want, off the loop: a long document takes seconds.
+
+        Raises:
+            RequestError: the request cannot be translated.
+        """
+        await asyncio.to_thread(translate, *request, read_pdf=self)
 
 
 def find_pdf_reader() -> PdfReader | None:

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.errors import (
     DrainingError,
+    InternalError,
     InvalidRequestError,
     NotFoundError,
     PreviousResponseNotFoundError,
@@ -23,10 +24,10 @@ from cortex_core.errors import (
 )
 from cortex_core.translate.responses_writer import begun_response
 from cortex_core.translate.target import PdfReader
-from cortex_core.wire.responses.answer import ResponseError
 from cortex_core.wire.responses.request import RESPONSES_REQUEST_DECODER, ResponsesRequest
 from cortex_gateway.api.background import Background, Run
 from cortex_gateway.api.counting import CountAsked
+from cortex_gateway.api.documents import may_have_pdf
 from cortex_gateway.api.kept_items import input_items, page_of, resolved
 from cortex_gateway.api.responses_asked import ResponsesAsked
 from cortex_gateway.proxy.asked import EVENT_STREAM, Head
@@ -45,10 +46,17 @@ _CANCEL_S = 5.0
 _KEPT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+class ErrorTold(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plain error answer of the proxy says."""
+
+    message: str
+    code: str | None = None
+
+
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     """A plain error answer of the proxy."""
 
-    error: ResponseError
+    error: ErrorTold
 
 
 class ResponsesApi:
@@ -135,7 +143,7 @@ class ResponsesApi:
             conversation_id=conversation_id,
             status="queued" if request.background else "in_progress",
         )
-        return ResponsesAsked(
+        asked = ResponsesAsked(
             request,
             begun,
             own,
@@ -144,6 +152,9 @@ class ResponsesApi:
             now=self._epoch_s,
             read_pdf=self._read_pdf,
         )
+        if any(may_have_pdf(item.body) for item in (*history, *own)):
+            await asked.read_pdfs()
+        return asked
 
     async def _history(
         self, request: ResponsesRequest, conversation_id: str | None
@@ -266,10 +277,12 @@ async def _settled(run: Run) -> bytes:
 
 def _failure_of(run: Run) -> RequestError:
     """Return why a run did not come to its end."""
+    if run.is_stopped:
+        return DrainingError("the gateway went down meanwhile")
     try:
         error = msgspec.json.decode(bytes(run.body), type=ErrorBody).error
     except msgspec.DecodeError:
-        return DrainingError("the gateway went down meanwhile")
+        return InternalError()
     return UpstreamRefusalError(
         error.message,
         status=500,

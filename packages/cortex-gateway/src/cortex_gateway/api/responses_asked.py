@@ -14,10 +14,11 @@ from cortex_core.translate.messages_reader import MessagesReader
 from cortex_core.translate.parts import Translator
 from cortex_core.translate.responses_request import responses_to_chat
 from cortex_core.translate.responses_writer import ResponsesWriter
-from cortex_core.translate.target import PdfReader, Target
+from cortex_core.translate.target import PdfReader, Target, ToChat
 from cortex_core.wire.responses.answer import Response
 from cortex_core.wire.responses.items import decode_items
 from cortex_core.wire.responses.request import ResponsesRequest
+from cortex_gateway.api.documents import RememberedPdfs
 from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH
 from cortex_gateway.proxy.asked import EVENT_STREAM, Outbound
 from cortex_gateway.records.schema import RESPONSE, KeptItem, Record
@@ -60,7 +61,8 @@ class ResponsesAsked:
         self._request = request
         self._begun = begun
         self._own = own
-        self._items = decode_items(item.body for item in (*history, *own))
+        self._history = decode_items((item.body for item in history), "history")
+        self._items = decode_items(item.body for item in own)
         self._store = store
         self._now = now
         self._read_pdf = read_pdf
@@ -78,7 +80,7 @@ class ResponsesAsked:
         Raises:
             RequestError: the request cannot be put to that model.
         """
-        asked = responses_to_chat(self._request, self._items, target, read_pdf=self._read_pdf)
+        asked = self.translated(target, self._read_pdf)
         refuse_unable(asked.chat, target.capabilities, fields=RESPONSES_FIELDS)
         self._writer = self._new_writer()
         if dialect is Dialect.ANTHROPIC:
@@ -92,6 +94,26 @@ class ResponsesAsked:
         return Outbound(
             path=path, body=body, answer=self._translator, is_translated=True, ignored=ignored
         )
+
+    def translated(self, target: Target, read_pdf: PdfReader | None) -> ToChat:
+        """Return the chat request.
+
+        Raises:
+            RequestError: the request cannot be put to that model.
+        """
+        return responses_to_chat(
+            self._request, self._items, target, history=self._history, read_pdf=read_pdf
+        )
+
+    async def read_pdfs(self) -> None:
+        """Read the PDFs of the input and of what was said before, off the loop.
+
+        Raises:
+            RequestError: one cannot be read.
+        """
+        if self._read_pdf is not None:
+            pages = self._read_pdf = RememberedPdfs(self._read_pdf)
+            await pages.foresee(self.translated, Target(model=self.model))
 
     def failed(self, error: RequestError) -> bytes:
         """Return `response.failed`."""
