@@ -33,7 +33,6 @@ REQUIREMENTS: Final = ROOT / "requirements"
 APART: Final = ("aider",)
 """Requirement files that agree with no other, for environments of their own."""
 PACKAGES: Final = ("cortex-core", "cortex-gateway", "neuron", "cortex-cli")
-CODE: Final = ("packages", "tests", "benchmarks", "docs/conf.py", "noxfile.py")
 
 PYTHONS: Final = ("3.11", "3.12", "3.13")
 ENGINE_PYTHON: Final = "3.11"
@@ -116,8 +115,7 @@ def types(session: nox.Session) -> None:
     """Type-check all code, tests and this file included."""
     install(session, "build", "runtime", "test", "lint", "nox")
     sources = [f"packages/{name}/src" for name in PACKAGES]
-    rest = [name for name in ("tests", "benchmarks", "noxfile.py") if (ROOT / name).exists()]
-    session.run("mypy", *sources, *rest)
+    session.run("mypy", *sources, "tests", "examples", "benchmarks", "noxfile.py")
 
 
 @nox.session(python=PYTHON)
