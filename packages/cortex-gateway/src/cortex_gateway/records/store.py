@@ -264,21 +264,27 @@ def _connect(path: str | None) -> sqlite3.Connection:
             # What people have asked is nobody else's business.
             pathlib.Path(path).touch(mode=0o600)
         connection = sqlite3.connect(path or MEMORY, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            connection.executescript(f"BEGIN;{TABLES}PRAGMA user_version = {VERSION};COMMIT;")
-        elif version != VERSION:
-            connection.close()
-            raise SettingsError(
-                f"gateway.responses.path: {path!r} is of version {version} and this is "
-                f"version {VERSION}; name another file"
-            )
-        _end_left_over(connection)
+        with contextlib.ExitStack() as unless_ready:
+            unless_ready.callback(connection.close)
+            _prepare(connection, path)
+            unless_ready.pop_all()
     except (OSError, sqlite3.Error) as error:
         raise SettingsError(f"gateway.responses.path: cannot use {path!r}: {error}") from None
     return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: str | None) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        connection.executescript(f"BEGIN;{TABLES}PRAGMA user_version = {VERSION};COMMIT;")
+    elif version != VERSION:
+        raise SettingsError(
+            f"gateway.responses.path: {path!r} is of version {version} and this is "
+            f"version {VERSION}; name another file"
+        )
+    _end_left_over(connection)
 
 
 def _end_left_over(connection: sqlite3.Connection) -> None:
