@@ -121,8 +121,8 @@ def test_changes_of_tools_are_nothing_that_anybody_says() -> None:
     assert [message["role"] for message in alone] == ["user", "assistant", "user"]
 
 
-def test_what_the_hosted_service_did_is_named_as_left_out() -> None:
-    """Ours: nothing is dropped silently."""
+def test_what_the_hosted_service_did_is_a_note_or_named_as_left_out() -> None:
+    """Protocol 9: a text note; and nothing is dropped silently."""
     blocks = [
         {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
         {"type": "web_search_tool_result", "tool_use_id": "s", "content": []},
@@ -131,8 +131,8 @@ def test_what_the_hosted_service_did_is_named_as_left_out() -> None:
     ]
     done = translate(messages=[HI, assistant(*blocks), user("thanks")])
 
-    assert done.ignored == tuple(f"messages.1.content.{place}" for place in range(3))
-    assert done.chat.messages[1].content == "found"
+    assert done.ignored == ("messages.1.content.1", "messages.1.content.2")
+    assert done.chat.messages[1].content == "[web_search was called with {}]\n\nfound"
 
 
 @pytest.mark.parametrize(

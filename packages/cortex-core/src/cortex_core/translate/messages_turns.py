@@ -20,6 +20,7 @@ from cortex_core.wire.anthropic.blocks import (
     DocumentBlock,
     ImageBlock,
     SearchResultBlock,
+    ServerToolUseBlock,
     Source,
     TextBlock,
     ThinkingBlock,
@@ -195,6 +196,8 @@ class _Builder:
                     calls.append(self._call(block, placed.path))
                 case CompactionBlock(content=summary):
                     texts.append(summary or "")
+                case ServerToolUseBlock(name=name, input=given):
+                    texts.append(f"[{name} was called with {_encode(given).decode()}]")
                 case ToolSearchResultBlock():
                     pass
                 case ImageBlock() | DocumentBlock() | ToolResultBlock() | SearchResultBlock():
