@@ -19,9 +19,9 @@ data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"role":"assistant","c
 
 data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"reasoning":"A greeting."}}]}
 
-data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"Hel"}}]}
+data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"Good "}}]}
 
-data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"lo!"}}]}
+data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"day!"}}]}
 
 data: {"id":"1","model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}
 
