@@ -1,6 +1,22 @@
-"""`python -m benchmarks`: all of them, one after the other."""
+"""`python -m benchmarks`: all of them, one after the other, or those that are named."""
+
+import argparse
 
 from benchmarks import relay, translate
 
-translate.main()
-relay.main()
+BENCHMARKS = {"translate": translate.main, "relay": relay.main}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    names = parser.parse_args().names or list(BENCHMARKS)
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    for name in names:
+        BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,6 @@ on the node directly and through the gateway, in turns, so that other work on th
 both. The gateway's own CPU time comes from the kernel.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -140,7 +139,7 @@ def started(role: str, *arguments: str) -> Iterator[Target]:
     """Start one of the server processes; it is gone when the context ends."""
     listener = open_listener("127.0.0.1:0")
     fd = listener.socket.fileno()
-    command = [sys.executable, "-m", "benchmarks.relay", "--role", role, str(fd), *arguments]
+    command = [sys.executable, "-m", "benchmarks.relay", role, str(fd), *arguments]
     process = subprocess.Popen(command, pass_fds=(fd,))
     listener.close()
     try:
@@ -274,20 +273,20 @@ async def measure(direct: Target, gateway: Target) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
-    role = parser.parse_args().role
-    if role is None:
-        with (
-            started("node") as node,
-            started("gateway", f"http://127.0.0.1:{node.port}") as gateway,
-        ):
-            uvloop.run(measure(node, gateway))
-    elif role[0] == "node":
-        uvloop.run(run_node(int(role[1])))
-    else:
-        uvloop.run(run_gateway(int(role[1]), role[2]))
+    with (
+        started("node") as node,
+        started("gateway", f"http://127.0.0.1:{node.port}") as gateway,
+    ):
+        uvloop.run(measure(node, gateway))
+
+
+def play(role: str, fd: str, *urls: str) -> None:
+    """Be one of the processes that `main` starts."""
+    uvloop.run(run_node(int(fd)) if role == "node" else run_gateway(int(fd), *urls))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        play(*sys.argv[1:])
+    else:
+        main()
