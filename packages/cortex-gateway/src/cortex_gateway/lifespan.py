@@ -35,6 +35,7 @@ from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.upstreams import with_upstreams
 from cortex_gateway.control.watcher import NodeWatcher, WatchPace
 from cortex_gateway.metrics import FleetCollector, GatewayMetrics
+from cortex_gateway.middleware import across_origins
 from cortex_gateway.ports import NodeClient
 from cortex_gateway.proxy.access import Accesses
 from cortex_gateway.proxy.proxy import Proxy
@@ -134,7 +135,8 @@ async def open_gateway(
         limits = Limits(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
         keeps = settings.gateway.responses
         async with open_api(store, proxy, keeps, clock=clock, drain=drain, version=version) as app:
-            yield protect(app, drain=drain, limits=limits)
+            reachable = across_origins(app, settings.gateway.cors_origins)
+            yield protect(reachable, drain=drain, limits=limits)
 
 
 @asynccontextmanager

@@ -77,6 +77,9 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     responses: ResponsesSettings = ResponsesSettings()
     max_body_mb: Count = 64
     """Largest request body, in MiB."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the API from within a browser, such as
+    `http://localhost:3000`; `*` lets every page do so, whoever wrote it."""
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
