@@ -192,7 +192,10 @@ def test_tools_are_those_at_the_end_of_the_conversation() -> None:
 
     assert names(tools=[LOOK, {**LOOK, "name": "b"}], messages=[HI, system(gone)]) == ["b"]
     assert names(tools=[LOOK], messages=[HI, system(gone, back)]) == ["look"]
-    assert names(tools=[LOOK], messages=[HI, system(new, hosted)]) == ["look", "new"]
+    done = translate(tools=[LOOK], messages=[HI, system(new, hosted)])
+    assert [tool.function.name for tool in done.chat.tools or ()] == ["look", "new"]
+    assert done.ignored == ("messages.1.content.1.tool.definition",)
+    assert names(messages=[HI, system(hosted)]) == []
     with pytest.raises(InvalidRequestError) as refusal:
         translate(tools=[LOOK], messages=[HI, system(change("tool_removal", type="x"))])
     assert refusal.value.param == "messages.1.content.0.tool.name"

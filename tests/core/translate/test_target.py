@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cortex_core.codec import encode_json
-from cortex_core.harness import Limit
+from cortex_core.harness import Capabilities, Limit
 from cortex_core.translate.chat_normal import normalise, within
 from cortex_core.translate.messages_request import messages_to_chat
 from cortex_core.translate.responses_request import responses_to_chat
@@ -51,6 +51,30 @@ def test_every_dialect_asks_the_engine_for_what_it_can_give(context: int | None)
     assert messages.max_completion_tokens == given
     assert responses.max_completion_tokens == given
     assert chat == {"model": "m", "max_tokens": given, "messages": HI}
+
+
+@pytest.mark.parametrize(
+    ("context", "wanted", "given"),
+    [
+        (4096, 31_999, 4095),
+        (4096, 4096, 4095),
+        (4096, 4095, 4095),
+        (4096, 1024, 1024),
+        (512, 1024, 511),
+        (None, 31_999, 31_999),
+    ],
+)
+def test_thoughts_leave_room_for_an_answer_of_those_tokens_that_can_come(
+    context: int | None, wanted: int, given: int
+) -> None:
+    """Protocol 2.6: the budget is less than the tokens, and so it stays when these are fewer."""
+    known = Capabilities(reasoning=True)
+    target = Target(model="m", capabilities=known, limit=Limit(context=context))
+    thinking = {"type": "enabled", "budget_tokens": wanted}
+    body = {"model": "m", "max_tokens": 32_000, "messages": HI, "thinking": thinking}
+    done = messages_to_chat(MESSAGES_REQUEST_DECODER.decode(encode_json(body)), target).chat
+
+    assert done.thinking_token_budget == given
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,17 @@ def _thinking(request: MessagesRequest, target: Target) -> _Effort:
         return _Effort(effort=None if known is None else "none")
     return _Effort(
         effort=effort or DEFAULT_EFFORT,
-        budget_tokens=None if known is None else thinking.budget_tokens,
+        budget_tokens=None if known is None else _budget(request, target),
     )
+
+
+def _budget(request: MessagesRequest, target: Target) -> int | None:
+    """Return the budget for thinking, which leaves a token at least of those that can come."""
+    wanted = request.thinking.budget_tokens if request.thinking else None
+    longest = _max_tokens(request, target)
+    if wanted is None or longest is None:
+        return wanted
+    return min(wanted, longest - 1)
 
 
 def _check_thinking(thinking: Thinking | None, max_tokens: int | None) -> None:

@@ -131,8 +131,9 @@ def tools_of(request: MessagesRequest) -> Tools:
                 f"the tool {tool.name!r} is there twice; names are unique", param=f"{path}.name"
             )
         (deferred if tool.defer_loading else kept)[tool.name] = function
-    _change(request, kept, deferred)
-    if ignored and not kept and not deferred:
+    has_hosted = bool(ignored)
+    _change(request, kept, deferred, ignored)
+    if has_hosted and not kept and not deferred:
         kind = (request.tools or ())[0].type
         raise InvalidRequestError(f"tool type {kind} is not supported", param="tools.0.type")
     choice, parallel = _choice(request.tool_choice, kept)
@@ -173,7 +174,12 @@ def _told(tool: ToolDefinition) -> Iterator[str]:
         yield f"A view shows {tool.max_characters} characters at most."
 
 
-def _change(request: MessagesRequest, kept: dict[str, Tool], deferred: dict[str, Tool]) -> None:
+def _change(
+    request: MessagesRequest,
+    kept: dict[str, Tool],
+    deferred: dict[str, Tool],
+    ignored: list[str],
+) -> None:
     """Follow what the conversation says of its tools, in place; the list at its end counts."""
     for path, block in _blocks(request):
         match block:
@@ -184,7 +190,9 @@ def _change(request: MessagesRequest, kept: dict[str, Tool], deferred: dict[str,
                     _bring_in(name, kept, deferred)
             case ToolAdditionBlock(tool=change) if change.definition is not None:
                 added = change.definition
-                if not _SERVER_TOOLS.match(added.type or ""):
+                if _SERVER_TOOLS.match(added.type or ""):
+                    ignored.append(f"{path}.tool.definition")
+                else:
                     kept[added.name] = _function(added, f"{path}.tool.definition")
             case ToolAdditionBlock(tool=change):
                 _bring_in(_name(change, path), kept, deferred)

@@ -47,6 +47,9 @@ ATTRIBUTION = "x-anthropic-billing-header"
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
+_FOLLOWED = (ToolAdditionBlock, ToolReferenceBlock, ToolRemovalBlock, ToolSearchResultBlock)
+"""What changes the tools, and is nothing that anybody says."""
+
 _ERROR = "error:"
 """Start of a result that says by itself that it is a failure."""
 
@@ -198,7 +201,7 @@ class _Builder:
                     texts.append(summary or "")
                 case ServerToolUseBlock(name=name, input=given):
                     texts.append(f"[{name} was called with {_encode(given).decode()}]")
-                case ToolSearchResultBlock():
+                case _ if isinstance(placed.block, _FOLLOWED):
                     pass
                 case ImageBlock() | DocumentBlock() | ToolResultBlock() | SearchResultBlock():
                     raise InvalidRequestError(
@@ -262,7 +265,7 @@ class _Builder:
                 raise InvalidRequestError(
                     "a user's message has text, images, documents and results", param=placed.path
                 )
-            case ToolReferenceBlock() | ToolSearchResultBlock():
+            case _ if isinstance(placed.block, _FOLLOWED):
                 return []
             case _:
                 self.ignored.append(placed.path)
