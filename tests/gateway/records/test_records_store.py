@@ -1,5 +1,6 @@
 """The store of responses: what is kept, for how long, and what becomes of bad files."""
 
+import contextlib
 import glob
 import os
 import sqlite3
@@ -166,6 +167,20 @@ async def test_file_outlives_the_process_and_is_for_its_owner_alone(tmp_path: Pa
     assert set(modes) == {0o600}
     assert record == response("a")
     assert [one.id for one in items] == ["a1"]
+
+
+async def test_what_is_too_old_is_forgotten_at_the_start(tmp_path: Path) -> None:
+    """Ours: a gateway that nobody asks for a response keeps none for ever."""
+    path = tmp_path / "responses.db"
+    clock = FakeClock()
+    async with store_at(path, clock, retention_s=DAY_S) as store:
+        await store.put(response("old"), [item("o1")])
+    await clock.advance(2 * DAY_S)
+    async with store_at(path, clock, retention_s=DAY_S):
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            left = db.execute("SELECT id FROM records UNION SELECT id FROM items").fetchall()
+
+    assert left == []
 
 
 @pytest.mark.parametrize("status", ["queued", "in_progress"])

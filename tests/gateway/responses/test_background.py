@@ -1,6 +1,8 @@
 """Responses that are made while nobody waits: polled, read along, cancelled, and ended."""
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,19 @@ async def test_there_are_not_more_than_the_limit() -> None:
 
     assert (status, told["code"]) == (503, "server_is_overloaded")
     assert again["status"] in ("queued", "in_progress")
+
+
+async def test_nothing_is_kept_of_what_had_no_place(tmp_path: Path) -> None:
+    """Ours: nobody knows its id, so that it would be `queued` for ever."""
+    path = tmp_path / "responses.db"
+    keeps = ResponsesSettings(background_limit=1, path=str(path))
+    async with calling([hangs], keeps=keeps) as caller:
+        begun = await caller.create(background=True)
+        await caller.refused(background=True)
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            kept = db.execute("SELECT id FROM records").fetchall()
+
+    assert kept == [(begun["id"],)]
 
 
 async def test_what_cannot_come_to_be_has_failed() -> None:

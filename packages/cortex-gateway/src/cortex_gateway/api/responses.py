@@ -14,10 +14,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.errors import (
+    ConflictError,
     DrainingError,
     InternalError,
     InvalidRequestError,
     NotFoundError,
+    OverloadedError,
     PreviousResponseNotFoundError,
     RequestError,
     UpstreamRefusalError,
@@ -190,7 +192,12 @@ class ResponsesApi:
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             await self._proxy.serve(scope, receive, send, read)
 
-        run = self._background.start(asked, serve, scope, body, _settled)
+        try:
+            run = self._background.start(asked, serve, scope, body, _settled)
+        except OverloadedError:
+            # Nobody is told of it, so that nobody would ever delete it.
+            await self._store.delete(asked.response.id, RESPONSE)
+            raise
         if request.stream:
             return StreamingResponse(run.events(-1), media_type=EVENT_STREAM)
         return _json(asked.response)
@@ -306,10 +313,17 @@ def _starting_after(text: str | None) -> int:
 
 
 async def _stopped(run: Run) -> None:
-    """Stop a run and wait for its end, within a bound."""
+    """Stop a run and wait for its end, within a bound.
+
+    Raises:
+        ConflictError: it takes longer; the caller may ask again.
+    """
     run.cancel()
-    async with asyncio.timeout(_CANCEL_S):
-        await run.ended()
+    try:
+        async with asyncio.timeout(_CANCEL_S):
+            await run.ended()
+    except TimeoutError:
+        raise ConflictError("the response is still being stopped; ask again") from None
 
 
 def _conversation_id(request: ResponsesRequest) -> str | None:

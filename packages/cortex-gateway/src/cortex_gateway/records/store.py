@@ -107,6 +107,10 @@ class RecordStore:
         """
         return await self._run(lambda: self._history(response_id))
 
+    async def sweep(self) -> None:
+        """Forget what is too old, and what is too much."""
+        await self._run(self._sweep_apart)
+
     async def _run(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -138,6 +142,10 @@ class RecordStore:
             "INSERT INTO items (owner, id, is_input, body) VALUES (?, ?, ?, ?)",
             [(owner, item.id, item.is_input, item.body) for item in items],
         )
+
+    def _sweep_apart(self) -> None:
+        with self._connection:
+            self._sweep()
 
     def _sweep(self) -> None:
         """Forget what is too old, and what is too much."""
@@ -248,9 +256,13 @@ async def open_store(
     try:
         connection = await loop.run_in_executor(thread, _connect, path)
         try:
-            yield RecordStore(
+            store = RecordStore(
                 connection, thread, now=now, retention_s=retention_s, max_bytes=max_bytes
             )
+            # It is logged, and what is too old is not given out in any case.
+            with contextlib.suppress(InternalError):
+                await store.sweep()
+            yield store
         finally:
             await loop.run_in_executor(thread, connection.close)
     finally:
