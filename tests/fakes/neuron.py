@@ -27,6 +27,9 @@ class FakeNeuron:
         """How often each path was asked."""
         self.loads: list[dict[str, object]] = []
         """Bodies of `/models/load`, in order."""
+        self.unloads: list[dict[str, object]] = []
+        """Bodies of `/models/unload`, in order."""
+        self.unload_error: tuple[int, dict[str, object]] | None = None
         self.load_may_end = asyncio.Event()
         self.load_may_end.set()
         self.load_error: tuple[int, dict[str, object]] | None = None
@@ -106,6 +109,7 @@ class FakeNeuron:
         app.router.add_get("/models", self._models)
         app.router.add_get("/models/{model:.+}/endpoint", self._endpoint)
         app.router.add_post("/models/load", self._load)
+        app.router.add_post("/models/unload", self._unload)
         app.router.add_post("/v1/chat/completions", self._chat)
         if not self.is_given_only:
             app.router.add_get("/events", self._events)
@@ -136,6 +140,17 @@ class FakeNeuron:
         if url is None:
             return web.json_response({"error": "not loaded"}, status=404)
         return web.json_response({"url": url})
+
+    async def _unload(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.unloads.append(body)
+        if self.unload_error is not None:
+            status, error = self.unload_error
+            return web.json_response(error, status=status)
+        model = body["model_id"]
+        self.set_model(model, "unloading", vram_used_mb=self.models[model].get("vram_used_mb"))
+        self.set_model(model, "unloaded")
+        return web.json_response({"status": "unloaded"})
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

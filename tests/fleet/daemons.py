@@ -150,8 +150,17 @@ def simulated_neuron(
 
 
 @contextlib.contextmanager
-def gateway(folder: pathlib.Path, catalogue: str = CATALOGUE, **nodes: str) -> Iterator[Daemon]:
-    """Run a gateway over neurons, given as name and URL, and wait until it has seen them."""
+def gateway(
+    folder: pathlib.Path, catalogue: str = CATALOGUE, *, more: str = "", **nodes: str
+) -> Iterator[Daemon]:
+    """Run a gateway over neurons, given as name and URL, and wait until it has seen them.
+
+    Args:
+        folder: for its files.
+        catalogue: its `models.toml`.
+        more: further tables of its `cortex.toml`.
+        nodes: base URLs by name.
+    """
     (folder / "models.toml").write_text(catalogue)
     entries = "".join(
         f'[[neurons]]\nname = "{name}"\nendpoint = "{url}"\n' for name, url in nodes.items()
@@ -159,7 +168,7 @@ def gateway(folder: pathlib.Path, catalogue: str = CATALOGUE, **nodes: str) -> I
     config = folder / "cortex.toml"
     config.write_text(
         'models_config = "models.toml"\n'
-        '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n' + entries
+        '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n' + entries + more
     )
     with started("cortex_gateway", config, r"listening on ([^\s,]+)") as daemon:
         until(lambda: daemon.get("/readyz").status_code == 200, START_S)

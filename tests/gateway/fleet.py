@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
+from cortex_core.placement.evict import EvictionPolicy
 from cortex_core.replica import ReplicaStatus
 from cortex_core.server.clock import Clock, SystemClock
 from cortex_gateway.clients.node import NodePatience, node_clients
@@ -60,6 +61,7 @@ async def control_of(
     patience: NodePatience = PATIENT,
     metrics: GatewayMetrics | None = None,
     clock: Clock | None = None,
+    policy: EvictionPolicy | None = None,
 ) -> AsyncIterator[FleetStore]:
     """Run watchers and reconciler over the given nodes."""
     nodes = {NodeName(name): url for name, url in endpoints.items()}
@@ -73,6 +75,7 @@ async def control_of(
             metrics=metrics or GatewayMetrics(CollectorRegistry()),
             clock=clock or SystemClock(),
             pace=pace,
+            policy=policy or EvictionPolicy(),
         ) as store,
     ):
         yield store

@@ -228,12 +228,12 @@ async def test_catalogue_that_is_not_there_is_named(tmp_path: pathlib.Path) -> N
     assert said.startswith(f"cortex-gateway: {tmp_path / 'models.toml'}: cannot be read: ")
 
 
-async def test_eviction_that_is_set_is_said_to_have_no_effect(tmp_path: pathlib.Path) -> None:
-    """Ours: the file format has the table, nothing evicts, and nobody shall wonder."""
+async def test_recycling_that_is_set_is_said_to_have_no_effect(tmp_path: pathlib.Path) -> None:
+    """Ours: the file format has the key, nothing is recycled, and nobody shall wonder."""
     path = write_settings(
         tmp_path,
         "http://127.0.0.1:1",
-        'log_format = "json"\n[eviction]\nstrategy = "cost"',
+        'log_format = "json"\n[eviction]\ndefrag_after_cycles = 3',
     )
     handle = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cortex_gateway", "--config", str(path), stderr=PIPE, stdin=DEVNULL
@@ -243,13 +243,13 @@ async def test_eviction_that_is_set_is_said_to_have_no_effect(tmp_path: pathlib.
     try:
         async with asyncio.timeout(WAIT_S):
             said: list[str] = []
-            while not any("[eviction]" in message for message in said):
+            while not any("defrag" in message for message in said):
                 said.append(json.loads(await handle.stderr.readline())["message"])
     finally:
         handle.kill()
         await handle.communicate()
 
-    assert said[-1] == "[eviction] has no effect in this version: nothing is evicted"
+    assert said[-1] == "eviction.defrag_after_cycles has no effect in this version"
 
 
 async def run_to_end(*arguments: str) -> tuple[int | None, str]:

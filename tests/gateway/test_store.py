@@ -66,8 +66,8 @@ async def test_changes_and_demand_are_not_lost_while_the_reconciler_is_busy() ->
         async with asyncio.timeout(5):
             await keeper.wanted()
 
-        assert keeper.take_demanded() == {MODEL}
-    assert keeper.take_demanded() == frozenset()
+        assert keeper.take_demanded() == (MODEL,)
+    assert keeper.take_demanded() == ()
 
 
 async def test_who_asks_and_leaves_at_once_is_planned_for_once() -> None:
@@ -77,8 +77,8 @@ async def test_who_asks_and_leaves_at_once_is_planned_for_once() -> None:
     with keeper.demand(MODEL):
         pass
 
-    assert keeper.take_demanded() == {MODEL}
-    assert keeper.take_demanded() == frozenset()
+    assert keeper.take_demanded() == (MODEL,)
+    assert keeper.take_demanded() == ()
 
 
 async def test_a_block_that_needs_a_node_ends_when_the_node_goes_down() -> None:

@@ -38,7 +38,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pinned_on: tuple[NodeName, ...] = ()
     """Nodes on which alone it may live, and from which it is never evicted."""
     residency_priority: int | None = None
-    """Lower is evicted first; checked, and read once models make room for each other."""
+    """Who stays when memory is short: a model is never evicted for one of lower priority. None is
+    100, or 1000 for a model that is pinned."""
+    idle_unload_s: Annotated[float, Meta(gt=0)] | None = None
+    """Seconds without a request after which it is unloaded; none takes the gateway's."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options passed to the engine under their own names."""
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints
 from cortex_core.ids import NodeName
+from cortex_core.placement.evict import EvictionPolicy
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
@@ -30,6 +31,7 @@ from cortex_gateway.app import build_app
 from cortex_gateway.clients.node import NodePatience, node_clients
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
+from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.reconciler import Reconciler
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.upstreams import with_upstreams
@@ -121,6 +123,7 @@ async def open_gateway(
             metrics=metrics,
             clock=clock,
             pace=WatchPace(),
+            policy=settings.eviction.policy,
         ) as store,
     ):
         registry.register(FleetCollector(lambda: store.state))
@@ -200,11 +203,13 @@ async def control_plane(
     metrics: GatewayMetrics,
     clock: Clock,
     pace: WatchPace,
+    policy: EvictionPolicy,
 ) -> AsyncIterator[FleetStore]:
     """Watch the fleet and load what is wanted for as long as the context is open."""
     state = with_upstreams(from_endpoints(endpoints), upstreams, clock.now())
     store = FleetStore(state, catalogue)
-    reconciler = Reconciler(store=store, clients=clients, metrics=metrics, clock=clock)
+    commands = Commands(store=store, clients=clients, metrics=metrics, clock=clock)
+    reconciler = Reconciler(store=store, commands=commands, clock=clock, policy=policy)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(reconciler.run(), name="reconcile")]
         for name, client in clients.items():
@@ -229,6 +234,6 @@ def _tell_start(settings: GatewaySettings, catalogue: Catalogue, api: str, metri
     )
     if not settings.neurons and not settings.upstreams:
         logger.warning("no [[neurons]] are configured: nothing can be served")
-    if settings.eviction != EvictionSettings():
+    if settings.eviction.defrag_after_cycles != EvictionSettings().defrag_after_cycles:
         # Accepted, because the file format is given and older files have it.
-        logger.warning("[eviction] has no effect in this version: nothing is evicted")
+        logger.warning("eviction.defrag_after_cycles has no effect in this version")

@@ -48,8 +48,9 @@ class _Counters:
         self.cold_starts = counter(
             "cortex_cold_starts_total", "Requests that waited for their model to be loaded."
         )
-        # Nothing evicts yet; the name is given, and dashboards expect the family to be there.
-        counter("cortex_evictions_total", "Replicas that were unloaded to make room.")
+        self.evictions = counter(
+            "cortex_evictions_total", "Replicas that were unloaded to make room."
+        )
         self.attempts = counter(
             "cortex_upstream_attempts_total",
             "Attempts at a node: `ok`, or how they failed.",
@@ -130,6 +131,10 @@ class GatewayMetrics:
     def loaded(self, *, model: str, node: str, load_s: float) -> None:
         """Count a load that this gateway asked for and that succeeded."""
         self._histograms.load.labels(model, node).observe(load_s)
+
+    def evicted(self, *, model: str, node: str) -> None:
+        """Count a replica that gave way to another model."""
+        self._counters.evictions.labels(model, node).inc()
 
     def ended(
         self,

@@ -11,7 +11,7 @@ from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.routing.retry import Failure
-from cortex_core.wire.neuron import LoadRequest
+from cortex_core.wire.neuron import LoadRequest, UnloadRequest
 
 
 class Store(Protocol):
@@ -37,6 +37,10 @@ class Store(Protocol):
 
     def demand(self, model: ModelId) -> AbstractContextManager[None]:
         """Count one waiter for `model` while the context is open; wakes the reconciler."""
+        ...
+
+    def count(self, model: ModelId, now: float) -> None:
+        """Note one request for a model of the fleet."""
         ...
 
     def demanded(self) -> frozenset[ModelId]:
@@ -191,6 +195,14 @@ class NodeClient(Protocol):
 
         Raises:
             RequestError: why it could not be loaded.
+        """
+        ...
+
+    async def unload(self, request: UnloadRequest) -> None:
+        """Let a model's requests end, then unload it; returns when its memory is free.
+
+        Raises:
+            RequestError: why it could not be unloaded.
         """
         ...
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 from cortex_core.config import Table, load_toml, overlay_environment, to_settings
 from cortex_core.errors import SettingsError
 from cortex_core.ids import NodeName
+from cortex_core.placement.evict import EvictionPolicy, Strategy
 from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
 from cortex_core.server.listen import ListenError, parse_address
 
@@ -87,12 +88,29 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class EvictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[eviction]`: how room is made for models; checked, but nothing evicts yet."""
+    """`[eviction]`: how room is made for models."""
 
     strategy: Literal["lru", "priority", "cost"] = "lru"
-    """Which replica gives way first."""
+    """Which replica gives way first: the one that was not used for longest, the one of the lowest
+    residency priority, or the one that is expected to cost the fewest seconds."""
+    min_residency_s: Annotated[float, Meta(ge=0)] = 30.0
+    """How long a model stays at least once it is loaded, in seconds: how long the turns are of
+    models that fight for one device."""
+    idle_unload_s: Seconds | None = None
+    """Seconds without a request after which a model is unloaded; none is never. A model's own
+    `idle_unload_s` wins."""
     defrag_after_cycles: Annotated[int, Meta(ge=0)] = 50
-    """Loads and unloads after which a node's engines are recycled; 0 is never."""
+    """Loads and unloads after which a node's engines are recycled; 0 is never. Checked, but
+    nothing is recycled yet."""
+
+    @property
+    def policy(self) -> EvictionPolicy:
+        """The same as decisions take it."""
+        return EvictionPolicy(
+            strategy=Strategy(self.strategy),
+            min_residency_s=self.min_residency_s,
+            idle_unload_s=self.idle_unload_s,
+        )
 
 
 class NeuronEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

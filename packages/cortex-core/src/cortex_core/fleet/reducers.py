@@ -12,8 +12,10 @@ from cortex_core.fleet.state import (
     LoadFailure,
     NodeHealth,
     NodeState,
+    Resident,
+    Swap,
 )
-from cortex_core.ids import NodeName, ReplicaId
+from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.replica import Replica, ReplicaStatus
 
@@ -59,18 +61,24 @@ def with_report(state: FleetState, name: NodeName, report: NodeReport, now: floa
         for replica in report.replicas
         if replica.status is not ReplicaStatus.UNLOADED
     }
+    has_freed = any(
+        before.holds_memory and not (model in replicas and replicas[model].holds_memory)
+        for model, before in node.replicas.items()
+    )
     node = msgspec.structs.replace(
         node,
         health=NodeHealth.UP,
         misses=0,
         facts=facts,
         replicas=replicas,
+        freed_at=now if has_freed else node.freed_at,
         readings={reading.index: reading for reading in report.devices},
         activation=report.activation,
         is_draining=report.is_draining,
         reported_at=now,
         last_error=None,
     )
+    state = msgspec.structs.replace(state, residents=_residents(state, name, replicas, now))
     return _forgiven(_with_node(state, node), replicas.values())
 
 
@@ -118,6 +126,31 @@ def without_command(state: FleetState, replica: ReplicaId) -> FleetState:
     return _next(state, commands=_without(state.commands, replica))
 
 
+def with_unloads(state: FleetState, replicas: Iterable[ReplicaId]) -> FleetState:
+    """Return the fleet with unloads on their way."""
+    return _next(state, unloads=state.unloads | frozenset(replicas))
+
+
+def without_unloads(state: FleetState, replicas: Iterable[ReplicaId]) -> FleetState:
+    """Return the fleet after the answers to unloads came, or will not come."""
+    return _next(state, unloads=state.unloads - frozenset(replicas))
+
+
+def with_swap(state: FleetState, model: ModelId, swap: Swap) -> FleetState:
+    """Return the fleet with room being made for `model`."""
+    state = with_unloads(state, swap.victims)
+    return _next(state, swaps={**state.swaps, model: swap})
+
+
+def without_swap(state: FleetState, model: ModelId) -> FleetState:
+    """Return the fleet after room was made for `model`, or will not be."""
+    swap = state.swaps.get(model)
+    if swap is None:
+        return state
+    state = without_unloads(state, swap.victims)
+    return _next(state, swaps=_without(state.swaps, model))
+
+
 def with_load_failure(state: FleetState, replica: ReplicaId, reason: str, now: float) -> FleetState:
     """Return the fleet after a load failed; each failure in a row doubles the cool-down."""
     before = state.failures.get(replica)
@@ -139,6 +172,23 @@ def with_request_success(state: FleetState, replica: ReplicaId) -> FleetState:
     if replica not in state.breakers:
         return state
     return _next(state, breakers=_without(state.breakers, replica))
+
+
+def _residents(
+    state: FleetState, name: NodeName, replicas: Mapping[ModelId, Replica], now: float
+) -> dict[ReplicaId, Resident]:
+    """Return who is loaded where, after a report of the node `name`."""
+    residents = _without_node(state.residents, name)
+    for model, replica in replicas.items():
+        if replica.status is not ReplicaStatus.LOADED:
+            continue
+        known, before = state.residents.get(replica.id), state.nodes[name].replicas.get(model)
+        if known is None or before is None:
+            residents[replica.id] = Resident(since=now, used=now)
+            continue
+        is_used = replica.in_flight or replica.queued or replica.last_used != before.last_used
+        residents[replica.id] = msgspec.structs.replace(known, used=now) if is_used else known
+    return residents
 
 
 def _forgiven(state: FleetState, replicas: Iterable[Replica]) -> FleetState:

@@ -41,6 +41,9 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     is_draining: bool = False
     reported_at: float | None = None
     """Monotonic seconds of the last good report."""
+    freed_at: float | None = None
+    """Monotonic seconds of the latest report that showed a replica's memory given back; readings
+    of devices lag behind that a little."""
     last_error: str | None = None
     """Why the last contact failed; `None` after a good one."""
 
@@ -75,6 +78,26 @@ class LoadCommand(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds."""
 
 
+class Resident(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that is loaded, on this gateway's clock: nodes have clocks of their own."""
+
+    since: float
+    """Monotonic seconds of the first report that showed it loaded."""
+    used: float
+    """Monotonic seconds of the latest report that showed it used, or of `since`."""
+
+
+class Swap(msgspec.Struct, frozen=True, kw_only=True):
+    """Replicas that are being unloaded on a node so that a model fits."""
+
+    node: NodeName
+    devices: tuple[DeviceIndex, ...]
+    """Kept free of other models meanwhile."""
+    share_bytes: int
+    """What the model takes of each."""
+    victims: tuple[ReplicaId, ...]
+
+
 class FleetState(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known of the fleet; replaced whole, never changed."""
 
@@ -84,6 +107,12 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True):
     failures: Mapping[ReplicaId, LoadFailure] = msgspec.field(default_factory=dict)
     commands: Mapping[ReplicaId, LoadCommand] = msgspec.field(default_factory=dict)
     breakers: Mapping[ReplicaId, Breaker] = msgspec.field(default_factory=dict)
+    residents: Mapping[ReplicaId, Resident] = msgspec.field(default_factory=dict)
+    """Every replica that the latest report of its node showed loaded."""
+    unloads: frozenset[ReplicaId] = frozenset()
+    """Replicas that were told to unload; what came of it is not known yet."""
+    swaps: Mapping[ModelId, Swap] = msgspec.field(default_factory=dict)
+    """By the model that room is made for."""
 
     @property
     def is_heard(self) -> bool:

@@ -8,6 +8,7 @@ from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.feasibility import is_able, share_bytes
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.ids import DeviceIndex, ReplicaId
+from cortex_core.replica import Replica
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,8 @@ def free_bytes(state: FleetState, catalogue: Catalogue, node: NodeState) -> dict
     """Return free memory by device: what the driver says, less what is promised already.
 
     A replica that still loads, and a load that is on its way, are counted with their estimate,
-    because the driver does not show them yet. An unknown estimate counts as nothing.
+    because the driver does not show them yet. An unknown estimate counts as nothing. What is
+    being freed for a model is kept for it.
     """
     if node.facts is None:
         return {}
@@ -77,6 +79,13 @@ def _claims(state: FleetState, catalogue: Catalogue, node: NodeState) -> dict[De
                     estimate if replica.vram_used_bytes is None else replica.vram_used_bytes,
                 )
             )
+    held = _held_by_victims(state, catalogue, node)
+    claims += [
+        ((index,), max(0, swap.share_bytes - held.get(index, 0)))
+        for swap in state.swaps.values()
+        if swap.node == node.name
+        for index in swap.devices
+    ]
     for target, command in state.commands.items():
         known = node.replicas.get(target.model)
         if target.node == node.name and (known is None or not known.holds_memory):
@@ -86,6 +95,28 @@ def _claims(state: FleetState, catalogue: Catalogue, node: NodeState) -> dict[De
         for index in devices:
             claimed[index] = claimed.get(index, 0) + (size or 0) // len(devices)
     return claimed
+
+
+def shares(replica: Replica, profile: Profile | None) -> dict[DeviceIndex, int]:
+    """Return what a replica holds of each of its devices, in bytes; 0 when nobody knows."""
+    size = replica.vram_used_bytes
+    if size is None and profile is not None:
+        size = profile.vram_bytes
+    return {index: (size or 0) // len(replica.devices) for index in replica.devices}
+
+
+def _held_by_victims(
+    state: FleetState, catalogue: Catalogue, node: NodeState
+) -> dict[DeviceIndex, int]:
+    """Return what those hold who are being unloaded: it counts as theirs until it is free."""
+    held: dict[DeviceIndex, int] = {}
+    for swap in state.swaps.values():
+        for victim in swap.victims:
+            replica = node.replicas.get(victim.model) if victim.node == node.name else None
+            if replica is not None and replica.holds_memory:
+                for index, size in shares(replica, catalogue.profiles.get(victim.model)).items():
+                    held[index] = held.get(index, 0) + size
+    return held
 
 
 def cooling_down(state: FleetState, replica: ReplicaId, now: float) -> bool:

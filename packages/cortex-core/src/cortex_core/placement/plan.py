@@ -5,10 +5,17 @@ from collections.abc import Iterable
 import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.fleet.feasibility import infeasible_reason
-from cortex_core.fleet.reducers import with_command
-from cortex_core.fleet.state import FleetState, LoadCommand, NodeState
+from cortex_core.fleet.feasibility import infeasible_reason, share_bytes
+from cortex_core.fleet.reducers import with_command, with_swap
+from cortex_core.fleet.state import FleetState, LoadCommand, NodeState, Swap
 from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.placement.evict import (
+    Eviction,
+    EvictionPolicy,
+    Rates,
+    find_eviction,
+    idle_replicas,
+)
 from cortex_core.placement.fit import Fit, cooling_down, find_fit, free_bytes
 from cortex_core.replica import ReplicaStatus
 from cortex_core.units import mib_from_bytes
@@ -22,6 +29,8 @@ class NodeVerdict(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     is_permanent: bool
     """No passing of time and no unloading helps."""
+    lacks_room: bool = False
+    """It would do if somebody gave way."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,12 +41,28 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     command: LoadCommand
 
 
+class Evict(msgspec.Struct, frozen=True, kw_only=True):
+    """Unload replicas so that a model fits; the load follows when the memory is free."""
+
+    model: ModelId
+    swap: Swap
+
+
+class Retire(msgspec.Struct, frozen=True, kw_only=True):
+    """Unload a replica that nobody uses."""
+
+    replica: ReplicaId
+
+
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing can be loaded for a model now."""
 
     model: ModelId
     verdicts: tuple[NodeVerdict, ...]
     """One per node, in the order of the nodes; empty when the catalogue lacks the model."""
+    retry_at: float | None = None
+    """Monotonic seconds at which somebody may give way, infinite when a change must come first;
+    `None` when nobody will."""
 
     @property
     def is_permanent(self) -> bool:
@@ -50,31 +75,97 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
         return "; ".join(f"{verdict.node}: {verdict.reason}" for verdict in self.verdicts)
 
 
+Step = Load | Evict | Retire | Hold
+
+DEFAULT_POLICY = EvictionPolicy()
+
+NO_RATES: Rates = {}
+
 UNDER_WAY = frozenset({ReplicaStatus.LOADING, ReplicaStatus.RELOADING, ReplicaStatus.RECOVERING})
 """Statuses that become `loaded` without anybody asking again."""
 
 
 def plan(
-    state: FleetState, catalogue: Catalogue, demand: Iterable[ModelId], now: float
-) -> tuple[Load | Hold, ...]:
-    """Return what to do for the models in `demand`, ordered by model id.
+    state: FleetState,
+    catalogue: Catalogue,
+    demand: Iterable[ModelId],
+    now: float,
+    *,
+    policy: EvictionPolicy = DEFAULT_POLICY,
+    rates: Rates = NO_RATES,
+) -> tuple[Step, ...]:
+    """Return what to do for the models in `demand`, in their order, and with what nobody uses.
 
-    A model that a reachable node serves or loads, or for which a load is on its way, needs
-    nothing, so planning again with the commands noted gives an empty plan. Nothing is planned
-    before every node was asked once: a gateway that has just started adopts what runs.
+    A model that a reachable node serves or loads, for which a load is on its way, or for which
+    room is being made, needs nothing, so planning again with the steps noted gives no step
+    again. Nothing is planned before every node was asked once: a gateway that has just started
+    adopts what runs.
+
+    Args:
+        state: the fleet snapshot.
+        catalogue: the profiles.
+        demand: models that callers wait for, the longest wait first.
+        now: monotonic seconds.
+        policy: how room is made.
+        rates: requests per second by model.
     """
     if not state.is_heard:
         return ()
-    steps: list[Load | Hold] = []
-    for model in sorted(set(demand)):
-        if is_coming(state, model):
+    wanted = tuple(dict.fromkeys(demand))
+    steps: list[Step] = []
+    for model in wanted:
+        if is_coming(state, model) or model in state.swaps:
             continue
-        step = place(state, catalogue, model, now)
+        step = make_room(state, catalogue, model, now, policy=policy, rates=rates)
+        # The next model of this very plan must see the memory as taken.
         if isinstance(step, Load):
-            # The next model of this very plan must see the memory as taken.
             state = with_command(state, step.replica, step.command)
+        elif isinstance(step, Evict):
+            state = with_swap(state, step.model, step.swap)
         steps.append(step)
-    return tuple(steps)
+    idle = idle_replicas(state, catalogue, wanted, policy, now)
+    return (*steps, *(Retire(replica=replica) for replica in idle))
+
+
+def make_room(
+    state: FleetState,
+    catalogue: Catalogue,
+    model: ModelId,
+    now: float,
+    *,
+    avoid: frozenset[ReplicaId] = frozenset(),
+    policy: EvictionPolicy = DEFAULT_POLICY,
+    rates: Rates = NO_RATES,
+) -> Load | Evict | Hold:
+    """Choose a node for `model`: one where it fits, else one where the cheapest give way.
+
+    A `Hold` with a `retry_at` says that somebody gives way when it has been there for longer.
+    """
+    step = place(state, catalogue, model, now, avoid=avoid)
+    if isinstance(step, Load) or not any(verdict.lacks_room for verdict in step.verdicts):
+        return step
+    profile = catalogue.profiles[model]
+    evictions: list[tuple[tuple[float, ...], NodeName, Eviction]] = []
+    later: list[float] = []
+    for verdict in step.verdicts:
+        if not verdict.lacks_room:
+            continue
+        node = state.nodes[verdict.node]
+        found = find_eviction(state, catalogue, profile, node, policy=policy, rates=rates, now=now)
+        if isinstance(found, Eviction):
+            evictions.append((found.price, node.name, found))
+        elif found is not None:
+            later.append(found.at)
+    if not evictions:
+        return msgspec.structs.replace(step, retry_at=min(later, default=None))
+    _, name, eviction = min(evictions, key=lambda entry: entry[:2])
+    swap = Swap(
+        node=name,
+        devices=eviction.devices,
+        share_bytes=share_bytes(profile),
+        victims=eviction.victims,
+    )
+    return Evict(model=model, swap=swap)
 
 
 def is_coming(state: FleetState, model: ModelId) -> bool:
@@ -136,8 +227,10 @@ def place(
 def _try(
     state: FleetState, catalogue: Catalogue, profile: Profile, node: NodeState, now: float
 ) -> Fit | NodeVerdict:
-    def no(reason: str, *, permanent: bool = False) -> NodeVerdict:
-        return NodeVerdict(node=node.name, reason=reason, is_permanent=permanent)
+    def no(reason: str, *, permanent: bool = False, lacks_room: bool = False) -> NodeVerdict:
+        return NodeVerdict(
+            node=node.name, reason=reason, is_permanent=permanent, lacks_room=lacks_room
+        )
 
     reason = infeasible_reason(profile, node)
     if reason is not None:
@@ -152,6 +245,8 @@ def _try(
         return no("its device there is poisoned")
     if replica is not None and replica.status is ReplicaStatus.LOADED:
         return no(f"it is loaded there and takes no requests: {replica.unservable_reason}")
+    if replica is not None and replica.status is ReplicaStatus.UNLOADING:
+        return no("it is being unloaded there")
     target = ReplicaId(node=node.name, model=profile.id)
     if cooling_down(state, target, now):
         return no(f"the last load failed: {state.failures[target].reason}")
@@ -159,5 +254,6 @@ def _try(
     fit = find_fit(profile, node, free)
     if fit is None:
         sizes = ", ".join(str(mib_from_bytes(size)) for size in free.values())
-        return no(f"no room now: it takes {profile.vram_mb} MiB, free are {sizes} MiB")
+        reason = f"no room now: it takes {profile.vram_mb} MiB, free are {sizes} MiB"
+        return no(reason, lacks_room=True)
     return fit

@@ -14,7 +14,7 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
 from cortex_core.ids import ModelId, ReplicaId
-from cortex_core.placement.plan import UNDER_WAY, Hold, is_coming, place
+from cortex_core.placement.plan import UNDER_WAY, Evict, Hold, Load, is_coming, make_room
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 
 COMING = UNDER_WAY | {ReplicaStatus.UNLOADING, ReplicaStatus.UNKNOWN}
@@ -188,10 +188,10 @@ def _not_ready(
         tried = NoReplicaError(f"every replica of {model!r} failed to answer")
         return Refuse(error=tried, candidates=candidates)
     if wait is None:
-        step = place(state, catalogue, model, now, avoid=hints.excluded)
-        if isinstance(step, Hold):
+        step = make_room(state, catalogue, model, now, avoid=hints.excluded)
+        if isinstance(step, Hold) and step.retry_at is None:
             return Refuse(error=_refusal(state, model, step, pairs, now), candidates=candidates)
-        wait = Wait(model=model, reason=f"it is about to be loaded on {step.replica.node}")
+        wait = Wait(model=model, reason=_waiting_for(step))
     if not hints.cold_ok:
         cold = ModelLoadingError(f"{model!r} is not loaded: {wait.reason}")
         return Refuse(error=cold, candidates=candidates)
@@ -215,10 +215,23 @@ def _under_way(
             progress=replica.progress,
             is_load=replica.status in UNDER_WAY,
         )
+    swap = state.swaps.get(model)
+    if swap is not None:
+        return Wait(model=model, reason=f"room is being made on {swap.node}")
     for target in state.commands:
         if target.model == model and state.nodes[target.node].takes_work:
             return Wait(model=model, reason=f"it is being loaded on {target.node}")
     return None
+
+
+def _waiting_for(step: Load | Evict | Hold) -> str:
+    match step:
+        case Load(replica=replica):
+            return f"it is about to be loaded on {replica.node}"
+        case Evict(swap=swap):
+            return f"room is about to be made on {swap.node}"
+        case Hold():
+            return "it waits for its turn where others are just now"
 
 
 def _refusal(

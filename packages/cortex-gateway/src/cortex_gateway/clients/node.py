@@ -44,6 +44,7 @@ from cortex_core.wire.neuron import (
     LoadRequest,
     ModelReport,
     Snapshot,
+    UnloadRequest,
 )
 from cortex_gateway.ports import NodeNews
 
@@ -93,7 +94,7 @@ class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
     events_s: float = EVENTS_SILENCE_S
     """Within the event stream."""
     load_s: float
-    """For the answer to a load."""
+    """For the answer to a load or an unload."""
 
 
 def node_clients(
@@ -173,19 +174,26 @@ class HttpNodeClient:
 
     async def load(self, request: LoadRequest) -> None:
         """Load a model; see `NodeClient`."""
+        await self._command("/models/load", request)
+
+    async def unload(self, request: UnloadRequest) -> None:
+        """Unload a model; see `NodeClient`."""
+        await self._command("/models/unload", request)
+
+    async def _command(self, path: str, request: LoadRequest | UnloadRequest) -> None:
         with _as_errors(self._name):
             async with (
                 asyncio.timeout(self._patience.load_s),
                 self._session.post(
-                    f"{self._endpoint}/models/load",
-                    data=_encode_load(request),
+                    f"{self._endpoint}{path}",
+                    data=_encode_command(request),
                     headers={"Content-Type": "application/json"},
                     allow_redirects=False,
                 ) as response,
             ):
                 body = await response.read()
         if response.status >= 300:
-            raise _load_error(response.status, body)
+            raise _command_error(response.status, body)
 
     async def _with_endpoint(self, replica: Replica) -> Replica:
         """Ask once for the address of a model, for as long as it stays loaded."""
@@ -284,7 +292,7 @@ class _Lives:
         return self._told or BootId(f"restart-{self._restarts}")
 
 
-def _encode_load(request: LoadRequest) -> bytes:
+def _encode_command(request: LoadRequest | UnloadRequest) -> bytes:
     """Leave out what is not set: a neuron of the given kind may know fewer fields."""
     fields = msgspec.structs.asdict(request)
     return encode_json({k: v for k, v in fields.items() if v is not None and v != {}})
@@ -320,7 +328,7 @@ def _as_errors(name: NodeName) -> Iterator[None]:
         raise UpstreamError(f"{name} gave an answer that cannot be read: {error}") from None
 
 
-def _load_error(status: int, body: bytes) -> RequestError:
+def _command_error(status: int, body: bytes) -> RequestError:
     detail = _error_detail(body)
     lines = detail.message.strip().splitlines() or [f"the neuron answered with status {status}"]
     message = lines[0][:MAX_REASON_CHARACTERS]

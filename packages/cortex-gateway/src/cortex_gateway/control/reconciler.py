@@ -1,42 +1,40 @@
-"""Load what callers wait for: perform what `plan` decides."""
+"""Bring the fleet nearer to what callers wait for: have done what `plan` decides."""
 
 import asyncio
-import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Coroutine
 from functools import partial
 
-from cortex_core.errors import RequestError
-from cortex_core.fleet.reducers import with_command, with_load_failure, without_command
-from cortex_core.fleet.state import FleetState, NodeHealth
-from cortex_core.ids import NodeName, ReplicaId
-from cortex_core.placement.plan import UNDER_WAY, Load, plan
+from cortex_core.fleet.reducers import with_command, with_swap, with_unloads
+from cortex_core.fleet.state import NodeHealth
+from cortex_core.ids import NodeName
+from cortex_core.placement.evict import EvictionPolicy, idle_ends
+from cortex_core.placement.plan import Evict, Hold, Load, Retire, Step, plan
 from cortex_core.server.clock import Clock
+from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.store import FleetStore
-from cortex_gateway.metrics import GatewayMetrics
-from cortex_gateway.ports import NodeClient
-
-logger = logging.getLogger(__name__)
-
-REPORT_WAIT_S = 5.0
-"""How long a load that was answered stays noted while no report shows the model."""
 
 
 class Reconciler:
-    """Sends loads, at most one at a time for each replica."""
+    """Plans with every change, and starts what is planned.
+
+    Args:
+        store: the fleet.
+        commands: does what is decided.
+        clock: monotonic seconds.
+        policy: how room is made.
+    """
 
     def __init__(
-        self,
-        *,
-        store: FleetStore,
-        clients: Mapping[NodeName, NodeClient],
-        metrics: GatewayMetrics,
-        clock: Clock,
+        self, *, store: FleetStore, commands: Commands, clock: Clock, policy: EvictionPolicy
     ) -> None:
         self._store = store
-        self._clients = clients
-        self._metrics = metrics
+        self._commands = commands
         self._clock = clock
-        self._loads: dict[ReplicaId, asyncio.Task[None]] = {}
+        self._policy = policy
+        self._running: dict[asyncio.Task[None], NodeName] = {}
+        self._alarms: list[float] = []
+        """When something changes with time alone."""
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
@@ -47,33 +45,67 @@ class Reconciler:
                 await self._wait()
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
-        store = self._store
-        for step in plan(store.state, store.catalogue, store.take_demanded(), self._clock.now()):
-            if isinstance(step, Load) and step.replica not in self._loads:
-                note = partial(with_command, replica=step.replica, command=step.command)
-                store.update(note)
-                self._loads[step.replica] = tasks.create_task(
-                    self._load(step), name=f"load {step.replica}"
-                )
+        store, now = self._store, self._clock.now()
+        steps = plan(
+            store.state,
+            store.catalogue,
+            store.take_demanded(),
+            now,
+            policy=self._policy,
+            rates=store.rates(now),
+        )
+        for step in steps:
+            self._begin(tasks, step)
+        self._alarms = [s.retry_at for s in steps if isinstance(s, Hold) and s.retry_at is not None]
+
+    def _begin(self, tasks: asyncio.TaskGroup, step: Step) -> None:
+        commands, store = self._commands, self._store
+        match step:
+            case Load(replica=replica, command=command):
+                store.update(partial(with_command, replica=replica, command=command))
+                self._run(tasks, replica.node, commands.load(step), f"load {replica}")
+            case Evict(model=model, swap=swap):
+                store.update(partial(with_swap, model=model, swap=swap))
+                name = f"make room for {model} on {swap.node}"
+                self._run(tasks, swap.node, commands.make_room(step), name)
+            case Retire(replica=replica):
+                store.update(partial(with_unloads, replicas=(replica,)))
+                self._run(tasks, replica.node, commands.retire(step), f"unload {replica}")
+            case Hold():
+                pass
+
+    def _run(
+        self,
+        tasks: asyncio.TaskGroup,
+        node: NodeName,
+        work: Coroutine[None, None, None],
+        name: str,
+    ) -> None:
+        task = tasks.create_task(work, name=name)
+        self._running[task] = node
+        task.add_done_callback(self._running.__delitem__)
 
     def _drop_lost(self) -> None:
-        """Forget loads on nodes that are down: their answers may never come.
+        """Forget commands to nodes that are down: their answers may never come.
 
-        A node that comes back reports the load itself, if it still goes on.
+        A node that comes back reports a load itself, if it still goes on.
         """
-        for replica, task in self._loads.items():
-            if self._store.state.nodes[replica.node].health is NodeHealth.DOWN:
+        for task, node in self._running.items():
+            if self._store.state.nodes[node].health is NodeHealth.DOWN:
                 task.cancel()
 
     async def _wait(self) -> None:
-        """Wait for demand, for a change, or until a cool-down ends that demand waits for."""
-        now = self._clock.now()
+        """Wait for demand, for a change, or until time alone changes what is to be done."""
+        state, now = self._store.state, self._clock.now()
         demanded = self._store.demanded()
-        pauses = [
-            failure.retry_at - now
-            for target, failure in self._store.state.failures.items()
-            if target.model in demanded and failure.retry_at > now
+        alarms = [*self._alarms]
+        alarms += [
+            failure.retry_at
+            for target, failure in state.failures.items()
+            if target.model in demanded
         ]
+        alarms += [end for _, end in idle_ends(state, self._store.catalogue, self._policy)]
+        pauses = [alarm - now for alarm in alarms if now < alarm < math.inf]
         async with asyncio.TaskGroup() as tasks:
             alarm = tasks.create_task(self._ring(min(pauses))) if pauses else None
             await self._store.wanted()
@@ -83,59 +115,3 @@ class Reconciler:
     async def _ring(self, pause_s: float) -> None:
         await self._clock.sleep(pause_s)
         self._store.reconsider()
-
-    async def _load(self, step: Load) -> None:
-        replica = step.replica
-        logger.info("loading %s, devices %s", replica, list(step.command.devices))
-        try:
-            reason = await self._perform(step)
-            if reason is None:
-                await self._reported(replica)
-            else:
-                logger.warning("loading %s failed: %s", replica, reason)
-                failed = partial(
-                    with_load_failure, replica=replica, reason=reason, now=self._clock.now()
-                )
-                self._store.update(failed)
-        finally:
-            del self._loads[replica]
-            self._store.update(partial(without_command, replica=replica))
-            self._store.refresh(replica.node)
-
-    async def _perform(self, step: Load) -> str | None:
-        """Send a load and return why it failed, or `None`."""
-        began = self._clock.now()
-        try:
-            await self._clients[step.replica.node].load(step.request)
-        except RequestError as error:
-            return error.message
-        except Exception:
-            logger.exception("loading %s failed", step.replica)
-            return "internal error"
-        load_s = self._clock.now() - began
-        logger.info("loaded %s in %.1f s", step.replica, load_s)
-        self._metrics.loaded(model=step.replica.model, node=step.replica.node, load_s=load_s)
-        return None
-
-    async def _reported(self, replica: ReplicaId) -> None:
-        """Wait until a report shows what the answer said.
-
-        Without this, the plan would see neither a command nor a replica, and load again.
-        """
-        self._store.refresh(replica.node)
-        try:
-            async with asyncio.timeout(REPORT_WAIT_S):
-                state = self._store.state
-                while not _is_shown(state, replica):
-                    state = await self._store.changed(state.revision)
-        except TimeoutError:
-            logger.warning("%s was loaded, but its node does not report it", replica)
-
-
-def _is_shown(state: FleetState, replica: ReplicaId) -> bool:
-    """Whether the snapshot has the replica coming or there, or its node is lost."""
-    node = state.nodes[replica.node]
-    known = node.replicas.get(replica.model)
-    if known is None:
-        return not node.is_reachable
-    return known.is_servable or known.status in UNDER_WAY

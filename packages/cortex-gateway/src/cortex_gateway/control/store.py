@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from cortex_core.catalogue import Catalogue
+from cortex_core.fleet.rates import Rate, counted, per_second
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.routing.retry import Failure
@@ -19,7 +20,8 @@ class FleetStore:
         self._state = state
         self._catalogue = catalogue
         self._waiters: Counter[ModelId] = Counter()
-        self._asked: set[ModelId] = set()
+        self._asked: dict[ModelId, None] = {}
+        self._rates: dict[ModelId, Rate] = {}
         self._limits: dict[NodeName, set[asyncio.Timeout]] = {name: set() for name in state.nodes}
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -56,7 +58,7 @@ class FleetStore:
     def demand(self, model: ModelId) -> Iterator[None]:
         """Count one waiter for `model` while the context is open."""
         self._waiters[model] += 1
-        self._asked.add(model)
+        self._asked[model] = None
         self._wanted.set()
         try:
             yield
@@ -69,14 +71,23 @@ class FleetStore:
         """Models that at least one request waits for."""
         return frozenset(self._waiters)
 
-    def take_demanded(self) -> frozenset[ModelId]:
+    def take_demanded(self) -> tuple[ModelId, ...]:
         """Return the models to plan for: waited for, or asked for since this was called last.
 
-        A caller that waits for nothing still has the model loaded for the next one.
+        The longest wait comes first. A caller that waits for nothing still has the model loaded
+        for the next one.
         """
-        wanted = frozenset(self._waiters) | self._asked
+        wanted = tuple(dict.fromkeys((*self._waiters, *self._asked)))
         self._asked.clear()
         return wanted
+
+    def count(self, model: ModelId, now: float) -> None:
+        """Note one request for `model`."""
+        self._rates[model] = counted(self._rates.get(model), now)
+
+    def rates(self, now: float) -> dict[ModelId, float]:
+        """Return requests per second by model."""
+        return {model: per_second(rate, now) for model, rate in self._rates.items()}
 
     def reconsider(self) -> None:
         """Let the reconciler plan again although nothing has changed but the time."""

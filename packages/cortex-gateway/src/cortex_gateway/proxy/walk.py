@@ -91,7 +91,9 @@ class Walk:
         """
         settings, call = self._doors.settings, self._call
         hold_s = settings.hold_s if call.wait_s is None else min(call.wait_s, settings.hold_s)
-        deadline = self._doors.clock.now() + hold_s
+        now = self._doors.clock.now()
+        self._doors.store.count(self._search.model, now)
+        deadline = now + hold_s
         for _ in range(MAX_ROUNDS):
             serve = await self._choose(deadline)
             if await self._attempt(serve):

@@ -1,0 +1,309 @@
+"""Who gives way when a model fits nowhere, and when.
+
+A replica may give way when the catalogue has its model, so that it can come back, when nobody
+has pinned it to its node, when it is of no higher residency priority than the model that wants
+in, and when it has been there for a while: the last keeps two models that fight for one device
+from swapping with every request. Idle replicas go before
+busy ones, and a busy one lets its requests end first.
+"""
+
+import enum
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.fleet.state import FleetState, NodeState
+from cortex_core.ids import DeviceIndex, ModelId, ReplicaId
+from cortex_core.placement.fit import find_fit, free_bytes, shares
+from cortex_core.replica import Replica, ReplicaStatus
+
+DEFAULT_PRIORITY = 100
+"""Residency priority of a model that says none."""
+
+PINNED_PRIORITY = 1000
+"""Residency priority of a pinned model that says none."""
+
+HORIZON_S = 600.0
+"""How far ahead `cost` looks for the next request of a model."""
+
+LOAD_BYTES_PER_S = 1 << 30
+"""What a load is guessed to read where none was measured."""
+
+
+class Strategy(enum.StrEnum):
+    """Which replica gives way first."""
+
+    LRU = "lru"
+    """The one whose latest request ended first."""
+    PRIORITY = "priority"
+    """The one of the lowest residency priority, among equals as `lru`."""
+    COST = "cost"
+    """The one that is expected to cost the fewest seconds: the time to load it again, by the
+    chance that it is asked for within `HORIZON_S`."""
+
+
+class EvictionPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How room is made."""
+
+    strategy: Strategy = Strategy.LRU
+    min_residency_s: float = 30.0
+    """How long a replica stays at least, from the moment it was seen loaded."""
+    idle_unload_s: float | None = None
+    """After how long without a request a replica is unloaded; `None` is never. A profile's own
+    wins."""
+
+
+READING_LAG_S = 5.0
+"""For how long a reading may still show memory as taken that a replica has given back."""
+
+Rates = Mapping[ModelId, float]
+"""Requests per second by model; no entry is none."""
+
+
+class Eviction(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes room for a model on a node."""
+
+    devices: tuple[DeviceIndex, ...]
+    """Which it then takes, in rank order."""
+    victims: tuple[ReplicaId, ...]
+    price: tuple[float, ...]
+    """Compared between nodes: busy victims first, then what the strategy weighs."""
+
+
+class Later(msgspec.Struct, frozen=True, kw_only=True):
+    """Room can be made when somebody has been there for long enough, or has come to be there."""
+
+    at: float
+    """Monotonic seconds; infinite when a change must come first."""
+
+
+class _Victim(msgspec.Struct, frozen=True, kw_only=True):
+    replica: Replica
+    shares: Mapping[DeviceIndex, int]
+    stays_until: float
+    price: tuple[float, ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (*self.price, self.replica.id.model)
+
+
+def find_eviction(
+    state: FleetState,
+    catalogue: Catalogue,
+    profile: Profile,
+    node: NodeState,
+    *,
+    policy: EvictionPolicy,
+    rates: Rates,
+    now: float,
+) -> Eviction | Later | None:
+    """Return who gives way on `node` for a model that is feasible there and does not fit.
+
+    Args:
+        state: the fleet snapshot.
+        catalogue: priorities, pins and sizes.
+        profile: the model that wants in.
+        node: a node whose facts are known.
+        policy: see `EvictionPolicy`.
+        rates: how often each model is asked for; for `cost` alone.
+        now: monotonic seconds.
+
+    Returns:
+        `None` when nobody who may give way makes enough room.
+    """
+    free = free_bytes(state, catalogue, node)
+    victims = _victims(state, catalogue, profile, node, policy, rates)
+    ready = [victim for victim in victims if victim.stays_until <= now]
+    chosen = _enough(profile, node, free, ready)
+    if chosen is None:
+        if find_fit(profile, node, _in_future(catalogue, profile, node, now)) is None:
+            return None
+        turns = [victim.stays_until for victim in victims if victim.stays_until > now]
+        return Later(at=min(turns, default=math.inf))
+    fit = find_fit(profile, node, _freed(free, chosen))
+    assert fit is not None
+    return Eviction(
+        devices=fit.devices,
+        victims=tuple(victim.replica.id for victim in chosen),
+        price=_together(policy.strategy, [victim.price for victim in chosen]),
+    )
+
+
+def idle_replicas(
+    state: FleetState,
+    catalogue: Catalogue,
+    wanted: Iterable[ModelId],
+    policy: EvictionPolicy,
+    now: float,
+) -> tuple[ReplicaId, ...]:
+    """Return the replicas that nobody has used for as long as they may stay unused."""
+    needed = set(wanted)
+    return tuple(
+        replica
+        for replica, until in idle_ends(state, catalogue, policy)
+        if until <= now and replica.model not in needed
+    )
+
+
+def idle_ends(
+    state: FleetState, catalogue: Catalogue, policy: EvictionPolicy
+) -> list[tuple[ReplicaId, float]]:
+    """Return when each replica that may be unloaded for want of use will be, as it looks now."""
+    ends: list[tuple[ReplicaId, float]] = []
+    for replica, resident in state.residents.items():
+        node = state.nodes[replica.node]
+        known = node.replicas.get(replica.model)
+        profile = catalogue.profiles.get(replica.model)
+        if known is None or profile is None or replica in state.unloads:
+            continue
+        idle_s = policy.idle_unload_s if profile.idle_unload_s is None else profile.idle_unload_s
+        is_pinned = replica.node in profile.pinned_on
+        if idle_s is None or is_pinned or is_busy(known) or not node.takes_work:
+            continue
+        ends.append((replica, resident.used + idle_s))
+    return ends
+
+
+def is_busy(replica: Replica) -> bool:
+    """Whether requests are with the replica."""
+    return bool(replica.in_flight or replica.queued)
+
+
+def priority_of(profile: Profile) -> int:
+    """Return a model's residency priority."""
+    if profile.residency_priority is not None:
+        return profile.residency_priority
+    return PINNED_PRIORITY if profile.pinned_on else DEFAULT_PRIORITY
+
+
+def _victims(
+    state: FleetState,
+    catalogue: Catalogue,
+    wanting: Profile,
+    node: NodeState,
+    policy: EvictionPolicy,
+    rates: Rates,
+) -> list[_Victim]:
+    """Return who may give way, in the order in which they do."""
+    victims: list[_Victim] = []
+    for model, replica in node.replicas.items():
+        profile = catalogue.profiles.get(model)
+        if replica.status is not ReplicaStatus.LOADED or replica.id in state.unloads:
+            continue
+        held = shares(replica, profile)
+        if profile is None or not _may_give_way(profile, wanting, node) or not any(held.values()):
+            continue
+        resident = state.residents.get(replica.id)
+        since = -math.inf if resident is None else resident.since
+        weigh = _WEIGHTS[policy.strategy]
+        price = (float(is_busy(replica)), *weigh(replica, profile, held, rates.get(model, 0.0)))
+        victims.append(
+            _Victim(
+                replica=replica,
+                shares=held,
+                stays_until=since + policy.min_residency_s,
+                price=price,
+            )
+        )
+    return sorted(victims, key=lambda victim: victim.key)
+
+
+def _may_give_way(profile: Profile | None, wanting: Profile, node: NodeState) -> bool:
+    # What is in no catalogue was loaded by somebody else, and could not be brought back.
+    if profile is None or node.name in profile.pinned_on:
+        return False
+    return priority_of(profile) <= priority_of(wanting)
+
+
+def _in_future(
+    catalogue: Catalogue, wanting: Profile, node: NodeState, now: float
+) -> dict[DeviceIndex, int]:
+    """Return what could be free by device, if everybody gave way who may, whatever they do now."""
+    assert node.facts is not None
+    lasting: dict[DeviceIndex, int] = {}
+    passing: dict[DeviceIndex, int] = {}
+    for model, replica in node.replicas.items():
+        profile = catalogue.profiles.get(model)
+        held = passing if _may_give_way(profile, wanting, node) else lasting
+        for index, size in (shares(replica, profile) if replica.holds_memory else {}).items():
+            held[index] = held.get(index, 0) + size
+    is_late = node.freed_at is not None and now - node.freed_at < READING_LAG_S
+    future = {}
+    for device in node.facts.devices:
+        left = device.vram_total_bytes - lasting.get(device.index, 0)
+        reading = node.readings.get(device.index)
+        if reading is not None and reading.vram_free_bytes is not None and not is_late:
+            # What a stranger's process holds is nobody's to give.
+            left = min(left, reading.vram_free_bytes + passing.get(device.index, 0))
+        future[device.index] = max(0, left)
+    return future
+
+
+def _enough(
+    profile: Profile,
+    node: NodeState,
+    free: Mapping[DeviceIndex, int],
+    victims: Sequence[_Victim],
+) -> list[_Victim] | None:
+    """Return the first victims that make room, without those who turn out not to be needed."""
+    chosen: list[_Victim] = []
+    for victim in victims:
+        chosen.append(victim)
+        if find_fit(profile, node, _freed(free, chosen)) is not None:
+            break
+    else:
+        return None
+    for victim in reversed(chosen[:-1]):
+        without = [other for other in chosen if other is not victim]
+        if find_fit(profile, node, _freed(free, without)) is not None:
+            chosen = without
+    return chosen
+
+
+def _freed(free: Mapping[DeviceIndex, int], victims: Iterable[_Victim]) -> dict[DeviceIndex, int]:
+    after = dict(free)
+    for victim in victims:
+        for index, size in victim.shares.items():
+            if index in after:
+                after[index] += size
+    return after
+
+
+def _together(strategy: Strategy, prices: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Return what several victims weigh: seconds add up, ages and priorities do not."""
+    if strategy is Strategy.COST:
+        return tuple(sum(column) for column in zip(*prices, strict=True))
+    return max(prices)
+
+
+def _age(
+    replica: Replica, profile: Profile, held: Mapping[DeviceIndex, int], rate: float
+) -> tuple[float, ...]:
+    return (replica.last_used or 0.0,)
+
+
+def _rank(
+    replica: Replica, profile: Profile, held: Mapping[DeviceIndex, int], rate: float
+) -> tuple[float, ...]:
+    return (float(priority_of(profile)), replica.last_used or 0.0)
+
+
+def _seconds(
+    replica: Replica, profile: Profile, held: Mapping[DeviceIndex, int], rate: float
+) -> tuple[float, ...]:
+    load_s = replica.load_s
+    if load_s is None:
+        load_s = sum(held.values()) / LOAD_BYTES_PER_S
+    return (load_s * (1.0 - math.exp(-rate * HORIZON_S)), replica.last_used or 0.0)
+
+
+_Weigh = Callable[[Replica, Profile, Mapping[DeviceIndex, int], float], tuple[float, ...]]
+
+_WEIGHTS: Mapping[Strategy, _Weigh] = {
+    Strategy.LRU: _age,
+    Strategy.PRIORITY: _rank,
+    Strategy.COST: _seconds,
+}

@@ -1,0 +1,163 @@
+"""What is asked of neurons: each command from its sending to the report that shows it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+from cortex_core.errors import NotFoundError, RequestError
+from cortex_core.fleet.reducers import (
+    with_load_failure,
+    without_command,
+    without_swap,
+    without_unloads,
+)
+from cortex_core.fleet.state import FleetState
+from cortex_core.ids import NodeName, ReplicaId
+from cortex_core.placement.plan import UNDER_WAY, Evict, Load, Retire
+from cortex_core.server.clock import Clock
+from cortex_core.wire.neuron import UnloadRequest
+from cortex_gateway.control.store import FleetStore
+from cortex_gateway.metrics import GatewayMetrics
+from cortex_gateway.ports import NodeClient
+
+logger = logging.getLogger(__name__)
+
+REPORT_WAIT_S = 5.0
+"""How long a command that was answered stays noted while no report shows what it did."""
+
+RETRY_S = 60.0
+"""How long a replica that would not be unloaded for want of use is left in peace."""
+
+
+class Commands:
+    """Performs the steps of a plan; each returns when the fleet shows what came of it."""
+
+    def __init__(
+        self,
+        *,
+        store: FleetStore,
+        clients: Mapping[NodeName, NodeClient],
+        metrics: GatewayMetrics,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._clients = clients
+        self._metrics = metrics
+        self._clock = clock
+
+    async def load(self, step: Load) -> None:
+        """Load a model, and note why when it fails."""
+        replica = step.replica
+        logger.info("loading %s, devices %s", replica, list(step.command.devices))
+        began = self._clock.now()
+        try:
+            client = self._clients[replica.node]
+            reason = await _reason_of(replica, lambda: client.load(step.request))
+            if reason is None:
+                load_s = self._clock.now() - began
+                logger.info("loaded %s in %.1f s", replica, load_s)
+                self._metrics.loaded(model=replica.model, node=replica.node, load_s=load_s)
+                await self._shown(replica.node, lambda state: is_shown(state, replica))
+            else:
+                logger.warning("loading %s failed: %s", replica, reason)
+                self._failed(replica, reason)
+        finally:
+            self._store.update(partial(without_command, replica=replica))
+            self._store.refresh(replica.node)
+
+    async def make_room(self, step: Evict) -> None:
+        """Unload those who give way; the next plan sees the room, and loads."""
+        swap = step.swap
+        logger.info(
+            "making room for %s on %s: unloading %s",
+            step.model,
+            swap.node,
+            ", ".join(victim.model for victim in swap.victims),
+        )
+        try:
+            reasons = await asyncio.gather(*(self._unload(victim) for victim in swap.victims))
+            failures = [reason for reason in reasons if reason is not None]
+            if failures:
+                wanted = ReplicaId(node=swap.node, model=step.model)
+                self._failed(wanted, f"room could not be made: {failures[0]}")
+            else:
+                for victim in swap.victims:
+                    self._metrics.evicted(model=victim.model, node=victim.node)
+                await self._shown(
+                    swap.node,
+                    lambda state: all(is_gone(state, victim) for victim in swap.victims),
+                )
+        finally:
+            self._store.update(partial(without_swap, model=step.model))
+            self._store.refresh(swap.node)
+
+    async def retire(self, step: Retire) -> None:
+        """Unload what nobody uses."""
+        replica = step.replica
+        logger.info("unloading %s, which nobody has used for long", replica)
+        try:
+            if await self._unload(replica) is None:
+                await self._shown(replica.node, lambda state: is_gone(state, replica))
+            else:
+                await self._clock.sleep(RETRY_S)
+        finally:
+            self._store.update(partial(without_unloads, replicas=(replica,)))
+            self._store.refresh(replica.node)
+
+    async def _unload(self, replica: ReplicaId) -> str | None:
+        """Unload a replica and return why it could not be, or `None`."""
+        client = self._clients[replica.node]
+        request = UnloadRequest(model_id=replica.model)
+        return await _reason_of(replica, lambda: client.unload(request), fine=NotFoundError)
+
+    def _failed(self, replica: ReplicaId, reason: str) -> None:
+        now = self._clock.now()
+        self._store.update(partial(with_load_failure, replica=replica, reason=reason, now=now))
+
+    async def _shown(self, node: NodeName, is_so: Callable[[FleetState], bool]) -> None:
+        """Wait until a report shows what an answer said.
+
+        Without this, the plan would see neither a command nor what it did, and repeat it.
+        """
+        self._store.refresh(node)
+        try:
+            async with asyncio.timeout(REPORT_WAIT_S):
+                state = self._store.state
+                while not is_so(state):
+                    state = await self._store.changed(state.revision)
+        except TimeoutError:
+            logger.warning("%s does not report what it has answered", node)
+
+
+async def _reason_of(
+    replica: ReplicaId,
+    send: Callable[[], Awaitable[None]],
+    *,
+    fine: type[RequestError] | tuple[()] = (),
+) -> str | None:
+    """Send a command and return why it failed, or `None`; `fine` is no failure."""
+    try:
+        await send()
+    except RequestError as error:
+        return None if isinstance(error, fine) else error.message
+    except Exception:
+        logger.exception("a command for %s failed", replica)
+        return "internal error"
+    return None
+
+
+def is_shown(state: FleetState, replica: ReplicaId) -> bool:
+    """Whether the snapshot has the replica coming or there, or its node is lost."""
+    node = state.nodes[replica.node]
+    known = node.replicas.get(replica.model)
+    if known is None:
+        return not node.is_reachable
+    return known.is_servable or known.status in UNDER_WAY
+
+
+def is_gone(state: FleetState, replica: ReplicaId) -> bool:
+    """Whether the snapshot shows that the replica holds no memory, or its node is lost."""
+    node = state.nodes[replica.node]
+    known = node.replicas.get(replica.model)
+    return known is None or not known.holds_memory or not node.is_reachable

@@ -1,0 +1,385 @@
+"""Who gives way so that a model fits, who never does, and what nobody uses."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.device import DeviceReading
+from cortex_core.fleet.rates import MEMORY_S, counted, per_second
+from cortex_core.fleet.reducers import with_command, with_report, with_swap, without_swap
+from cortex_core.fleet.state import FleetState, Resident
+from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
+from cortex_core.node import NodeReport
+from cortex_core.placement.evict import EvictionPolicy, Strategy, idle_replicas, priority_of
+from cortex_core.placement.fit import free_bytes, shares
+from cortex_core.placement.plan import Evict, Hold, Load, Retire, Step, make_room, plan
+from cortex_core.replica import Replica, ReplicaStatus
+from cortex_core.routing.route import RouteHints, Wait, route
+from cortex_core.units import MIB
+from tests.core.strategies import MODELS, catalogues, fleets
+from tests.core.test_placement import fleet, gpu_node
+
+NOW = 1000.0
+NODE = NodeName("n")
+WANTED = ModelId("wanted")
+
+
+def loaded(model: str, size_mb: int, *, device: int = 0, node: str = "n", **fields: Any) -> Replica:
+    return Replica(
+        id=ReplicaId(node=NodeName(node), model=ModelId(model)),
+        status=ReplicaStatus.LOADED,
+        devices=(DeviceIndex(device),),
+        vram_used_bytes=size_mb * MIB,
+        **fields,
+    )
+
+
+def with_replicas(*replicas: Replica, sizes_mb: tuple[int, ...] = (24_000,)) -> FleetState:
+    """Return one node that has had `replicas` for a long time."""
+    node = gpu_node("n", *sizes_mb)
+    node = msgspec.structs.replace(node, replicas={r.id.model: r for r in replicas})
+    residents = {r.id: Resident(since=0.0, used=0.0) for r in replicas}
+    return msgspec.structs.replace(fleet(node), residents=residents)
+
+
+def models(wanted_mb: int = 20_000, **others: Profile) -> Catalogue:
+    """Return the wanted model and all that the tests here have loaded, but `strange`."""
+    wanted = Profile(id=WANTED, harness="simulated", vram_mb=wanted_mb)
+    names = ("a", "b", "busy", "c", "idle", "old", "quick", "slow", "x", "young")
+    known = {ModelId(name): profile(name) for name in names}
+    return Catalogue(profiles={WANTED: wanted, **known, **{p.id: p for p in others.values()}})
+
+
+def profile(model: str, **fields: Any) -> Profile:
+    return Profile(id=ModelId(model), harness="simulated", **fields)
+
+
+def victims(step: Step) -> list[str]:
+    assert isinstance(step, Evict), step
+    return [victim.model for victim in step.swap.victims]
+
+
+def room(state: FleetState, catalogue: Catalogue, **more: Any) -> Step:
+    return make_room(state, catalogue, WANTED, NOW, **more)
+
+
+def by(strategy: Strategy) -> EvictionPolicy:
+    return EvictionPolicy(strategy=strategy)
+
+
+def test_the_three_strategies_choose_differently() -> None:
+    """Issue: each really different and tested as such."""
+    state = with_replicas(
+        loaded("old", 10_000, last_used=10.0, load_s=50.0),
+        loaded("humble", 10_000, last_used=30.0, load_s=50.0),
+        loaded("cheap", 10_000, last_used=20.0, load_s=1.0),
+        sizes_mb=(32_000,),
+    )
+    catalogue = models(
+        10_000,
+        old=profile("old", residency_priority=90),
+        humble=profile("humble", residency_priority=10),
+        cheap=profile("cheap", residency_priority=90),
+    )
+    rates = {ModelId(name): 0.01 for name in ("old", "humble", "cheap")}
+
+    chosen = {
+        strategy: victims(room(state, catalogue, policy=by(strategy), rates=rates))
+        for strategy in Strategy
+    }
+
+    assert chosen == {
+        Strategy.LRU: ["old"],
+        Strategy.PRIORITY: ["humble"],
+        Strategy.COST: ["cheap"],
+    }
+
+
+def test_cost_weighs_a_load_by_the_chance_that_it_comes() -> None:
+    """Issue: expected seconds lost."""
+    state = with_replicas(
+        loaded("slow", 10_000, load_s=100.0), loaded("quick", 10_000, load_s=10.0)
+    )
+    never, often = {ModelId("quick"): 1.0}, {ModelId("slow"): 1.0, ModelId("quick"): 1.0}
+
+    assert victims(room(state, models(10_000), policy=by(Strategy.COST), rates=never)) == ["slow"]
+    assert victims(room(state, models(10_000), policy=by(Strategy.COST), rates=often)) == ["quick"]
+
+
+def test_as_many_give_way_as_are_needed_and_no_more() -> None:
+    """Issue: several victims when one is not enough."""
+    state = with_replicas(
+        loaded("a", 2_000, last_used=1.0),
+        loaded("b", 8_000, last_used=2.0),
+        loaded("c", 12_000, last_used=3.0),
+    )
+
+    assert victims(room(state, models(10_000))) == ["b"]
+    assert victims(room(state, models(11_000))) == ["a", "b"]
+    assert victims(room(state, models(13_000))) == ["c"]
+    assert victims(room(state, models(22_000))) == ["b", "c"]
+    assert victims(room(state, models(23_000))) == ["a", "b", "c"]
+
+
+def test_idle_ones_go_before_busy_ones() -> None:
+    """Issue: never in-flight ones without drain; a neuron drains, and idle ones need none."""
+    busy = loaded("busy", 10_000, last_used=1.0, in_flight=3)
+    idle = loaded("idle", 10_000, last_used=2.0)
+
+    assert victims(room(with_replicas(busy, idle), models(10_000))) == ["idle"]
+    assert victims(room(with_replicas(busy), models(20_000))) == ["busy"]
+
+
+def test_the_node_with_the_cheapest_victims_is_chosen() -> None:
+    """Issue: preference order; the cheapest eviction comes last, and is the cheapest."""
+    held: list[tuple[str, str, dict[str, Any]]] = [
+        ("a", "busy", {"last_used": 1.0, "in_flight": 1}),
+        ("b", "young", {"last_used": 9.0}),
+        ("c", "old", {"last_used": 5.0}),
+    ]
+    nodes = [
+        msgspec.structs.replace(
+            gpu_node(name, 24_000),
+            replicas={ModelId(model): loaded(model, 20_000, node=name, **fields)},
+        )
+        for name, model, fields in held
+    ]
+
+    assert victims(room(fleet(*nodes), models())) == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "gives_way"),
+    [
+        (profile("x"), {}, True),
+        (profile("x", pinned_on=("n",)), {}, False),
+        (profile("x", residency_priority=100), {}, True),
+        (profile("x", residency_priority=101), {}, False),
+        (profile("x"), {"status": ReplicaStatus.LOADING}, False),
+        (profile("x"), {"status": ReplicaStatus.UNLOADING}, False),
+        (profile("x"), {"status": ReplicaStatus.POISONED}, False),
+        (profile("x"), {"vram_used_bytes": 0}, False),
+        (profile("x"), {"id": ReplicaId(node=NODE, model=ModelId("strange"))}, False),
+    ],
+)
+def test_who_may_give_way(model: Profile, fields: Mapping[str, Any], gives_way: bool) -> None:
+    """Issue: pinned never; residency_priority respected, equals may displace each other."""
+    replica = msgspec.structs.replace(loaded("x", 20_000), **fields)
+    step = room(with_replicas(replica), models(x=model))
+
+    assert isinstance(step, Evict) is gives_way
+
+
+def test_a_pinned_model_may_push_out_what_is_of_lower_priority() -> None:
+    """Contract: pinned default 1000."""
+    wanted = profile("wanted", vram_mb=20_000, pinned_on=("n",))
+    high = profile("x", residency_priority=999)
+    catalogue = Catalogue(profiles={WANTED: wanted, ModelId("x"): high})
+
+    assert victims(room(with_replicas(loaded("x", 20_000)), catalogue)) == ["x"]
+    assert (priority_of(wanted), priority_of(profile("y"))) == (1000, 100)
+
+
+def test_a_model_that_came_just_now_stays_for_a_while() -> None:
+    """Issue: min-residency window against thrash."""
+    state = with_replicas(loaded("x", 20_000))
+    new = {ReplicaId(node=NODE, model=ModelId("x")): Resident(since=NOW - 10, used=NOW)}
+    state = msgspec.structs.replace(state, residents=new)
+    policy = EvictionPolicy(min_residency_s=30.0)
+
+    early = room(state, models(), policy=policy)
+    late = make_room(state, models(), WANTED, NOW + 20, policy=policy)
+    decision = route(state, models(), WANTED, hints=RouteHints(), in_flight={}, now=NOW)
+
+    assert isinstance(early, Hold)
+    assert early.retry_at == NOW + 20
+    assert isinstance(late, Evict)
+    assert isinstance(decision, Wait)
+
+
+@pytest.mark.parametrize("status", [ReplicaStatus.LOADING, ReplicaStatus.UNLOADING])
+def test_what_is_still_coming_or_going_is_waited_for(status: ReplicaStatus) -> None:
+    """Issue: a request is held, never refused outright, where room will be."""
+    replica = msgspec.structs.replace(loaded("x", 20_000), status=status)
+    state = with_replicas(replica)
+    held = room(state, models())
+    decision = route(state, models(), WANTED, hints=RouteHints(), in_flight={}, now=NOW)
+
+    assert isinstance(held, Hold)
+    assert held.retry_at == math.inf
+    assert isinstance(decision, Wait)
+
+
+def test_what_a_strangers_process_holds_is_not_waited_for() -> None:
+    """Ours: nobody can make it give way."""
+    state = with_replicas(loaded("x", 2_000))
+    reading = DeviceReading(index=DeviceIndex(0), vram_free_bytes=1_000 * MIB)
+    node = msgspec.structs.replace(state.nodes[NODE], readings={DeviceIndex(0): reading})
+    step = room(msgspec.structs.replace(state, nodes={NODE: node}), models())
+
+    assert isinstance(step, Hold)
+    assert step.retry_at is None
+
+
+def test_memory_that_was_given_back_just_now_is_waited_for() -> None:
+    """Ours: a report of models may come before the reading that shows their memory."""
+    node = gpu_node("n", 24_000)
+    reading = DeviceReading(index=DeviceIndex(0), vram_free_bytes=1_000 * MIB)
+    state = fleet(node)
+    before = NodeReport(replicas=(loaded("x", 20_000),), devices=(reading,))
+    state = with_report(state, NODE, before, NOW)
+    state = with_report(state, NODE, NodeReport(replicas=(), devices=(reading,)), NOW)
+    early, late = (make_room(state, models(), WANTED, NOW + wait) for wait in (1.0, 60.0))
+
+    assert isinstance(early, Hold)
+    assert isinstance(late, Hold)
+    assert (early.retry_at, late.retry_at) == (math.inf, None)
+
+
+def test_room_that_is_being_made_is_kept_for_whom_it_is_made() -> None:
+    """Ours: else the next model takes it, and somebody has given way for nothing."""
+    state = with_replicas(loaded("x", 10_000))
+    other = profile("other", vram_mb=12_000)
+    (swap, late) = plan(state, models(20_000, other=other), [WANTED, other.id], NOW)
+
+    assert isinstance(swap, Evict)
+    assert isinstance(late, Hold)
+    state = with_swap(state, WANTED, swap.swap)
+    assert free_bytes(state, models(20_000), state.nodes[NODE]) == {0: 4_000 * MIB}
+    assert isinstance(
+        route(state, models(), WANTED, hints=RouteHints(), in_flight={}, now=NOW), Wait
+    )
+
+
+def test_the_load_follows_when_the_memory_is_seen_to_be_free() -> None:
+    """Architecture: the load follows when a report shows the room."""
+    state = with_replicas(loaded("x", 20_000))
+    (step,) = plan(state, models(), [WANTED], NOW)
+    assert isinstance(step, Evict)
+    state = with_swap(state, WANTED, step.swap)
+    assert plan(state, models(), [WANTED], NOW) == ()
+
+    state = with_report(state, NODE, NodeReport(replicas=()), NOW + 1)
+    state = without_swap(state, WANTED)
+    (load,) = plan(state, models(), [WANTED], NOW + 1)
+
+    assert isinstance(load, Load)
+    assert state.unloads == frozenset()
+
+
+def test_the_longest_wait_is_planned_first() -> None:
+    """Ours: names must not decide who gets the room."""
+    state = with_replicas()
+    first, second = profile("z", vram_mb=20_000), profile("a", vram_mb=20_000)
+    steps = plan(state, models(z=first, a=second), [first.id, second.id, first.id], NOW)
+
+    assert [type(step) for step in steps] == [Load, Hold]
+    assert isinstance(steps[0], Load)
+    assert steps[0].replica.model == "z"
+
+
+def test_what_nobody_uses_is_unloaded_after_its_time() -> None:
+    """Issue: `idle_unload_s`, global and per model."""
+    used = {"fresh": NOW - 5, "idle": NOW - 100, "own": NOW - 20, "busy": 0.0, "pinned": 0.0}
+    state = with_replicas(
+        *(loaded(name, 100, in_flight=int(name == "busy")) for name in (*used, "strange"))
+    )
+    residents = {
+        ReplicaId(node=NODE, model=ModelId(name)): Resident(since=0.0, used=at)
+        for name, at in {**used, "strange": 0.0}.items()
+    }
+    state = msgspec.structs.replace(state, residents=residents)
+    profiles = [profile("fresh"), profile("idle"), profile("own", idle_unload_s=10.0)]
+    profiles += [profile("busy"), profile("pinned", pinned_on=("n",))]
+    catalogue = Catalogue(profiles={entry.id: entry for entry in profiles})
+    policy = EvictionPolicy(idle_unload_s=60.0)
+
+    steps = plan(state, catalogue, [], NOW, policy=policy)
+    wanted = idle_replicas(state, catalogue, [ModelId("idle")], policy, NOW)
+    never = idle_replicas(state, Catalogue(), [], policy, NOW)
+
+    assert [step.replica.model for step in steps if isinstance(step, Retire)] == ["idle", "own"]
+    assert [replica.model for replica in wanted] == ["own"]
+    assert never == ()
+
+
+def test_reports_tell_since_when_a_replica_is_there_and_when_it_was_used() -> None:
+    """Ours: on the gateway's own clock."""
+    state = fleet(gpu_node("n", 24_000))
+    key = ReplicaId(node=NODE, model=ModelId("x"))
+    told: list[dict[str, Any]] = [{}, {}, {"in_flight": 1}, {}, {"last_used": 5.0}]
+    told += [{"last_used": 5.0}, {"queued": 1}]
+    seen = []
+    for at, fields in enumerate(told):
+        report = NodeReport(replicas=(loaded("x", 1, **fields),))
+        state = with_report(state, NODE, report, float(at))
+        seen.append(state.residents[key])
+    state = with_report(state, NODE, NodeReport(replicas=()), 9.0)
+
+    assert [resident.used for resident in seen] == [0, 0, 2, 2, 4, 4, 6]
+    assert {resident.since for resident in seen} == {0}
+    assert state.residents == {}
+
+
+def test_a_rate_fades() -> None:
+    """Ours: a burst of yesterday is no reason to stay."""
+    rate = None
+    for at in range(60):
+        rate = counted(rate, float(at))
+
+    assert rate is not None
+    assert per_second(rate, 59.0) == pytest.approx(60 / MEMORY_S, rel=0.1)
+    assert per_second(rate, 59.0 + MEMORY_S) == pytest.approx(
+        per_second(rate, 59.0) / 2.718, rel=0.01
+    )
+
+
+policies = st.builds(
+    EvictionPolicy,
+    strategy=st.sampled_from(Strategy),
+    min_residency_s=st.sampled_from([0.0, 30.0]),
+    idle_unload_s=st.sampled_from([None, 10.0]),
+)
+
+
+@given(fleets(), catalogues(), st.lists(st.sampled_from(MODELS), unique=True), policies)
+def test_plans_are_safe_and_come_to_rest(
+    state: FleetState, catalogue: Catalogue, demand: list[ModelId], policy: EvictionPolicy
+) -> None:
+    """Issue: pinned stay, no device over-committed, the plan is idempotent."""
+    steps = plan(state, catalogue, demand, NOW, policy=policy)
+    for step in steps:
+        match step:
+            case Load():
+                state = with_command(state, step.replica, step.command)
+            case Evict():
+                check_swap(state, catalogue, step)
+                state = with_swap(state, step.model, step.swap)
+            case _:
+                pass
+    again = plan(state, catalogue, demand, NOW, policy=policy)
+
+    assert not [step for step in again if isinstance(step, Load | Evict)]
+
+
+def check_swap(state: FleetState, catalogue: Catalogue, step: Evict) -> None:
+    """Check that those who give way may, and that it is enough."""
+    node = state.nodes[step.swap.node]
+    wanted = catalogue.profiles[step.model]
+    free = free_bytes(state, catalogue, node)
+    for victim in step.swap.victims:
+        replica, known = node.replicas[victim.model], catalogue.profiles.get(victim.model)
+        assert replica.status is ReplicaStatus.LOADED
+        assert known is not None
+        assert node.name not in known.pinned_on
+        assert priority_of(known) <= priority_of(wanted)
+        assert victim not in state.unloads
+        for index, size in shares(replica, known).items():
+            free[index] = free.get(index, 0) + size
+    assert len(step.swap.devices) == wanted.min_devices
+    assert all(free[index] >= step.swap.share_bytes for index in step.swap.devices)
