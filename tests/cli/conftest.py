@@ -14,7 +14,7 @@ Serve = Callable[[int, bytes], str]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts servers that give one answer to every GET; called with status and body."""
+    """Starts servers that give one answer to everything; called with status and body."""
     with contextlib.ExitStack() as stack:
 
         def start(status: int, body: bytes) -> str:
@@ -25,6 +25,8 @@ def serve() -> Iterator[Serve]:
                     self.send_header("connection", "close")
                     self.end_headers()
                     self.wfile.write(body)
+
+                do_POST = do_GET  # noqa: N815 - as inherited
 
                 def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
                     pass

@@ -15,6 +15,7 @@ from cortex_core.fleet.state import FleetState
 from cortex_core.ids import BootId, DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts, report_from_wire
 from cortex_core.replica import ReplicaStatus
+from cortex_core.server.clock import SystemClock
 from cortex_core.units import MIB
 from cortex_core.wire.neuron import DeviceHealth, Health, ModelLoad, ModelReport
 from cortex_gateway.api.admin import routes
@@ -129,7 +130,7 @@ class FixedStore:
 async def test_gateway_answers_with_the_overview() -> None:
     """Contract: `GET /admin/fleet`, and no other method."""
     state = fleet(A, B)
-    app = Starlette(routes=routes(cast("Store", FixedStore(state))))
+    app = Starlette(routes=routes(cast("Store", FixedStore(state)), SystemClock()))
 
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://gateway"

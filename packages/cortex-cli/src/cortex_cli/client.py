@@ -10,6 +10,7 @@ import msgspec
 
 from cortex_cli.context import ConfigurationError, FleetError
 from cortex_core.fleet.overview import FleetOverview
+from cortex_core.placement.explain import Explanation
 from cortex_core.wire.openai.models import ModelList
 
 T = TypeVar("T")
@@ -58,28 +59,63 @@ class GatewayClient:
         """
         return await self._get("/v1/models", ModelList)
 
+    async def explanation(self, model: str) -> Explanation:
+        """Return what would become of a request for a model.
+
+        Raises:
+            FleetError: there is no such model, or the gateway cannot be reached, or answers
+                something else.
+        """
+        return await self._ask("POST", "/admin/explain", Explanation, body={"model": model})
+
     async def _get(self, path: str, kind: type[T]) -> T:
+        return await self._ask("GET", path, kind)
+
+    async def _ask(self, method: str, path: str, kind: type[T], body: object | None = None) -> T:
         url = f"{self.endpoint}{path}"
+        data = None if body is None else msgspec.json.encode(body)
         try:
-            async with self._session.get(url, allow_redirects=False) as answer:
+            async with self._session.request(
+                method, url, data=data, allow_redirects=False
+            ) as answer:
                 status = answer.status
-                body = bytearray()
+                told = bytearray()
                 async for chunk in answer.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
+                    told += chunk
+                    if len(told) > MAX_ANSWER_BYTES:
                         raise FleetError(f"{url}: the answer is too large to be a gateway's")
         except TimeoutError:
             raise FleetError(f"{url}: no answer within {ANSWER_TIMEOUT_S:g} s") from None
         except aiohttp.ClientError as error:
             raise FleetError(f"{url}: {_reason(error)}") from None
+        refusal = _message_of(told) if 400 <= status < 500 else None
+        if refusal is not None:
+            raise FleetError(refusal)
         if status != 200:
             raise FleetError(f"{url}: answered {status}; is this the address of a cortex gateway?")
         try:
-            return msgspec.json.decode(body, type=kind)
+            return msgspec.json.decode(told, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise FleetError(
                 f"{url}: the answer cannot be read; is this the address of a cortex gateway?"
             ) from None
+
+
+class _Error(msgspec.Struct, frozen=True, kw_only=True):
+    message: str
+    code: str
+
+
+class _ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    error: _Error
+
+
+def _message_of(body: bytes | bytearray) -> str | None:
+    """Return what a gateway has against a question; `None` when a gateway did not say it."""
+    try:
+        return msgspec.json.decode(body, type=_ErrorBody).error.message
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _checked(endpoint: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import click
 
 from cortex_cli.commands.config import config
+from cortex_cli.commands.explain import explain
 from cortex_cli.commands.status import status
 from cortex_cli.commands.up.command import up
 from cortex_cli.context import surroundings
@@ -74,7 +75,7 @@ def cortex(context: click.Context) -> None:
     context.obj = surroundings()
 
 
-for _command in (config, status, up):
+for _command in (config, explain, status, up):
     cortex.add_command(_command)
 
 

@@ -13,6 +13,7 @@ from cortex_core.fleet.overview import (
     ReplicaView,
     UnloadedView,
 )
+from cortex_core.placement.explain import Explanation
 from cortex_core.replica import LoadProgress
 
 GIB = 1 << 30
@@ -20,8 +21,11 @@ BAR_CELLS = 20
 """Wide enough for steps of 5 % (0.6 % with eighths), narrow enough for 80 columns."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_WELL = frozenset({"ok", "up", "loaded"})
-_COMING = frozenset({"loading", "reloading", "recovering", "unloading", "sleeping", "suspect"})
+_WELL = frozenset({"ok", "up", "loaded", "serve", "load"})
+_COMING = frozenset(
+    {"loading", "reloading", "recovering", "unloading", "sleeping", "suspect"}
+    | {"coming", "evict", "wait"}
+)
 _NOTHING = "-"
 
 
@@ -43,6 +47,20 @@ def render_fleet(overview: FleetOverview, style: Style) -> str:
     if overview.unloaded or any(node.models for node in overview.nodes):
         blocks.append(_model_table(overview, style))
     text = "\n\n".join("\n".join(lines) for lines in blocks) + "\n"
+    return text if style.is_unicode else text.encode("ascii", "replace").decode()
+
+
+def render_explanation(explanation: Explanation, style: Style) -> str:
+    """Return what would become of a request, lines that end in a newline."""
+    outcome = _painted(explanation.outcome, style)
+    rows = [
+        (_clean(node.node), _painted(node.outcome, style), _clean(node.reason))
+        for node in explanation.nodes
+    ]
+    lines = [f"{outcome}: {_clean(explanation.summary)}"]
+    if rows:
+        lines += ["", *table(("NODE", "OUTCOME", "WHY"), rows, style)]
+    text = "\n".join(lines) + "\n"
     return text if style.is_unicode else text.encode("ascii", "replace").decode()
 
 

@@ -50,7 +50,7 @@ def build_app(
         routes=[
             *health.routes(store, version=version, is_draining=lambda: drain.is_draining),
             *models.routes(store, int(clock.wall())),
-            *admin.routes(store),
+            *admin.routes(store, clock),
             *openai.routes(proxy, clock.wall),
             *anthropic.routes(proxy, read_pdf),
             *responses.routes(),

@@ -207,9 +207,9 @@ async def control_plane(
 ) -> AsyncIterator[FleetStore]:
     """Watch the fleet and load what is wanted for as long as the context is open."""
     state = with_upstreams(from_endpoints(endpoints), upstreams, clock.now())
-    store = FleetStore(state, catalogue)
+    store = FleetStore(state, catalogue, policy)
     commands = Commands(store=store, clients=clients, metrics=metrics, clock=clock)
-    reconciler = Reconciler(store=store, commands=commands, clock=clock, policy=policy)
+    reconciler = Reconciler(store=store, commands=commands, clock=clock)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(reconciler.run(), name="reconcile")]
         for name, client in clients.items():

@@ -1,6 +1,6 @@
 """What the rooms of the gateway need of each other, as protocols."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.node import NodeFacts, NodeReport
+from cortex_core.placement.evict import EvictionPolicy
 from cortex_core.routing.retry import Failure
 from cortex_core.wire.neuron import LoadRequest, UnloadRequest
 
@@ -25,6 +26,15 @@ class Store(Protocol):
     @property
     def catalogue(self) -> Catalogue:
         """The catalogue in force."""
+        ...
+
+    @property
+    def policy(self) -> EvictionPolicy:
+        """How room is made."""
+        ...
+
+    def rates(self, now: float) -> Mapping[ModelId, float]:
+        """Return requests per second by model."""
         ...
 
     def update(self, reducer: Callable[[FleetState], FleetState]) -> None:

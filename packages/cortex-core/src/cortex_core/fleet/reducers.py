@@ -78,7 +78,12 @@ def with_report(state: FleetState, name: NodeName, report: NodeReport, now: floa
         reported_at=now,
         last_error=None,
     )
-    state = msgspec.structs.replace(state, residents=_residents(state, name, replicas, now))
+    measured = {r.id: r.load_s for r in replicas.values() if r.load_s is not None}
+    state = msgspec.structs.replace(
+        state,
+        residents=_residents(state, name, replicas, now),
+        load_times={**state.load_times, **measured},
+    )
     return _forgiven(_with_node(state, node), replicas.values())
 
 

@@ -109,6 +109,8 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True):
     breakers: Mapping[ReplicaId, Breaker] = msgspec.field(default_factory=dict)
     residents: Mapping[ReplicaId, Resident] = msgspec.field(default_factory=dict)
     """Every replica that the latest report of its node showed loaded."""
+    load_times: Mapping[ReplicaId, float] = msgspec.field(default_factory=dict)
+    """Seconds that the latest load of a model on a node took, also when it is gone since."""
     unloads: frozenset[ReplicaId] = frozenset()
     """Replicas that were told to unload; what came of it is not known yet."""
     swaps: Mapping[ModelId, Swap] = msgspec.field(default_factory=dict)

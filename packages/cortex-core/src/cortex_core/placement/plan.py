@@ -201,7 +201,7 @@ def place(
             reason = "it was tried for this request"
             verdicts.append(NodeVerdict(node=node.name, reason=reason, is_permanent=False))
             continue
-        outcome = _try(state, catalogue, profile, node, now)
+        outcome = judge(state, catalogue, profile, node, now)
         if isinstance(outcome, Fit):
             fits.append((node, outcome))
         else:
@@ -224,9 +224,11 @@ def place(
     )
 
 
-def _try(
+def judge(
     state: FleetState, catalogue: Catalogue, profile: Profile, node: NodeState, now: float
 ) -> Fit | NodeVerdict:
+    """Return where on `node` the model would be loaded now, or what keeps it from that."""
+
     def no(reason: str, *, permanent: bool = False, lacks_room: bool = False) -> NodeVerdict:
         return NodeVerdict(
             node=node.name, reason=reason, is_permanent=permanent, lacks_room=lacks_room

@@ -8,7 +8,7 @@ from functools import partial
 from cortex_core.fleet.reducers import with_command, with_swap, with_unloads
 from cortex_core.fleet.state import NodeHealth
 from cortex_core.ids import NodeName
-from cortex_core.placement.evict import EvictionPolicy, idle_ends
+from cortex_core.placement.evict import idle_ends
 from cortex_core.placement.plan import Evict, Hold, Load, Retire, Step, plan
 from cortex_core.server.clock import Clock
 from cortex_gateway.control.commands import Commands
@@ -22,16 +22,12 @@ class Reconciler:
         store: the fleet.
         commands: does what is decided.
         clock: monotonic seconds.
-        policy: how room is made.
     """
 
-    def __init__(
-        self, *, store: FleetStore, commands: Commands, clock: Clock, policy: EvictionPolicy
-    ) -> None:
+    def __init__(self, *, store: FleetStore, commands: Commands, clock: Clock) -> None:
         self._store = store
         self._commands = commands
         self._clock = clock
-        self._policy = policy
         self._running: dict[asyncio.Task[None], NodeName] = {}
         self._alarms: list[float] = []
         """When something changes with time alone."""
@@ -51,7 +47,7 @@ class Reconciler:
             store.catalogue,
             store.take_demanded(),
             now,
-            policy=self._policy,
+            policy=store.policy,
             rates=store.rates(now),
         )
         for step in steps:
@@ -104,7 +100,7 @@ class Reconciler:
             for target, failure in state.failures.items()
             if target.model in demanded
         ]
-        alarms += [end for _, end in idle_ends(state, self._store.catalogue, self._policy)]
+        alarms += [end for _, end in idle_ends(state, self._store.catalogue, self._store.policy)]
         pauses = [alarm - now for alarm in alarms if now < alarm < math.inf]
         async with asyncio.TaskGroup() as tasks:
             alarm = tasks.create_task(self._ring(min(pauses))) if pauses else None

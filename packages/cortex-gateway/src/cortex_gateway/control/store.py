@@ -9,6 +9,8 @@ from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.rates import Rate, counted, per_second
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
+from cortex_core.placement.evict import EvictionPolicy
+from cortex_core.placement.plan import DEFAULT_POLICY
 from cortex_core.routing.retry import Failure
 from cortex_gateway.ports import UpstreamFailure
 
@@ -16,9 +18,12 @@ from cortex_gateway.ports import UpstreamFailure
 class FleetStore:
     """`Store`: one immutable snapshot, replaced whole. Used from one event loop."""
 
-    def __init__(self, state: FleetState, catalogue: Catalogue) -> None:
+    def __init__(
+        self, state: FleetState, catalogue: Catalogue, policy: EvictionPolicy = DEFAULT_POLICY
+    ) -> None:
         self._state = state
         self._catalogue = catalogue
+        self._policy = policy
         self._waiters: Counter[ModelId] = Counter()
         self._asked: dict[ModelId, None] = {}
         self._rates: dict[ModelId, Rate] = {}
@@ -36,6 +41,11 @@ class FleetStore:
     def catalogue(self) -> Catalogue:
         """The catalogue in force."""
         return self._catalogue
+
+    @property
+    def policy(self) -> EvictionPolicy:
+        """How room is made."""
+        return self._policy
 
     def update(self, reducer: Callable[[FleetState], FleetState]) -> None:
         """Replace the snapshot; a reducer that returns its argument wakes nobody."""

@@ -1,0 +1,154 @@
+"""What a request for a model would come to, in words, without anything being done."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from cortex_core.catalogue import Catalogue
+from cortex_core.fleet.reducers import with_command, with_report, with_swap
+from cortex_core.fleet.state import FleetState, NodeHealth, Resident
+from cortex_core.ids import ModelId, ReplicaId
+from cortex_core.node import NodeReport
+from cortex_core.placement.evict import EvictionPolicy
+from cortex_core.placement.explain import Explanation, Outcome, explain
+from cortex_core.placement.plan import NO_RATES, Evict, Hold, Load, make_room, plan
+from cortex_core.replica import LoadProgress, ReplicaStatus
+from cortex_core.routing.route import Refuse, RouteHints, Serve, route
+from tests.core.strategies import MODELS, NOW, catalogues, fleets
+from tests.core.test_evict import NODE, WANTED, loaded, models, profile, with_replicas
+from tests.core.test_placement import fleet, gpu_node
+
+POLICY = EvictionPolicy()
+
+
+def told(state: FleetState, catalogue: Catalogue, model: ModelId = WANTED) -> Explanation:
+    return explain(state, catalogue, model, policy=POLICY, rates=NO_RATES, now=NOW)
+
+
+def test_a_model_that_is_loaded_is_served() -> None:
+    """Issue: where it would go."""
+    found = told(with_replicas(loaded("wanted", 20_000)), models())
+
+    assert (found.outcome, found.node, found.expected_s) == (Outcome.SERVE, NODE, 0.0)
+    assert found.summary == "wanted on n: it is loaded there"
+
+
+def test_a_load_is_expected_to_take_what_the_last_one_took() -> None:
+    """Issue: expected seconds; by its size where none was measured."""
+    state = fleet(gpu_node("n", 24_000))
+    guessed = told(state, models(10_240))
+    report = NodeReport(replicas=(loaded("wanted", 10_000, load_s=42.0),))
+    state = with_report(state, NODE, report, NOW)
+    state = with_report(state, NODE, NodeReport(replicas=()), NOW)
+    measured = told(state, models(10_240))
+
+    assert (guessed.outcome, guessed.expected_s) == (Outcome.LOAD, 10.0)
+    assert "about 10 s, by its size" in guessed.summary
+    assert (measured.outcome, measured.expected_s) == (Outcome.LOAD, 42.0)
+    assert "42 s, as the last one did" in measured.summary
+
+
+def test_who_would_give_way_is_named() -> None:
+    """Issue: what would be evicted."""
+    found = told(with_replicas(loaded("x", 20_000)), models())
+
+    assert (found.outcome, found.node, found.victims) == (Outcome.EVICT, NODE, ("x",))
+    assert "x would give way" in found.summary
+
+
+def test_a_turn_is_waited_for() -> None:
+    """Issue: in words."""
+    state = with_replicas(loaded("x", 20_000))
+    resident = {ReplicaId(node=NODE, model=ModelId("x")): Resident(since=NOW - 10, used=NOW)}
+    found = told(msgspec.structs.replace(state, residents=resident), models())
+
+    assert found.outcome is Outcome.WAIT
+    assert "others there may give way in 20 s" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"status": ReplicaStatus.LOADING}, "it is loading there"),
+        (
+            {
+                "status": ReplicaStatus.LOADING,
+                "progress": LoadProgress(stage="weights", eta_s=7.0),
+            },
+            "it is loading there, weights",
+        ),
+        ({"status": ReplicaStatus.UNLOADING}, "it is being unloaded there"),
+    ],
+)
+def test_what_is_under_way_is_told(fields: dict[str, Any], said: str) -> None:
+    """Issue: in words."""
+    replica = msgspec.structs.replace(loaded("wanted", 20_000), **fields)
+    found = told(with_replicas(replica), models())
+
+    assert found.outcome is Outcome.COMING
+    assert said in found.summary
+
+
+def test_what_was_sent_is_under_way() -> None:
+    """Ours: commands that are noted are told like what they lead to."""
+    load = plan(fleet(gpu_node("n", 24_000)), models(), [WANTED], NOW)[0]
+    assert isinstance(load, Load)
+    sent = with_command(fleet(gpu_node("n", 24_000)), load.replica, load.command)
+    state = with_replicas(loaded("x", 20_000))
+    evict = plan(state, models(), [WANTED], NOW)[0]
+    assert isinstance(evict, Evict)
+    swapping = with_swap(state, WANTED, evict.swap)
+
+    assert "about to be loaded" in told(sent, models()).summary
+    assert "room is being made" in told(swapping, models()).summary
+
+
+def test_every_node_says_why_it_cannot() -> None:
+    """Issue: why it cannot run, per node, in words."""
+    down = msgspec.structs.replace(gpu_node("down", 48_000), health=NodeHealth.DOWN)
+    pinned = msgspec.structs.replace(
+        gpu_node("full", 24_000),
+        replicas={ModelId("x"): loaded("x", 20_000, node="full")},
+    )
+    state = fleet(gpu_node("small", 8_000), down, pinned)
+    found = told(state, models(x=profile("x", pinned_on=("full",))))
+    reasons = {outlook.node: outlook.reason for outlook in found.nodes}
+
+    assert found.outcome is Outcome.REFUSE
+    assert "of 20000 MiB each" in reasons["small"]  # type: ignore[index]
+    assert reasons["down"] == "the node is down"  # type: ignore[index]
+    assert "nobody there may give way" in reasons["full"]  # type: ignore[index]
+
+
+def test_what_the_catalogue_lacks_is_not_loaded() -> None:
+    """Ours: only whoever loaded it can bring it back."""
+    state = with_replicas(msgspec.structs.replace(loaded("z", 1), status=ReplicaStatus.FAILED))
+    found = told(state, models(), ModelId("z"))
+
+    assert found.outcome is Outcome.REFUSE
+    assert "the catalogue does not have it" in found.nodes[0].reason
+
+
+@given(fleets(), catalogues(), st.sampled_from(MODELS))
+def test_what_is_told_is_what_would_be_done(
+    state: FleetState, catalogue: Catalogue, model: ModelId
+) -> None:
+    """Issue: the same code decides and explains."""
+    found = told(state, catalogue, model)
+    decision = route(state, catalogue, model, hints=RouteHints(), in_flight={}, now=NOW)
+    step = make_room(state, catalogue, model, NOW)
+
+    if isinstance(decision, Serve):
+        assert found.outcome is Outcome.SERVE
+    elif found.outcome in (Outcome.LOAD, Outcome.EVICT):
+        assert isinstance(step, Load | Evict)
+        node = step.replica.node if isinstance(step, Load) else step.swap.node
+        assert found.node == node
+    elif found.outcome is Outcome.REFUSE:
+        assert isinstance(step, Hold)
+        assert step.retry_at is None
+    if isinstance(decision, Refuse) and state.is_heard:
+        assert found.outcome in (Outcome.REFUSE, Outcome.COMING)
+    assert len(found.nodes) == len(state.nodes)
