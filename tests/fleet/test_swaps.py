@@ -95,3 +95,31 @@ def test_what_nobody_uses_gives_its_memory_back(tmp_path: pathlib.Path) -> None:
         ask(client, "sim/a", is_stream=False)
         until(lambda: swaps(neuron) == 1)
         assert ask(client, "sim/a", is_stream=False) == "sim/a"
+
+
+def test_a_stream_ends_before_its_model_gives_way(tmp_path: pathlib.Path) -> None:
+    """Issue: never in-flight ones without drain; what is asked meanwhile waits."""
+    eviction = "[eviction]\nmin_residency_s = 0\n"
+    tokens = 100
+    with (
+        simulated_neuron(tmp_path, rate=50) as neuron,
+        gateway(tmp_path, CATALOGUE, more=eviction, sim=neuron.url) as door,
+        door.sdk() as client,
+        concurrent.futures.ThreadPoolExecutor(2) as pool,
+    ):
+        hello: list[openai.types.chat.ChatCompletionMessageParam]
+        hello = [{"role": "user", "content": "Hi"}]
+        stream = client.chat.completions.create(
+            model="sim/a",
+            messages=hello,
+            max_tokens=tokens,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        next(iter(stream))
+        other = pool.submit(ask, client, "sim/b", is_stream=True)
+        pieces = [chunk for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
+        answered = other.result(timeout=60)
+
+    assert len(pieces) >= tokens - 1
+    assert answered == "sim/b"

@@ -41,7 +41,9 @@ async def test_a_model_gives_way_and_comes_back() -> None:
                 await until(store, has_status(NODE, model, ReplicaStatus.LOADED))
                 await until(store, lambda state: not state.commands and not state.swaps)
 
-    assert [body["model_id"] for body in neuron.unloads] == [A, B]
+    assert neuron.unloads == [
+        {"model_id": model, "drain_timeout_s": AT_ONCE.drain_s, "force": False} for model in (A, B)
+    ]
     assert [body["model_id"] for body in neuron.loads] == [B, A]
     evicted = registry.get_sample_value("cortex_evictions_total", {"model": A, "node": NODE})
     assert evicted == 1

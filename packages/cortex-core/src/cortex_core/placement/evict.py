@@ -50,6 +50,8 @@ class EvictionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     strategy: Strategy = Strategy.LRU
     min_residency_s: float = 30.0
     """How long a replica stays at least, from the moment it was seen loaded."""
+    drain_s: float = 600.0
+    """How long the requests of a replica that gives way may go on before they are cut."""
     idle_unload_s: float | None = None
     """After how long without a request a replica is unloaded; `None` is never. A profile's own
     wins."""

@@ -108,7 +108,8 @@ class Commands:
     async def _unload(self, replica: ReplicaId) -> str | None:
         """Unload a replica and return why it could not be, or `None`."""
         client = self._clients[replica.node]
-        request = UnloadRequest(model_id=replica.model)
+        drain_s = self._store.policy.drain_s
+        request = UnloadRequest(model_id=replica.model, drain_timeout_s=drain_s)
         return await _reason_of(replica, lambda: client.unload(request), fine=NotFoundError)
 
     def _failed(self, replica: ReplicaId, reason: str) -> None:
