@@ -105,11 +105,15 @@ async def serve(
         for lifespan, listener in zip(lifespans, listeners, strict=True)
     ]
     end = _drained(drain, shutdown, drain_timeout_s, hurry_timeout_s, environ, over)
+    failed_start: StartError | None = None
     with closing_all([listener.socket for listener in listeners]):
         try:
             await _serve_all(servers, [_announce(lifespans, environ, on_ready), end])
         except* (LifespanFailureError, LifespanTimeoutError) as group:
-            raise StartError(_start_failure(lifespans, group)) from None
+            # Raised here, it would come as a group on the first releases of Python 3.11.
+            failed_start = StartError(_start_failure(lifespans, group))
+    if failed_start is not None:
+        raise failed_start
     for lifespan in lifespans:
         if lifespan.failure is not None:
             raise lifespan.failure
