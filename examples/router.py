@@ -40,16 +40,34 @@ class State(TypedDict):
 
 
 async def messages(request: Request) -> Response:
-    """Answer one request, whole or as a stream."""
+    """Answer one request, whole or as a stream; one whose caller leaves is given up."""
+    body = await request.body()
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(told(body, request.state.upstream))
+        leaving = group.create_task(left(request))
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()
+        leaving.cancel()
+    # Nobody reads what a caller that has left is told.
+    return Response(status_code=499) if working.cancelled() else working.result()
+
+
+async def left(request: Request) -> None:
+    """Return once the caller has left, which is what comes after a body that was read."""
+    await request.receive()
+
+
+async def told(body: bytes, upstream: aiohttp.ClientSession) -> Response:
+    """Return the answer, or the failure in the caller's dialect."""
     request_id = f"req_{secrets.token_hex(12)}"
     try:
-        return await answered(await request.body(), request.state.upstream, request_id)
+        return await answered(body, upstream, request_id)
     except aiohttp.ClientError as error:
         failure: RequestError = UpstreamError(f"the server behind this one: {error}")
     except RequestError as error:
         failure = error
-    told = render_error(failure, Dialect.ANTHROPIC, request_id)
-    return Response(told.body, told.status, dict(told.headers))
+    rendered = render_error(failure, Dialect.ANTHROPIC, request_id)
+    return Response(rendered.body, rendered.status, dict(rendered.headers))
 
 
 async def answered(body: bytes, upstream: aiohttp.ClientSession, request_id: str) -> Response:
@@ -65,9 +83,11 @@ async def answered(body: bytes, upstream: aiohttp.ClientSession, request_id: str
     answer = await upstream.post("chat/completions", data=encode_json(asked.chat), headers=JSON)
     if answer.status != 200:
         raise read_refusal(answer.status, await answer.read())
+    # What means nothing to the upstream: paths in the request, such as `tools.3`.
+    told = {"x-left-out": ", ".join(asked.ignored)} if asked.ignored else {}
     if request.stream:
-        return StreamingResponse(events(answer, translator), media_type="text/event-stream")
-    return Response(translator.whole(await answer.read()), media_type="application/json")
+        return StreamingResponse(events(answer, translator), 200, told, "text/event-stream")
+    return Response(translator.whole(await answer.read()), 200, told, "application/json")
 
 
 async def events(answer: aiohttp.ClientResponse, translator: Translator) -> AsyncIterator[bytes]:
