@@ -1,6 +1,5 @@
 """Who gives way so that a model fits, who never does, and what nobody uses."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +8,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.device import DeviceReading
 from cortex_core.fleet.rates import MEMORY_S, counted, per_second
-from cortex_core.fleet.reducers import with_command, with_report, with_swap, without_swap
+from cortex_core.fleet.reducers import (
+    with_command,
+    with_report,
+    with_swap,
+    without_swap,
+)
 from cortex_core.fleet.state import FleetState, Resident
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeReport
@@ -202,43 +205,14 @@ def test_a_model_that_came_just_now_stays_for_a_while() -> None:
     assert isinstance(decision, Wait)
 
 
-@pytest.mark.parametrize("status", [ReplicaStatus.LOADING, ReplicaStatus.UNLOADING])
-def test_what_is_still_coming_or_going_is_waited_for(status: ReplicaStatus) -> None:
-    """Issue: a request is held, never refused outright, where room will be."""
-    replica = msgspec.structs.replace(loaded("x", 20_000), status=status)
-    state = with_replicas(replica)
-    held = room(state, models())
-    decision = route(state, models(), WANTED, hints=RouteHints(), in_flight={}, now=NOW)
+def test_an_upstream_is_never_unloaded() -> None:
+    """Ours: there is no neuron that could be told to."""
+    state = with_replicas(loaded("x", 1_000))
+    upstream = msgspec.structs.replace(state.nodes[NODE], facts=None)
+    state = msgspec.structs.replace(state, nodes={NODE: upstream})
+    policy = EvictionPolicy(idle_unload_s=1.0)
 
-    assert isinstance(held, Hold)
-    assert held.retry_at == math.inf
-    assert isinstance(decision, Wait)
-
-
-def test_what_a_strangers_process_holds_is_not_waited_for() -> None:
-    """Ours: nobody can make it give way."""
-    state = with_replicas(loaded("x", 2_000))
-    reading = DeviceReading(index=DeviceIndex(0), vram_free_bytes=1_000 * MIB)
-    node = msgspec.structs.replace(state.nodes[NODE], readings={DeviceIndex(0): reading})
-    step = room(msgspec.structs.replace(state, nodes={NODE: node}), models())
-
-    assert isinstance(step, Hold)
-    assert step.retry_at is None
-
-
-def test_memory_that_was_given_back_just_now_is_waited_for() -> None:
-    """Ours: a report of models may come before the reading that shows their memory."""
-    node = gpu_node("n", 24_000)
-    reading = DeviceReading(index=DeviceIndex(0), vram_free_bytes=1_000 * MIB)
-    state = fleet(node)
-    before = NodeReport(replicas=(loaded("x", 20_000),), devices=(reading,))
-    state = with_report(state, NODE, before, NOW)
-    state = with_report(state, NODE, NodeReport(replicas=(), devices=(reading,)), NOW)
-    early, late = (make_room(state, models(), WANTED, NOW + wait) for wait in (1.0, 60.0))
-
-    assert isinstance(early, Hold)
-    assert isinstance(late, Hold)
-    assert (early.retry_at, late.retry_at) == (math.inf, None)
+    assert idle_replicas(state, models(), [], policy, NOW) == ()
 
 
 def test_room_that_is_being_made_is_kept_for_whom_it_is_made() -> None:

@@ -101,7 +101,6 @@ NODE = '[[neurons]]\nname = "{}"\nendpoint = "{}"\n'
         ("[gateway.timeouts]\nidle_s = 0", "gateway.timeouts.idle_s", "> 0"),
         ("[gateway.timeouts]\nkeep_alive_s = 75", "gateway.timeouts.keep_alive_s", "< 75"),
         ("[gateway]\nlog_format = 'xml'", "gateway.log_format", "xml"),
-        ("[eviction]\ndrain_s = 1800", "eviction.drain_s", "less than"),
         ("[eviction]\nstrategy = 'mru'", "eviction.strategy", "mru"),
         ("[[nodes]]\nname = 'a'", "nodes", "known keys: "),
         ("[[neurons]]\nname = 'a'", "neurons[0].endpoint", "required"),

@@ -88,6 +88,21 @@ async def test_a_neuron_that_will_not_unload_is_left_in_peace_for_a_while() -> N
     assert "stuck" in decision.error.message
 
 
+async def test_nobody_gives_way_for_nothing() -> None:
+    """Ours: who asked may have left meanwhile; the model is loaded for the next one."""
+    neuron = holding(A)
+    async with (
+        running(neuron),
+        control_of({NODE: neuron.url}, profiles=PROFILES, policy=AT_ONCE) as store,
+    ):
+        await until(store, has_status(NODE, A, ReplicaStatus.LOADED))
+        with store.demand(B):
+            await until(store, lambda state: B in state.swaps)
+        await until(store, has_status(NODE, B, ReplicaStatus.LOADED))
+
+    assert [body["model_id"] for body in neuron.unloads] == [A]
+
+
 async def test_who_came_just_now_stays_for_its_turn() -> None:
     """Issue: min-residency; the reconciler comes back when the turn is over."""
     neuron = holding(A)

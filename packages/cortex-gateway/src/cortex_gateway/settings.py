@@ -96,9 +96,8 @@ class EvictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     min_residency_s: Annotated[float, Meta(ge=0)] = 30.0
     """How long a model stays at least once it is loaded, in seconds: how long the turns are of
     models that fight for one device."""
-    drain_s: Seconds = 600.0
-    """How long the requests of a model that gives way may go on before they are cut, in seconds;
-    must be less than `gateway.timeouts.load_s`."""
+    drain_s: Seconds = 300.0
+    """How long the requests of a model that gives way may go on before they are cut, in seconds."""
     idle_unload_s: Seconds | None = None
     """Seconds without a request after which a model is unloaded; none is never. A model's own
     `idle_unload_s` wins."""
@@ -198,12 +197,6 @@ def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> Gate
     table = overlay_environment(table, ours, ENVIRONMENT_PREFIX)
     settings = to_settings(table, GatewaySettings, source)
     _check_listeners(settings.gateway, source)
-    if settings.eviction.drain_s >= settings.gateway.timeouts.load_s:
-        # The gateway would give up on an unload while the neuron still waits for requests.
-        raise SettingsError(
-            f"{source}: eviction.drain_s: must be less than gateway.timeouts.load_s "
-            f"({settings.gateway.timeouts.load_s:g})"
-        )
     _check_neurons(settings.neurons, source)
     _check_upstreams(settings, source)
     return settings

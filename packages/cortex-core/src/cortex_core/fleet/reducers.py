@@ -156,13 +156,17 @@ def without_swap(state: FleetState, model: ModelId) -> FleetState:
     return _next(state, swaps=_without(state.swaps, model))
 
 
-def with_load_failure(state: FleetState, replica: ReplicaId, reason: str, now: float) -> FleetState:
+def with_load_failure(
+    state: FleetState, replica: ReplicaId, reason: str, now: float, *, is_for_room: bool = False
+) -> FleetState:
     """Return the fleet after a load failed; each failure in a row doubles the cool-down."""
     before = state.failures.get(replica)
     failures = 1 if before is None else before.failures + 1
     # The exponent is bounded so that a long row of failures cannot overflow a float.
     cool_down_s = min(FIRST_COOL_DOWN_S * 2 ** min(failures - 1, 16), MAX_COOL_DOWN_S)
-    failure = LoadFailure(reason=reason, failures=failures, retry_at=now + cool_down_s)
+    failure = LoadFailure(
+        reason=reason, failures=failures, retry_at=now + cool_down_s, is_for_room=is_for_room
+    )
     return _next(state, failures={**state.failures, replica: failure})
 
 

@@ -66,6 +66,8 @@ class LoadFailure(msgspec.Struct, frozen=True, kw_only=True):
     failures: int
     retry_at: float
     """Monotonic seconds before which it is not tried again."""
+    is_for_room: bool = False
+    """The neuron had no room after all, as when another gateway was quicker."""
 
 
 class LoadCommand(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,9 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.fleet.state import FleetState, NodeState
+from cortex_core.fleet.state import FleetState, NodeState, Resident
 from cortex_core.ids import DeviceIndex, ModelId, ReplicaId
-from cortex_core.placement.fit import find_fit, free_bytes, shares
+from cortex_core.placement.fit import (
+    READING_LAG_S,
+    find_fit,
+    free_bytes,
+    settled_bytes,
+    shares,
+)
 from cortex_core.replica import Replica, ReplicaStatus
 
 DEFAULT_PRIORITY = 100
@@ -50,15 +56,12 @@ class EvictionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     strategy: Strategy = Strategy.LRU
     min_residency_s: float = 30.0
     """How long a replica stays at least, from the moment it was seen loaded."""
-    drain_s: float = 600.0
+    drain_s: float = 300.0
     """How long the requests of a replica that gives way may go on before they are cut."""
     idle_unload_s: float | None = None
     """After how long without a request a replica is unloaded; `None` is never. A profile's own
     wins."""
 
-
-READING_LAG_S = 5.0
-"""For how long a reading may still show memory as taken that a replica has given back."""
 
 Rates = Mapping[ModelId, float]
 """Requests per second by model; no entry is none."""
@@ -79,6 +82,12 @@ class Later(msgspec.Struct, frozen=True, kw_only=True):
 
     at: float
     """Monotonic seconds; infinite when a change must come first."""
+    is_settling: bool = False
+    """Enough has given way already, and is on its way out."""
+
+
+_OLD = Resident(since=-math.inf, used=-math.inf)
+"""A replica that this gateway has not seen come."""
 
 
 class _Victim(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +125,9 @@ def find_eviction(
     Returns:
         `None` when nobody who may give way makes enough room.
     """
+    if find_fit(profile, node, settled_bytes(state, catalogue, node, now)) is not None:
+        lag_ends = math.inf if node.freed_at is None else node.freed_at + READING_LAG_S
+        return Later(at=lag_ends if lag_ends > now else math.inf, is_settling=True)
     free = free_bytes(state, catalogue, node)
     victims = _victims(state, catalogue, profile, node, policy, rates)
     ready = [victim for victim in victims if victim.stays_until <= now]
@@ -159,6 +171,8 @@ def idle_ends(
         node = state.nodes[replica.node]
         known = node.replicas.get(replica.model)
         profile = catalogue.profiles.get(replica.model)
+        if node.facts is None:
+            continue  # an upstream, or a node of which nothing is known
         if known is None or profile is None or replica in state.unloads:
             continue
         idle_s = policy.idle_unload_s if profile.idle_unload_s is None else profile.idle_unload_s
@@ -198,15 +212,17 @@ def _victims(
         held = shares(replica, profile)
         if profile is None or not _may_give_way(profile, wanting, node) or not any(held.values()):
             continue
-        resident = state.residents.get(replica.id)
-        since = -math.inf if resident is None else resident.since
+        resident = state.residents.get(replica.id) or _OLD
         weigh = _WEIGHTS[policy.strategy]
-        price = (float(is_busy(replica)), *weigh(replica, profile, held, rates.get(model, 0.0)))
+        # Nodes have clocks of their own, so that the gateway's comes first.
+        age = (resident.used, replica.last_used or 0.0)
+        weight = weigh(replica, profile, held, rates.get(model, 0.0))
+        price = (float(is_busy(replica)), *weight, *age)
         victims.append(
             _Victim(
                 replica=replica,
                 shares=held,
-                stays_until=since + policy.min_residency_s,
+                stays_until=resident.since + policy.min_residency_s,
                 price=price,
             )
         )
@@ -284,13 +300,13 @@ def _together(strategy: Strategy, prices: Sequence[tuple[float, ...]]) -> tuple[
 def _age(
     replica: Replica, profile: Profile, held: Mapping[DeviceIndex, int], rate: float
 ) -> tuple[float, ...]:
-    return (replica.last_used or 0.0,)
+    return ()
 
 
 def _rank(
     replica: Replica, profile: Profile, held: Mapping[DeviceIndex, int], rate: float
 ) -> tuple[float, ...]:
-    return (float(priority_of(profile)), replica.last_used or 0.0)
+    return (float(priority_of(profile)),)
 
 
 def _seconds(
@@ -299,7 +315,7 @@ def _seconds(
     load_s = replica.load_s
     if load_s is None:
         load_s = sum(held.values()) / LOAD_BYTES_PER_S
-    return (load_s * (1.0 - math.exp(-rate * HORIZON_S)), replica.last_used or 0.0)
+    return (load_s * (1.0 - math.exp(-rate * HORIZON_S)),)
 
 
 _Weigh = Callable[[Replica, Profile, Mapping[DeviceIndex, int], float], tuple[float, ...]]

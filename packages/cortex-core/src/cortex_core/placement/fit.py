@@ -8,7 +8,10 @@ from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.feasibility import is_able, share_bytes
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.ids import DeviceIndex, ReplicaId
-from cortex_core.replica import Replica
+from cortex_core.replica import Replica, ReplicaStatus
+
+READING_LAG_S = 5.0
+"""For how long a reading may still show memory as taken that a replica has given back."""
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,47 +57,72 @@ def free_bytes(state: FleetState, catalogue: Catalogue, node: NodeState) -> dict
     because the driver does not show them yet. An unknown estimate counts as nothing. What is
     being freed for a model is kept for it.
     """
+    return _free(state, catalogue, node, leaving=False, has_readings=True)
+
+
+def settled_bytes(
+    state: FleetState, catalogue: Catalogue, node: NodeState, now: float
+) -> dict[DeviceIndex, int]:
+    """Return what will be free by device once that is gone which is going already.
+
+    Replicas that are being unloaded count as gone, and readings that may be older than the
+    latest unload as not made.
+    """
+    is_late = node.freed_at is not None and now - node.freed_at < READING_LAG_S
+    return _free(state, catalogue, node, leaving=True, has_readings=not is_late)
+
+
+def _free(
+    state: FleetState, catalogue: Catalogue, node: NodeState, *, leaving: bool, has_readings: bool
+) -> dict[DeviceIndex, int]:
     if node.facts is None:
         return {}
-    claimed = _claims(state, catalogue, node)
+    held: dict[DeviceIndex, int] = {}
+    gone: dict[DeviceIndex, int] = {}
+    for model, replica in node.replicas.items():
+        if replica.holds_memory:
+            is_leaving = leaving and replica.status is ReplicaStatus.UNLOADING
+            _add(gone if is_leaving else held, shares(replica, catalogue.profiles.get(model)))
+    promised = _promised(state, catalogue, node, leaving=leaving)
     free = {}
     for device in node.facts.devices:
-        reading = node.readings.get(device.index)
-        left = device.vram_total_bytes - claimed.get(device.index, 0)
-        if reading is not None and reading.vram_free_bytes is not None:
-            left = min(left, reading.vram_free_bytes)
-        free[device.index] = max(0, left)
+        index = device.index
+        left = device.vram_total_bytes - held.get(index, 0)
+        reading = node.readings.get(index)
+        if has_readings and reading is not None and reading.vram_free_bytes is not None:
+            left = min(left, reading.vram_free_bytes + gone.get(index, 0))
+        free[index] = max(0, left - promised.get(index, 0))
     return free
 
 
-def _claims(state: FleetState, catalogue: Catalogue, node: NodeState) -> dict[DeviceIndex, int]:
-    claims: list[tuple[tuple[DeviceIndex, ...], int | None]] = []
-    for model, replica in node.replicas.items():
-        if replica.holds_memory:
-            profile = catalogue.profiles.get(model)
-            estimate = profile.vram_bytes if profile else None
-            claims.append(
-                (
-                    replica.devices,
-                    estimate if replica.vram_used_bytes is None else replica.vram_used_bytes,
-                )
-            )
-    held = _held_by_victims(state, catalogue, node)
-    claims += [
-        ((index,), max(0, swap.share_bytes - held.get(index, 0)))
-        for swap in state.swaps.values()
-        if swap.node == node.name
-        for index in swap.devices
-    ]
+def _promised(
+    state: FleetState, catalogue: Catalogue, node: NodeState, *, leaving: bool
+) -> dict[DeviceIndex, int]:
+    """Return what no replica holds yet and somebody is to have, by device."""
+    promised: dict[DeviceIndex, int] = {}
     for target, command in state.commands.items():
         known = node.replicas.get(target.model)
         if target.node == node.name and (known is None or not known.holds_memory):
-            claims.append((command.devices, command.vram_bytes))
-    claimed: dict[DeviceIndex, int] = {}
-    for devices, size in claims:
-        for index in devices:
-            claimed[index] = claimed.get(index, 0) + (size or 0) // len(devices)
-    return claimed
+            size = (command.vram_bytes or 0) // max(1, len(command.devices))
+            _add(promised, dict.fromkeys(command.devices, size))
+    for swap in state.swaps.values():
+        if swap.node != node.name:
+            continue
+        # What its victims hold counts as theirs until it is free.
+        theirs: dict[DeviceIndex, int] = {}
+        for victim in swap.victims:
+            replica = node.replicas.get(victim.model)
+            is_gone = leaving and replica is not None and replica.status is ReplicaStatus.UNLOADING
+            if replica is not None and replica.holds_memory and not is_gone:
+                _add(theirs, shares(replica, catalogue.profiles.get(victim.model)))
+        rest = {i: max(0, swap.share_bytes - theirs.get(i, 0)) for i in swap.devices}
+        _add(promised, rest)
+    return promised
+
+
+def _add(to: dict[DeviceIndex, int], more: Mapping[DeviceIndex, int]) -> None:
+    for index, size in more.items():
+        to[index] = to.get(index, 0) + size
 
 
 def shares(replica: Replica, profile: Profile | None) -> dict[DeviceIndex, int]:
@@ -103,20 +131,6 @@ def shares(replica: Replica, profile: Profile | None) -> dict[DeviceIndex, int]:
     if size is None and profile is not None:
         size = profile.vram_bytes
     return {index: (size or 0) // len(replica.devices) for index in replica.devices}
-
-
-def _held_by_victims(
-    state: FleetState, catalogue: Catalogue, node: NodeState
-) -> dict[DeviceIndex, int]:
-    """Return what those hold who are being unloaded: it counts as theirs until it is free."""
-    held: dict[DeviceIndex, int] = {}
-    for swap in state.swaps.values():
-        for victim in swap.victims:
-            replica = node.replicas.get(victim.model) if victim.node == node.name else None
-            if replica is not None and replica.holds_memory:
-                for index, size in shares(replica, catalogue.profiles.get(victim.model)).items():
-                    held[index] = held.get(index, 0) + size
-    return held
 
 
 def cooling_down(state: FleetState, replica: ReplicaId, now: float) -> bool:

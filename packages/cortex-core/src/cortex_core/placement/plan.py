@@ -31,6 +31,8 @@ class NodeVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """No passing of time and no unloading helps."""
     lacks_room: bool = False
     """It would do if somebody gave way."""
+    retry_at: float | None = None
+    """Monotonic seconds from which on it is tried again, where somebody else was quicker."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,11 +144,13 @@ def make_room(
     A `Hold` with a `retry_at` says that somebody gives way when it has been there for longer.
     """
     step = place(state, catalogue, model, now, avoid=avoid)
-    if isinstance(step, Load) or not any(verdict.lacks_room for verdict in step.verdicts):
+    if isinstance(step, Load):
         return step
+    later = [verdict.retry_at for verdict in step.verdicts if verdict.retry_at is not None]
+    if not any(verdict.lacks_room for verdict in step.verdicts):
+        return msgspec.structs.replace(step, retry_at=min(later, default=None))
     profile = catalogue.profiles[model]
     evictions: list[tuple[tuple[float, ...], NodeName, Eviction]] = []
-    later: list[float] = []
     for verdict in step.verdicts:
         if not verdict.lacks_room:
             continue
@@ -154,6 +158,8 @@ def make_room(
         found = find_eviction(state, catalogue, profile, node, policy=policy, rates=rates, now=now)
         if isinstance(found, Eviction):
             evictions.append((found.price, node.name, found))
+        elif found is not None and found.is_settling:
+            return msgspec.structs.replace(step, retry_at=found.at)
         elif found is not None:
             later.append(found.at)
     if not evictions:
@@ -251,7 +257,10 @@ def judge(
         return no("it is being unloaded there")
     target = ReplicaId(node=node.name, model=profile.id)
     if cooling_down(state, target, now):
-        return no(f"the last load failed: {state.failures[target].reason}")
+        failure = state.failures[target]
+        verdict = no(f"the last load failed: {failure.reason}")
+        retry_at = failure.retry_at if failure.is_for_room else None
+        return msgspec.structs.replace(verdict, retry_at=retry_at)
     free = free_bytes(state, catalogue, node)
     fit = find_fit(profile, node, free)
     if fit is None:

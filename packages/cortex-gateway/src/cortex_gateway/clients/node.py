@@ -94,7 +94,7 @@ class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
     events_s: float = EVENTS_SILENCE_S
     """Within the event stream."""
     load_s: float
-    """For the answer to a load or an unload."""
+    """For the answer to a load, and to an unload once its requests have ended."""
 
 
 def node_clients(
@@ -174,16 +174,19 @@ class HttpNodeClient:
 
     async def load(self, request: LoadRequest) -> None:
         """Load a model; see `NodeClient`."""
-        await self._command("/models/load", request)
+        await self._command("/models/load", request, self._patience.load_s)
 
     async def unload(self, request: UnloadRequest) -> None:
         """Unload a model; see `NodeClient`."""
-        await self._command("/models/unload", request)
+        limit_s = self._patience.load_s + (request.drain_timeout_s or 0.0)
+        await self._command("/models/unload", request, limit_s)
 
-    async def _command(self, path: str, request: LoadRequest | UnloadRequest) -> None:
+    async def _command(
+        self, path: str, request: LoadRequest | UnloadRequest, limit_s: float
+    ) -> None:
         with _as_errors(self._name):
             async with (
-                asyncio.timeout(self._patience.load_s),
+                asyncio.timeout(limit_s),
                 self._session.post(
                     f"{self._endpoint}{path}",
                     data=_encode_command(request),

@@ -5,7 +5,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from cortex_core.errors import NotFoundError, RequestError
+from cortex_core.errors import (
+    InsufficientVramError,
+    NotFoundError,
+    RequestError,
+    UpstreamError,
+)
 from cortex_core.fleet.reducers import (
     with_load_failure,
     without_command,
@@ -52,16 +57,16 @@ class Commands:
         logger.info("loading %s, devices %s", replica, list(step.command.devices))
         began = self._clock.now()
         try:
-            client = self._clients[replica.node]
-            reason = await _reason_of(replica, lambda: client.load(step.request))
-            if reason is None:
+            error = await _error_of(replica, lambda: self._clients[replica.node].load(step.request))
+            if error is None:
                 load_s = self._clock.now() - began
                 logger.info("loaded %s in %.1f s", replica, load_s)
                 self._metrics.loaded(model=replica.model, node=replica.node, load_s=load_s)
                 await self._shown(replica.node, lambda state: is_shown(state, replica))
             else:
-                logger.warning("loading %s failed: %s", replica, reason)
-                self._failed(replica, reason)
+                logger.warning("loading %s failed: %s", replica, error.message)
+                is_for_room = isinstance(error, InsufficientVramError)
+                self._failed(replica, error.message, is_for_room=is_for_room)
         finally:
             self._store.update(partial(without_command, replica=replica))
             self._store.refresh(replica.node)
@@ -76,12 +81,14 @@ class Commands:
             ", ".join(victim.model for victim in swap.victims),
         )
         try:
-            reasons = await asyncio.gather(*(self._unload(victim) for victim in swap.victims))
-            failures = [reason for reason in reasons if reason is not None]
+            errors = await asyncio.gather(*(self._unload(victim) for victim in swap.victims))
+            failures = [error for error in errors if error is not None]
             if failures:
                 wanted = ReplicaId(node=swap.node, model=step.model)
-                self._failed(wanted, f"room could not be made: {failures[0]}")
+                self._failed(wanted, f"room could not be made: {failures[0].message}")
             else:
+                # Who asked may have left, and nobody shall have given way for nothing.
+                self._store.want(step.model)
                 for victim in swap.victims:
                     self._metrics.evicted(model=victim.model, node=victim.node)
                 await self._shown(
@@ -105,16 +112,23 @@ class Commands:
             self._store.update(partial(without_unloads, replicas=(replica,)))
             self._store.refresh(replica.node)
 
-    async def _unload(self, replica: ReplicaId) -> str | None:
+    async def _unload(self, replica: ReplicaId) -> RequestError | None:
         """Unload a replica and return why it could not be, or `None`."""
-        client = self._clients[replica.node]
         drain_s = self._store.policy.drain_s
         request = UnloadRequest(model_id=replica.model, drain_timeout_s=drain_s)
-        return await _reason_of(replica, lambda: client.unload(request), fine=NotFoundError)
+        return await _error_of(
+            replica, lambda: self._clients[replica.node].unload(request), fine=NotFoundError
+        )
 
-    def _failed(self, replica: ReplicaId, reason: str) -> None:
-        now = self._clock.now()
-        self._store.update(partial(with_load_failure, replica=replica, reason=reason, now=now))
+    def _failed(self, replica: ReplicaId, reason: str, *, is_for_room: bool = False) -> None:
+        note = partial(
+            with_load_failure,
+            replica=replica,
+            reason=reason,
+            now=self._clock.now(),
+            is_for_room=is_for_room,
+        )
+        self._store.update(note)
 
     async def _shown(self, node: NodeName, is_so: Callable[[FleetState], bool]) -> None:
         """Wait until a report shows what an answer said.
@@ -131,20 +145,20 @@ class Commands:
             logger.warning("%s does not report what it has answered", node)
 
 
-async def _reason_of(
+async def _error_of(
     replica: ReplicaId,
     send: Callable[[], Awaitable[None]],
     *,
     fine: type[RequestError] | tuple[()] = (),
-) -> str | None:
+) -> RequestError | None:
     """Send a command and return why it failed, or `None`; `fine` is no failure."""
     try:
         await send()
     except RequestError as error:
-        return None if isinstance(error, fine) else error.message
+        return None if isinstance(error, fine) else error
     except Exception:
         logger.exception("a command for %s failed", replica)
-        return "internal error"
+        return UpstreamError("internal error")
     return None
 
 

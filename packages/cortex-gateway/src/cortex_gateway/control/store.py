@@ -99,6 +99,11 @@ class FleetStore:
         """Return requests per second by model."""
         return {model: per_second(rate, now) for model, rate in self._rates.items()}
 
+    def want(self, model: ModelId) -> None:
+        """Have `model` planned for once more, whether or not anybody waits for it."""
+        self._asked[model] = None
+        self._wanted.set()
+
     def reconsider(self) -> None:
         """Let the reconciler plan again although nothing has changed but the time."""
         self._wanted.set()
