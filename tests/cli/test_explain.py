@@ -6,7 +6,7 @@ import pytest
 
 from cortex_core.codec import encode_json
 from cortex_core.ids import ModelId, NodeName
-from cortex_core.placement.explain import Explanation, NodeOutlook, Outcome
+from cortex_core.routing.explain import Explanation, NodeOutlook, Outcome
 from tests.cli.conftest import Run, Serve
 
 EVICT = Explanation(

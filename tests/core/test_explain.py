@@ -12,9 +12,9 @@ from cortex_core.fleet.state import FleetState, NodeHealth, Resident
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.node import NodeReport
 from cortex_core.placement.evict import EvictionPolicy
-from cortex_core.placement.explain import Explanation, Outcome, explain
 from cortex_core.placement.plan import NO_RATES, Evict, Hold, Load, make_room, plan
 from cortex_core.replica import LoadProgress, ReplicaStatus
+from cortex_core.routing.explain import Explanation, Outcome, explain
 from cortex_core.routing.route import Refuse, RouteHints, Serve, route
 from tests.core.strategies import MODELS, NOW, catalogues, fleets
 from tests.core.test_evict import NODE, WANTED, loaded, models, profile, with_replicas
@@ -79,7 +79,7 @@ def test_a_turn_is_waited_for() -> None:
             },
             "it is loading there, weights",
         ),
-        ({"status": ReplicaStatus.UNLOADING}, "it is being unloaded there"),
+        ({"status": ReplicaStatus.UNKNOWN}, "the node is asked again"),
     ],
 )
 def test_what_is_under_way_is_told(fields: dict[str, Any], said: str) -> None:
@@ -89,6 +89,24 @@ def test_what_is_under_way_is_told(fields: dict[str, Any], said: str) -> None:
 
     assert found.outcome is Outcome.COMING
     assert said in found.summary
+
+
+def test_another_node_is_better_than_one_that_unloads_it_just_now() -> None:
+    """Ours: as the plan sees it."""
+    leaving = msgspec.structs.replace(loaded("wanted", 20_000), status=ReplicaStatus.UNLOADING)
+    alone = with_replicas(leaving)
+    empty = gpu_node("other", 24_000)
+    both = msgspec.structs.replace(alone, nodes={**alone.nodes, empty.name: empty})
+
+    assert told(alone, models()).outcome is Outcome.WAIT
+    assert (told(both, models()).outcome, told(both, models()).node) == (Outcome.LOAD, "other")
+
+
+def test_a_gateway_that_has_just_started_waits_for_its_nodes() -> None:
+    """Ours: as requests do."""
+    unseen = msgspec.structs.replace(gpu_node("n", 24_000), health=NodeHealth.UNSEEN, facts=None)
+
+    assert told(fleet(unseen), models()).outcome is Outcome.WAIT
 
 
 def test_what_was_sent_is_under_way() -> None:
@@ -141,12 +159,13 @@ def test_what_is_told_is_what_would_be_done(
     step = make_room(state, catalogue, model, NOW)
 
     if isinstance(decision, Serve):
-        assert found.outcome is Outcome.SERVE
+        assert (found.outcome, found.node) == (Outcome.SERVE, decision.replica.node)
     elif found.outcome in (Outcome.LOAD, Outcome.EVICT):
         assert isinstance(step, Load | Evict)
         node = step.replica.node if isinstance(step, Load) else step.swap.node
         assert found.node == node
     elif found.outcome is Outcome.REFUSE:
+        assert state.is_heard
         assert isinstance(step, Hold)
         assert step.retry_at is None
     if isinstance(decision, Refuse) and state.is_heard:

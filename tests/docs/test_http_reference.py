@@ -13,7 +13,7 @@ from cortex_core import harness
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet import overview, views
 from cortex_core.fleet.state import FleetState
-from cortex_core.placement import explain
+from cortex_core.routing import explain
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
 from cortex_core.wire import neuron as wire

@@ -1,8 +1,8 @@
 """`/admin/*` over real sockets."""
 
 from cortex_core.ids import ModelId
-from cortex_core.placement.explain import Outcome
 from cortex_core.replica import ReplicaStatus
+from cortex_core.routing.explain import Outcome
 from tests.fakes.gateway import MODEL, ask, gateway, replica
 
 

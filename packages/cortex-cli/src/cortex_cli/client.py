@@ -10,7 +10,7 @@ import msgspec
 
 from cortex_cli.context import ConfigurationError, FleetError
 from cortex_core.fleet.overview import FleetOverview
-from cortex_core.placement.explain import Explanation
+from cortex_core.routing.explain import Explanation
 from cortex_core.wire.openai.models import ModelList
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from cortex_core.fleet.overview import (
     ReplicaView,
     UnloadedView,
 )
-from cortex_core.placement.explain import Explanation
 from cortex_core.replica import LoadProgress
+from cortex_core.routing.explain import Explanation
 
 GIB = 1 << 30
 BAR_CELLS = 20

@@ -9,7 +9,7 @@ from cortex_cli.client import GatewayClient
 from cortex_cli.context import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, Surroundings
 from cortex_cli.render import render_explanation
 from cortex_core.codec import encode_json
-from cortex_core.placement.explain import Explanation, Outcome
+from cortex_core.routing.explain import Explanation, Outcome
 
 
 @click.command()

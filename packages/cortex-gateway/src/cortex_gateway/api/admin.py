@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.fleet.overview import fleet_overview
-from cortex_core.placement.explain import explain
+from cortex_core.routing.explain import explain
 from cortex_core.routing.resolve import resolve
 from cortex_core.server.clock import Clock
 from cortex_gateway.ports import Store

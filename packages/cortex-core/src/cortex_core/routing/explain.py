@@ -18,6 +18,7 @@ from cortex_core.placement.evict import (
 from cortex_core.placement.fit import Fit
 from cortex_core.placement.plan import UNDER_WAY, Evict, Load, judge, make_room
 from cortex_core.replica import Replica, ReplicaStatus
+from cortex_core.routing.route import RouteHints, Serve, route
 
 
 class Outcome(enum.StrEnum):
@@ -91,6 +92,13 @@ def explain(
     case = _Case(state=state, catalogue=catalogue, model=model, policy=policy, rates=rates, now=now)
     nodes = tuple(_outlook(case, node) for node in state.nodes.values())
     chosen = _chosen(case, nodes)
+    if chosen is None and not state.is_heard:
+        return Explanation(
+            model=model,
+            outcome=Outcome.WAIT,
+            summary=f"{model} waits until the nodes have said what they have",
+            nodes=nodes,
+        )
     if chosen is None:
         return Explanation(
             model=model,
@@ -111,11 +119,15 @@ def explain(
 
 def _chosen(case: _Case, nodes: tuple[NodeOutlook, ...]) -> NodeOutlook | None:
     by_name = {outlook.node: outlook for outlook in nodes}
-    for outcome in (Outcome.SERVE, Outcome.COMING):
-        found = [outlook for outlook in nodes if outlook.outcome is outcome]
-        if found:
-            return found[0]
-    if case.profile is not None:
+    decision = route(
+        case.state, case.catalogue, case.model, hints=RouteHints(), in_flight={}, now=case.now
+    )
+    if isinstance(decision, Serve):
+        return by_name[decision.replica.node]
+    coming = next((outlook for outlook in nodes if outlook.outcome is Outcome.COMING), None)
+    if coming is not None:
+        return coming
+    if case.profile is not None and case.state.is_heard:
         step = make_room(
             case.state,
             case.catalogue,
@@ -186,11 +198,14 @@ def _crowded(case: _Case, profile: Profile, node: NodeState, why: str) -> NodeOu
 def _coming(
     state: FleetState, model: ModelId, node: NodeState, replica: Replica | None
 ) -> NodeOutlook | None:
-    """Return the outlook on a node that is at it already."""
+    """Return the outlook on a node where something is under way."""
     swap = state.swaps.get(model)
     is_sent = ReplicaId(node=node.name, model=model) in state.commands
     if not node.takes_work:
         return None
+    if replica is not None and replica.status is ReplicaStatus.UNLOADING:
+        reason = "it is being unloaded there, and may come back then"
+        return NodeOutlook(node=node.name, outcome=Outcome.WAIT, reason=reason)
     if replica is not None and replica.status in UNDER_WAY:
         progress = replica.progress
         eta_s = None if progress is None else progress.eta_s
@@ -200,8 +215,8 @@ def _coming(
         eta_s, reason = None, "room is being made for it there"
     elif is_sent:
         eta_s, reason = None, "it is about to be loaded there"
-    elif replica is not None and replica.status is ReplicaStatus.UNLOADING:
-        eta_s, reason = None, "it is being unloaded there, and asked for again"
+    elif replica is not None and replica.status is ReplicaStatus.UNKNOWN:
+        eta_s, reason = None, "its state there is not known, and the node is asked again"
     else:
         return None
     return NodeOutlook(node=node.name, outcome=Outcome.COMING, reason=reason, expected_s=eta_s)
