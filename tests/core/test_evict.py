@@ -246,6 +246,26 @@ def test_the_load_follows_when_the_memory_is_seen_to_be_free() -> None:
     assert state.unloads == frozenset()
 
 
+def test_a_big_model_gets_its_turn_among_small_ones() -> None:
+    """Issue: bounded wait for every caller; small ones must not swap past it for ever."""
+    small = {name: profile(name, vram_mb=10_000) for name in "abc"}
+    catalogue = models(20_000, **small)
+    policy, waits = EvictionPolicy(min_residency_s=30.0), [WANTED, *map(ModelId, "abc")]
+    state, now = with_replicas(loaded("a", 10_000), loaded("b", 10_000)), 0.0
+    ages = {"a": 0.0, "b": -15.0}
+    residents = {
+        ReplicaId(node=NODE, model=ModelId(name)): Resident(since=since, used=since)
+        for name, since in ages.items()
+    }
+    state = msgspec.structs.replace(state, residents=residents)
+
+    early = plan(state, catalogue, waits, now + 16, policy=policy)
+    in_turn = plan(state, catalogue, waits, now + 31, policy=policy)
+
+    assert {type(step) for step in early} == {Hold}
+    assert victims(in_turn[0]) == ["b", "a"]
+
+
 def test_the_longest_wait_is_planned_first() -> None:
     """Ours: names must not decide who gets the room."""
     state = with_replicas()

@@ -1,6 +1,6 @@
 """What to load for the models that callers wait for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -12,6 +12,7 @@ from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.placement.evict import (
     Eviction,
     EvictionPolicy,
+    Later,
     Rates,
     find_eviction,
     idle_replicas,
@@ -65,6 +66,8 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     retry_at: float | None = None
     """Monotonic seconds at which somebody may give way, infinite when a change must come first;
     `None` when nobody will."""
+    awaited: frozenset[NodeName] = frozenset()
+    """Nodes on which somebody may give way then."""
 
     @property
     def is_permanent(self) -> bool:
@@ -115,10 +118,14 @@ def plan(
         return ()
     wanted = tuple(dict.fromkeys(demand))
     steps: list[Step] = []
+    awaited: frozenset[NodeName] = frozenset()
     for model in wanted:
         if is_coming(state, model) or model in state.swaps:
             continue
-        step = make_room(state, catalogue, model, now, policy=policy, rates=rates)
+        step = make_room(state, catalogue, model, now, barred=awaited, policy=policy, rates=rates)
+        if isinstance(step, Hold):
+            # Else small models would take turns on the node for ever, and a big one none.
+            awaited |= step.awaited
         # The next model of this very plan must see the memory as taken.
         if isinstance(step, Load):
             state = with_command(state, step.replica, step.command)
@@ -136,42 +143,55 @@ def make_room(
     now: float,
     *,
     avoid: frozenset[ReplicaId] = frozenset(),
+    barred: frozenset[NodeName] = frozenset(),
     policy: EvictionPolicy = DEFAULT_POLICY,
     rates: Rates = NO_RATES,
 ) -> Load | Evict | Hold:
     """Choose a node for `model`: one where it fits, else one where the cheapest give way.
 
     A `Hold` with a `retry_at` says that somebody gives way when it has been there for longer.
+    Nothing is put onto a node that is `barred`.
     """
-    step = place(state, catalogue, model, now, avoid=avoid)
+    step = place(state, catalogue, model, now, avoid=avoid, barred=barred)
     if isinstance(step, Load):
         return step
     later = [verdict.retry_at for verdict in step.verdicts if verdict.retry_at is not None]
     if not any(verdict.lacks_room for verdict in step.verdicts):
         return msgspec.structs.replace(step, retry_at=min(later, default=None))
     profile = catalogue.profiles[model]
-    evictions: list[tuple[tuple[float, ...], NodeName, Eviction]] = []
-    for verdict in step.verdicts:
-        if not verdict.lacks_room:
-            continue
-        node = state.nodes[verdict.node]
-        found = find_eviction(state, catalogue, profile, node, policy=policy, rates=rates, now=now)
-        if isinstance(found, Eviction):
-            evictions.append((found.price, node.name, found))
-        elif found is not None and found.is_settling:
-            return msgspec.structs.replace(step, retry_at=found.at)
-        elif found is not None:
-            later.append(found.at)
+    crowded = [state.nodes[verdict.node] for verdict in step.verdicts if verdict.lacks_room]
+    found = {
+        node.name: find_eviction(
+            state, catalogue, profile, node, policy=policy, rates=rates, now=now
+        )
+        for node in crowded
+    }
+    return _best(step, profile, found, later)
+
+
+def _best(
+    hold: Hold,
+    profile: Profile,
+    found: Mapping[NodeName, Eviction | Later | None],
+    later: list[float],
+) -> Evict | Hold:
+    """Return the cheapest eviction, unless enough has given way somewhere already."""
+    waits = {name: wait for name, wait in found.items() if isinstance(wait, Later)}
+    settling = [wait.at for wait in waits.values() if wait.is_settling]
+    if settling:
+        return msgspec.structs.replace(hold, retry_at=min(settling))
+    evictions = {name: one for name, one in found.items() if isinstance(one, Eviction)}
     if not evictions:
-        return msgspec.structs.replace(step, retry_at=min(later, default=None))
-    _, name, eviction = min(evictions, key=lambda entry: entry[:2])
+        retry_at = min([*later, *(wait.at for wait in waits.values())], default=None)
+        return msgspec.structs.replace(hold, retry_at=retry_at, awaited=frozenset(waits))
+    name = min(evictions, key=lambda name: (evictions[name].price, name))
     swap = Swap(
         node=name,
-        devices=eviction.devices,
+        devices=evictions[name].devices,
         share_bytes=share_bytes(profile),
-        victims=eviction.victims,
+        victims=evictions[name].victims,
     )
-    return Evict(model=model, swap=swap)
+    return Evict(model=hold.model, swap=swap)
 
 
 def is_coming(state: FleetState, model: ModelId) -> bool:
@@ -191,8 +211,9 @@ def place(
     now: float,
     *,
     avoid: frozenset[ReplicaId] = frozenset(),
+    barred: frozenset[NodeName] = frozenset(),
 ) -> Load | Hold:
-    """Choose a node for `model` that takes work, but for replicas to `avoid`.
+    """Choose a node for `model` that takes work, but for replicas to `avoid` and nodes `barred`.
 
     Preference: nodes it is pinned on (no others qualify), then the most free memory on the
     devices that it would take, then the node's name.
@@ -203,8 +224,12 @@ def place(
     fits: list[tuple[NodeState, Fit]] = []
     verdicts: list[NodeVerdict] = []
     for node in state.nodes.values():
+        reason = None
         if ReplicaId(node=node.name, model=model) in avoid:
             reason = "it was tried for this request"
+        elif node.name in barred:
+            reason = "a request that has waited for longer gets the next room there"
+        if reason is not None:
             verdicts.append(NodeVerdict(node=node.name, reason=reason, is_permanent=False))
             continue
         outcome = judge(state, catalogue, profile, node, now)
@@ -215,10 +240,14 @@ def place(
     if not fits:
         return Hold(model=model, verdicts=tuple(verdicts))
     node, fit = min(fits, key=lambda pair: (-pair[1].free_bytes, pair[0].name))
+    return _load(profile, node, fit, now)
+
+
+def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
     return Load(
-        replica=ReplicaId(node=node.name, model=model),
+        replica=ReplicaId(node=node.name, model=profile.id),
         request=LoadRequest(
-            model_id=model,
+            model_id=profile.id,
             harness=profile.harness,
             quant=profile.quant,
             tensor_parallel=profile.min_devices if profile.min_devices > 1 else None,
