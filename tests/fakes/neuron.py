@@ -29,6 +29,8 @@ class FakeNeuron:
         """Bodies of `/models/load`, in order."""
         self.unloads: list[dict[str, object]] = []
         """Bodies of `/models/unload`, in order."""
+        self.shows_unloads = True
+        """Else an unload that was answered is reported only when the test says so."""
         self.unload_error: tuple[int, dict[str, object]] | None = None
         self.load_may_end = asyncio.Event()
         self.load_may_end.set()
@@ -149,7 +151,8 @@ class FakeNeuron:
             return web.json_response(error, status=status)
         model = body["model_id"]
         self.set_model(model, "unloading", vram_used_mb=self.models[model].get("vram_used_mb"))
-        self.set_model(model, "unloaded")
+        if self.shows_unloads:
+            self.set_model(model, "unloaded")
         return web.json_response({"status": "unloaded"})
 
     async def _load(self, request: web.Request) -> web.StreamResponse:

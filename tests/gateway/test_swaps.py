@@ -91,6 +91,7 @@ async def test_a_neuron_that_will_not_unload_is_left_in_peace_for_a_while() -> N
 async def test_nobody_gives_way_for_nothing() -> None:
     """Ours: who asked may have left meanwhile; the model is loaded for the next one."""
     neuron = holding(A)
+    neuron.shows_unloads = False
     async with (
         running(neuron),
         control_of({NODE: neuron.url}, profiles=PROFILES, policy=AT_ONCE) as store,
@@ -98,6 +99,12 @@ async def test_nobody_gives_way_for_nothing() -> None:
         await until(store, has_status(NODE, A, ReplicaStatus.LOADED))
         with store.demand(B):
             await until(store, lambda state: B in state.swaps)
+        await until_true(lambda: bool(neuron.unloads))
+        for _ in range(3):  # plans, while nobody waits and the swap is still noted
+            before = store.state.revision
+            neuron.tell_health()
+            await store.changed(before)
+        neuron.set_model(A, "unloaded")
         await until(store, has_status(NODE, B, ReplicaStatus.LOADED))
 
     assert [body["model_id"] for body in neuron.unloads] == [A]

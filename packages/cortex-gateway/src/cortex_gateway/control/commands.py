@@ -80,6 +80,7 @@ class Commands:
             swap.node,
             ", ".join(victim.model for victim in swap.victims),
         )
+        has_room = False
         try:
             errors = await asyncio.gather(*(self._unload(victim) for victim in swap.victims))
             failures = [error for error in errors if error is not None]
@@ -87,8 +88,7 @@ class Commands:
                 wanted = ReplicaId(node=swap.node, model=step.model)
                 self._failed(wanted, f"room could not be made: {failures[0].message}")
             else:
-                # Who asked may have left, and nobody shall have given way for nothing.
-                self._store.want(step.model)
+                has_room = True
                 for victim in swap.victims:
                     self._metrics.evicted(model=victim.model, node=victim.node)
                 await self._shown(
@@ -97,6 +97,9 @@ class Commands:
                 )
         finally:
             self._store.update(partial(without_swap, model=step.model))
+            if has_room:
+                # Who asked may have left, and nobody shall have given way for nothing.
+                self._store.want(step.model)
             self._store.refresh(swap.node)
 
     async def retire(self, step: Retire) -> None:
