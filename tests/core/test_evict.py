@@ -266,6 +266,15 @@ def test_a_big_model_gets_its_turn_among_small_ones() -> None:
     assert victims(in_turn[0]) == ["b", "a"]
 
 
+def test_a_load_that_hangs_keeps_the_node_from_nobody() -> None:
+    """Ours: a wait that may never end gives no right to the room beside it."""
+    hanging = msgspec.structs.replace(loaded("x", 10_000), status=ReplicaStatus.LOADING)
+    small = profile("small", vram_mb=4_000)
+    steps = plan(with_replicas(hanging), models(20_000, s=small), [WANTED, small.id], NOW)
+
+    assert [type(step) for step in steps] == [Hold, Load]
+
+
 def test_the_longest_wait_is_planned_first() -> None:
     """Ours: names must not decide who gets the room."""
     state = with_replicas()

@@ -1,5 +1,6 @@
 """What to load for the models that callers wait for."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -67,7 +68,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds at which somebody may give way, infinite when a change must come first;
     `None` when nobody will."""
     awaited: frozenset[NodeName] = frozenset()
-    """Nodes on which somebody may give way then."""
+    """Nodes on which somebody is sure to have been there for long enough at some time."""
 
     @property
     def is_permanent(self) -> bool:
@@ -177,13 +178,15 @@ def _best(
 ) -> Evict | Hold:
     """Return the cheapest eviction, unless enough has given way somewhere already."""
     waits = {name: wait for name, wait in found.items() if isinstance(wait, Later)}
+    # A wait without an end, as for a load that hangs, must not keep a node from everybody.
+    awaited = frozenset(name for name, wait in waits.items() if math.isfinite(wait.at))
     settling = [wait.at for wait in waits.values() if wait.is_settling]
     if settling:
-        return msgspec.structs.replace(hold, retry_at=min(settling))
+        return msgspec.structs.replace(hold, retry_at=min(settling), awaited=awaited)
     evictions = {name: one for name, one in found.items() if isinstance(one, Eviction)}
     if not evictions:
         retry_at = min([*later, *(wait.at for wait in waits.values())], default=None)
-        return msgspec.structs.replace(hold, retry_at=retry_at, awaited=frozenset(waits))
+        return msgspec.structs.replace(hold, retry_at=retry_at, awaited=awaited)
     name = min(evictions, key=lambda name: (evictions[name].price, name))
     swap = Swap(
         node=name,
