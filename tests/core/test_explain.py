@@ -132,12 +132,12 @@ def test_every_node_says_why_it_cannot() -> None:
     )
     state = fleet(gpu_node("small", 8_000), down, pinned)
     found = told(state, models(x=profile("x", pinned_on=("full",))))
-    reasons = {outlook.node: outlook.reason for outlook in found.nodes}
+    reasons = {str(outlook.node): outlook.reason for outlook in found.nodes}
 
     assert found.outcome is Outcome.REFUSE
-    assert "of 20000 MiB each" in reasons["small"]  # type: ignore[index]
-    assert reasons["down"] == "the node is down"  # type: ignore[index]
-    assert "nobody there may give way" in reasons["full"]  # type: ignore[index]
+    assert "of 20000 MiB each" in reasons["small"]
+    assert reasons["down"] == "the node is down"
+    assert "nobody there may give way" in reasons["full"]
 
 
 def test_what_the_catalogue_lacks_is_not_loaded() -> None:

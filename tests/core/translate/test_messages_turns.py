@@ -19,7 +19,10 @@ from tests.core.translate.messages_asked import (
     user,
 )
 
-PIXEL = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+PIXEL: dict[str, Any] = {
+    "type": "image",
+    "source": {"type": "base64", "media_type": "image/png", "data": "AA=="},
+}
 PIXEL_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 BILL = "x-anthropic-billing-header: cc_version=1; cch=7;"
 
@@ -157,7 +160,7 @@ def test_what_the_hosted_service_did_is_a_note_or_named_as_left_out() -> None:
             "messages.0.content.0.source",
         ),
         (
-            [user({**PIXEL, "source": {**PIXEL["source"], "media_type": "image/bmp"}})],  # type: ignore[dict-item]
+            [user({**PIXEL, "source": {**PIXEL["source"], "media_type": "image/bmp"}})],
             "messages.0.content.0.source.media_type",
         ),
     ],
