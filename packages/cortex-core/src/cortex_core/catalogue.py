@@ -20,6 +20,15 @@ Mib = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]
 
 
+class Replicas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`replicas = {min, max}` of a model: how many copies the fleet has of it."""
+
+    min: Annotated[int, Meta(ge=0)] = 0
+    """Copies that are kept loaded whether or not anybody asks."""
+    max: Count = 1
+    """Copies at most, when many ask."""
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `[[models]]` entry."""
 
@@ -42,6 +51,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     100, or 1000 for a model that is pinned."""
     idle_unload_s: Annotated[float, Meta(gt=0)] | None = None
     """Seconds without a request after which it is unloaded; none takes the gateway's."""
+    replicas: Replicas = Replicas()
+    """How many copies of it the fleet has, each on a node of its own."""
+    max_in_flight: Count | None = None
+    """Requests that a copy of it is given at once; none takes what its neuron says, else the
+    gateway's."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options passed to the engine under their own names."""
 
@@ -103,6 +117,10 @@ def _check(catalogue: CatalogueFile, source: str) -> None:
         if not _ID.fullmatch(profile.id) and not _PATH.fullmatch(profile.id):
             raise SettingsError(
                 f"{where}.id: {profile.id!r} is no model id; use letters, digits and ._:@/+-"
+            )
+        if profile.replicas.min > profile.replicas.max:
+            raise SettingsError(
+                f"{where}.replicas: min {profile.replicas.min} is above max {profile.replicas.max}"
             )
         if profile.id in seen:
             raise SettingsError(f"{where}.id: {profile.id!r} is there twice; ids are unique")

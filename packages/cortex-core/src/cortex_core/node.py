@@ -1,6 +1,6 @@
 """A node: the machine, what its neuron discovered, and what it reports."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,6 +25,15 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     cuda_unavailable_reason: str | None = None
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What earlier loads of a model on a node came to; `None` is not known."""
+
+    vram_bytes: int | None = None
+    """Device memory that it held, over all its devices."""
+    load_s: float | None = None
+    wake_s: float | None = None
+
+
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a neuron said of its changing state."""
 
@@ -34,6 +43,13 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     activation: Activation | None = None
     boot_id: BootId | None = None
     is_draining: bool = False
+    is_cordoned: bool = False
+    sleep_budget_bytes: int | None = None
+    """Host memory that sleeping models may hold together; `None` where nothing can sleep."""
+    sleep_used_bytes: int | None = None
+    cycles: int | None = None
+    """Loads that ended in an unload since the engines were recycled last."""
+    measured: Mapping[ModelId, Measured] = msgspec.field(default_factory=dict)
 
 
 def facts_from_wire(discovery: Discovery) -> NodeFacts:
@@ -76,12 +92,24 @@ def report_from_wire(
                 kv_cache_usage=load.kv_cache_usage,
             )
         replicas.append(replica)
+    if health is None:
+        return NodeReport(replicas=tuple(replicas))
     return NodeReport(
         replicas=tuple(replicas),
-        devices=tuple(_reading(device) for device in health.devices) if health else (),
-        activation=health.activation if health else None,
-        boot_id=BootId(health.boot_id) if health and health.boot_id else None,
-        is_draining=health.draining if health else False,
+        devices=tuple(_reading(device) for device in health.devices),
+        activation=health.activation,
+        boot_id=BootId(health.boot_id) if health.boot_id else None,
+        is_draining=health.draining,
+        is_cordoned=health.cordoned,
+        sleep_budget_bytes=_bytes(health.sleep_budget_mb),
+        sleep_used_bytes=_bytes(health.sleep_used_mb),
+        cycles=health.cycles,
+        measured={
+            ModelId(one.id): Measured(
+                vram_bytes=_bytes(one.vram_mb), load_s=one.load_s, wake_s=one.wake_s
+            )
+            for one in health.measured
+        },
     )
 
 
@@ -119,13 +147,16 @@ def _replica(node: NodeName, report: ModelReport) -> Replica:
         status=ReplicaStatus.from_wire(report.status),
         harness=report.harness,
         devices=tuple(DeviceIndex(index) for index in report.devices),
-        vram_used_bytes=None
-        if report.vram_used_mb is None
-        else bytes_from_mib(report.vram_used_mb),
+        vram_used_bytes=_bytes(report.vram_used_mb),
         capabilities=report.capabilities,
         limit=report.limit,
         last_used=report.last_used,
         load_s=report.load_s,
+        wake_s=report.wake_s,
+        sleep_level=report.sleep_level,
+        host_used_bytes=_bytes(report.host_used_mb),
+        is_pinned=report.pinned,
+        max_in_flight=report.max_in_flight,
         progress=progress,
         unservable_reason=None
         if servable is None or servable.ok
@@ -135,11 +166,15 @@ def _replica(node: NodeName, report: ModelReport) -> Replica:
 
 
 def _reading(device: DeviceHealth) -> DeviceReading:
-    used, free, busy = device.vram_used_mb, device.vram_free_mb, device.utilization_pct
+    busy = device.utilization_pct
     return DeviceReading(
         index=DeviceIndex(device.index),
-        vram_used_bytes=None if used is None else bytes_from_mib(used),
-        vram_free_bytes=None if free is None else bytes_from_mib(free),
+        vram_used_bytes=_bytes(device.vram_used_mb),
+        vram_free_bytes=_bytes(device.vram_free_mb),
         utilization_ratio=None if busy is None else busy / 100,
         temp_c=device.temp_c,
     )
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else bytes_from_mib(mib)

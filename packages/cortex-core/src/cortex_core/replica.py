@@ -60,6 +60,16 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch seconds of the end of the latest request."""
     load_s: float | None = None
     """Seconds that the last load took."""
+    wake_s: float | None = None
+    """Seconds that the last wake took."""
+    sleep_level: int | None = None
+    """1 keeps the weights in host memory, 2 drops them; while it sleeps."""
+    host_used_bytes: int | None = None
+    """Host memory that it holds while it sleeps."""
+    is_pinned: bool = False
+    """An operator wants it to stay on its node."""
+    max_in_flight: int | None = None
+    """Requests that its engine runs together; `None` when the neuron does not say."""
     progress: LoadProgress | None = None
     unservable_reason: str | None = None
     """Why it takes no requests although its status is loaded; `None` when it does."""

@@ -12,7 +12,14 @@ from cortex_core.ids import ModelId, NodeName
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.placement.evict import EvictionPolicy
 from cortex_core.routing.retry import Failure
-from cortex_core.wire.neuron import LoadRequest, UnloadRequest
+from cortex_core.wire.neuron import (
+    CordonRequest,
+    LoadRequest,
+    PinRequest,
+    SleepRequest,
+    UnloadRequest,
+    WakeRequest,
+)
 
 
 class Store(Protocol):
@@ -213,6 +220,46 @@ class NodeClient(Protocol):
 
         Raises:
             RequestError: why it could not be unloaded.
+        """
+        ...
+
+    async def sleep(self, request: SleepRequest) -> None:
+        """Let a model's requests end, then put it to sleep; returns when its memory is free.
+
+        Raises:
+            RequestError: why it does not sleep.
+        """
+        ...
+
+    async def wake(self, request: WakeRequest) -> None:
+        """Wake a model; returns when it serves.
+
+        Raises:
+            RequestError: why it could not be woken.
+        """
+        ...
+
+    async def pin(self, request: PinRequest) -> None:
+        """Mark a model as one that stays there, or no longer.
+
+        Raises:
+            RequestError: why it could not be marked.
+        """
+        ...
+
+    async def cordon(self, request: CordonRequest) -> None:
+        """Mark the node as one that takes no new models, or no longer.
+
+        Raises:
+            RequestError: why it could not be marked.
+        """
+        ...
+
+    async def recycle(self) -> None:
+        """Have the node end its engine processes and bring its models back in new ones.
+
+        Raises:
+            RequestError: why it could not be done.
         """
         ...
 

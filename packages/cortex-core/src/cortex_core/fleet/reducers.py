@@ -61,23 +61,7 @@ def with_report(state: FleetState, name: NodeName, report: NodeReport, now: floa
         for replica in report.replicas
         if replica.status is not ReplicaStatus.UNLOADED
     }
-    has_freed = any(
-        before.holds_memory and not (model in replicas and replicas[model].holds_memory)
-        for model, before in node.replicas.items()
-    )
-    node = msgspec.structs.replace(
-        node,
-        health=NodeHealth.UP,
-        misses=0,
-        facts=facts,
-        replicas=replicas,
-        freed_at=now if has_freed else node.freed_at,
-        readings={reading.index: reading for reading in report.devices},
-        activation=report.activation,
-        is_draining=report.is_draining,
-        reported_at=now,
-        last_error=None,
-    )
+    node = _reported(msgspec.structs.replace(node, facts=facts), report, replicas, now)
     measured = {r.id: r.load_s for r in replicas.values() if r.load_s is not None}
     state = msgspec.structs.replace(
         state,
@@ -85,6 +69,33 @@ def with_report(state: FleetState, name: NodeName, report: NodeReport, now: floa
         load_times={**state.load_times, **measured},
     )
     return _forgiven(_with_node(state, node), replicas.values())
+
+
+def _reported(
+    node: NodeState, report: NodeReport, replicas: Mapping[ModelId, Replica], now: float
+) -> NodeState:
+    """Return a node after its report, which has these replicas."""
+    has_freed = any(
+        before.holds_memory and not (model in replicas and replicas[model].holds_memory)
+        for model, before in node.replicas.items()
+    )
+    return msgspec.structs.replace(
+        node,
+        health=NodeHealth.UP,
+        misses=0,
+        replicas=replicas,
+        freed_at=now if has_freed else node.freed_at,
+        readings={reading.index: reading for reading in report.devices},
+        activation=report.activation,
+        is_draining=report.is_draining,
+        is_cordoned=report.is_cordoned,
+        sleep_budget_bytes=report.sleep_budget_bytes,
+        sleep_used_bytes=report.sleep_used_bytes,
+        cycles=report.cycles,
+        measured=report.measured,
+        reported_at=now,
+        last_error=None,
+    )
 
 
 def with_doubt(state: FleetState, replica: ReplicaId) -> FleetState:

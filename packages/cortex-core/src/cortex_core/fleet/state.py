@@ -8,7 +8,7 @@ import msgspec
 from cortex_core.device import DeviceReading
 from cortex_core.fleet.breaker import Breaker
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
-from cortex_core.node import NodeFacts
+from cortex_core.node import Measured, NodeFacts
 from cortex_core.replica import Replica
 from cortex_core.wire.neuron import Activation
 
@@ -39,6 +39,15 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     readings: Mapping[DeviceIndex, DeviceReading] = msgspec.field(default_factory=dict)
     activation: Activation | None = None
     is_draining: bool = False
+    is_cordoned: bool = False
+    """An operator wants nothing new loaded there; what is there serves on."""
+    sleep_budget_bytes: int | None = None
+    """Host memory that sleeping models may hold together; `None` where nothing can sleep."""
+    sleep_used_bytes: int | None = None
+    cycles: int | None = None
+    """Loads that ended in an unload since the engines were recycled last."""
+    measured: Mapping[ModelId, Measured] = msgspec.field(default_factory=dict)
+    """What earlier loads there came to."""
     reported_at: float | None = None
     """Monotonic seconds of the last good report."""
     freed_at: float | None = None

@@ -90,6 +90,16 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
     tok_s_decode: float | None = None
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What earlier loads of a model on this node came to; kept over restarts of the neuron."""
+
+    id: str
+    vram_mb: int | None = None
+    """Device memory that it held, over all its devices."""
+    load_s: float | None = None
+    wake_s: float | None = None
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Answer of `GET /health`."""
 
@@ -99,6 +109,16 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str | None = None
     models: tuple[ModelLoad, ...] = ()
     draining: bool = False
+    cordoned: bool = False
+    """Somebody wants nothing new to be loaded here; what is here serves on."""
+    sleep_budget_mb: int | None = None
+    """Host memory that sleeping models may hold together; `None` where nothing can sleep."""
+    sleep_used_mb: int | None = None
+    """What they hold of it now."""
+    cycles: int | None = None
+    """Loads that ended in an unload since the engines were recycled last."""
+    measured: tuple[Measured, ...] = ()
+    """What is known of models from earlier loads, also of those that are not here now."""
 
 
 class Servable(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +150,16 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     last_used: float | None = None
     """Epoch seconds."""
     load_s: float | None = None
+    wake_s: float | None = None
+    """Seconds that the last wake took."""
     sleep_level: int | None = None
+    """1 keeps the weights in host memory, 2 drops them; while it sleeps."""
+    host_used_mb: int | None = None
+    """Host memory that it holds while it sleeps."""
+    pinned: bool = False
+    """Somebody wants it to stay here."""
+    max_in_flight: int | None = None
+    """Requests that its engine runs together; more wait inside it."""
     servable: Servable | None = None
     progress: Progress | None = None
     error: str | None = None
@@ -160,10 +189,48 @@ class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Cut running requests at once."""
 
 
+class SleepRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /models/sleep`."""
+
+    model_id: str
+    level: Literal[1, 2] = 1
+    drain_timeout_s: float | None = None
+    """How long running requests may go on; `None` takes the neuron's setting."""
+
+
+class WakeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /models/wake`."""
+
+    model_id: str
+
+
+class PinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /models/pin`; holds for a model that is not loaded as well."""
+
+    model_id: str
+    pinned: bool = True
+
+
+class CordonRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /cordon`."""
+
+    cordoned: bool = True
+
+
 class StatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Answer of a control command that succeeded."""
 
-    status: Literal["loaded", "loading", "unloaded", "sleeping"]
+    status: Literal[
+        "loaded",
+        "loading",
+        "unloaded",
+        "sleeping",
+        "pinned",
+        "unpinned",
+        "cordoned",
+        "uncordoned",
+        "recycled",
+    ]
 
 
 class EndpointAnswer(msgspec.Struct, frozen=True, kw_only=True):

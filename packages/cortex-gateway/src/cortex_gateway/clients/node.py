@@ -38,18 +38,25 @@ from cortex_core.wire.neuron import (
     HEALTH_EVENT,
     MODEL_EVENT,
     SNAPSHOT_EVENT,
+    CordonRequest,
     Discovery,
     EndpointAnswer,
     Health,
     LoadRequest,
     ModelReport,
+    PinRequest,
+    SleepRequest,
     Snapshot,
     UnloadRequest,
+    WakeRequest,
 )
 from cortex_gateway.ports import NodeNews
 
 POLL_TIMEOUT_S = 1.0
 """A neuron answers `/health` within 50 ms whatever its engines do."""
+
+MARK_TIMEOUT_S = 5.0
+"""A neuron notes a pin or a cordon at once, and may write it to its disk."""
 
 EVENTS_SILENCE_S = 6.0
 """A neuron sends its readings every second, and a comment after 5 s if it has none."""
@@ -82,6 +89,13 @@ class _ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int = 0
 
 
+class _Nothing(msgspec.Struct, frozen=True):
+    """The body of a command that takes none."""
+
+
+_NOTHING = _Nothing()
+
+
 class _ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     error: _ErrorDetail | str = ""
 
@@ -93,6 +107,8 @@ class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
     """For a whole answer, and for the head of the event stream."""
     events_s: float = EVENTS_SILENCE_S
     """Within the event stream."""
+    mark_s: float = MARK_TIMEOUT_S
+    """For the answer to a command that only notes something."""
     load_s: float
     """For the answer to a load, and to an unload once its requests have ended."""
 
@@ -181,9 +197,28 @@ class HttpNodeClient:
         limit_s = self._patience.load_s + (request.drain_timeout_s or 0.0)
         await self._command("/models/unload", request, limit_s)
 
-    async def _command(
-        self, path: str, request: LoadRequest | UnloadRequest, limit_s: float
-    ) -> None:
+    async def sleep(self, request: SleepRequest) -> None:
+        """Put a model to sleep; see `NodeClient`."""
+        limit_s = self._patience.load_s + (request.drain_timeout_s or 0.0)
+        await self._command("/models/sleep", request, limit_s)
+
+    async def wake(self, request: WakeRequest) -> None:
+        """Wake a model; see `NodeClient`."""
+        await self._command("/models/wake", request, self._patience.load_s)
+
+    async def pin(self, request: PinRequest) -> None:
+        """Mark a model as one that stays; see `NodeClient`."""
+        await self._command("/models/pin", request, self._patience.mark_s)
+
+    async def cordon(self, request: CordonRequest) -> None:
+        """Mark the node as one that takes no new models; see `NodeClient`."""
+        await self._command("/cordon", request, self._patience.mark_s)
+
+    async def recycle(self) -> None:
+        """Have the node's engine processes replaced; see `NodeClient`."""
+        await self._command("/recycle", _NOTHING, self._patience.load_s)
+
+    async def _command(self, path: str, request: msgspec.Struct, limit_s: float) -> None:
         with _as_errors(self._name):
             async with (
                 asyncio.timeout(limit_s),
@@ -295,7 +330,7 @@ class _Lives:
         return self._told or BootId(f"restart-{self._restarts}")
 
 
-def _encode_command(request: LoadRequest | UnloadRequest) -> bytes:
+def _encode_command(request: msgspec.Struct) -> bytes:
     """Leave out what is not set: a neuron of the given kind may know fewer fields."""
     fields = msgspec.structs.asdict(request)
     return encode_json({k: v for k, v in fields.items() if v is not None and v != {}})
