@@ -36,6 +36,33 @@ def from_endpoints(endpoints: Mapping[NodeName, str]) -> FleetState:
     )
 
 
+def with_node(state: FleetState, node: NodeState) -> FleetState:
+    """Return the fleet with one more node, or with another one of the same name."""
+    return _with_node(without_node(state, node.name), node)
+
+
+def without_node(state: FleetState, name: NodeName) -> FleetState:
+    """Return the fleet without a node and all that was known of it; it need not have been there."""
+    if name not in state.nodes:
+        return state
+    return _next(
+        state,
+        nodes=_without(state.nodes, name),
+        failures=_without_node(state.failures, name),
+        commands=_without_node(state.commands, name),
+        breakers=_without_node(state.breakers, name),
+        residents=_without_node(state.residents, name),
+        load_times=_without_node(state.load_times, name),
+        unloads=frozenset(replica for replica in state.unloads if replica.node != name),
+        swaps={model: swap for model, swap in state.swaps.items() if swap.node != name},
+    )
+
+
+def revised(state: FleetState) -> FleetState:
+    """Return the same fleet as news: what is decided from it has changed."""
+    return _next(state)
+
+
 def with_facts(state: FleetState, name: NodeName, facts: NodeFacts) -> FleetState:
     """Return the fleet with what discovery found on a node."""
     return _with_node(state, msgspec.structs.replace(state.nodes[name], facts=facts))
@@ -104,9 +131,9 @@ def with_doubt(state: FleetState, replica: ReplicaId) -> FleetState:
     The replica's status is unknown until the next report, so nothing is routed there and a load
     may be planned.
     """
-    node = state.nodes[replica.node]
-    known = node.replicas.get(replica.model)
-    if known is None:
+    node = state.nodes.get(replica.node)
+    known = None if node is None else node.replicas.get(replica.model)
+    if node is None or known is None:
         return state
     doubted = msgspec.structs.replace(known, status=ReplicaStatus.UNKNOWN)
     replicas = {**node.replicas, replica.model: doubted}
@@ -171,6 +198,8 @@ def with_load_failure(
     state: FleetState, replica: ReplicaId, reason: str, now: float, *, is_for_room: bool = False
 ) -> FleetState:
     """Return the fleet after a load failed; each failure in a row doubles the cool-down."""
+    if replica.node not in state.nodes:
+        return state
     before = state.failures.get(replica)
     failures = 1 if before is None else before.failures + 1
     # The exponent is bounded so that a long row of failures cannot overflow a float.
@@ -183,6 +212,8 @@ def with_load_failure(
 
 def with_request_failure(state: FleetState, replica: ReplicaId, now: float) -> FleetState:
     """Return the fleet after a request failed at a replica for the replica's own fault."""
+    if replica.node not in state.nodes:
+        return state  # taken out of the fleet while the request ran
     breaker = breakers.with_failure(state.breakers.get(replica), now)
     return _next(state, breakers={**state.breakers, replica: breaker})
 

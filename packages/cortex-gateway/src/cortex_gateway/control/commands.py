@@ -134,18 +134,7 @@ class Commands:
         self._store.update(note)
 
     async def _shown(self, node: NodeName, is_so: Callable[[FleetState], bool]) -> None:
-        """Wait until a report shows what an answer said.
-
-        Without this, the plan would see neither a command nor what it did, and repeat it.
-        """
-        self._store.refresh(node)
-        try:
-            async with asyncio.timeout(REPORT_WAIT_S):
-                state = self._store.state
-                while not is_so(state):
-                    state = await self._store.changed(state.revision)
-        except TimeoutError:
-            logger.warning("%s does not report what it has answered", node)
+        await shown(self._store, node, is_so)
 
 
 async def _error_of(
@@ -165,17 +154,34 @@ async def _error_of(
     return None
 
 
+async def shown(store: FleetStore, node: NodeName, is_so: Callable[[FleetState], bool]) -> None:
+    """Wait until a report shows what an answer of `node` said, for `REPORT_WAIT_S` at most.
+
+    Without this, the plan would see neither a command nor what it did, and repeat it.
+    """
+    store.refresh(node)
+    try:
+        async with asyncio.timeout(REPORT_WAIT_S):
+            state = store.state
+            while not is_so(state):
+                state = await store.changed(state.revision)
+    except TimeoutError:
+        logger.warning("%s does not report what it has answered", node)
+
+
 def is_shown(state: FleetState, replica: ReplicaId) -> bool:
     """Whether the snapshot has the replica coming or there, or its node is lost."""
-    node = state.nodes[replica.node]
-    known = node.replicas.get(replica.model)
-    if known is None:
-        return not node.is_reachable
+    node = state.nodes.get(replica.node)
+    known = None if node is None else node.replicas.get(replica.model)
+    if node is None or known is None:
+        return node is None or not node.is_reachable
     return known.is_servable or known.status in UNDER_WAY
 
 
 def is_gone(state: FleetState, replica: ReplicaId) -> bool:
     """Whether the snapshot shows that the replica holds no memory, or its node is lost."""
-    node = state.nodes[replica.node]
-    known = node.replicas.get(replica.model)
-    return known is None or not known.holds_memory or not node.is_reachable
+    node = state.nodes.get(replica.node)
+    known = None if node is None else node.replicas.get(replica.model)
+    if node is None or known is None:
+        return True
+    return not known.holds_memory or not node.is_reachable

@@ -82,12 +82,13 @@ class Reconciler:
         task.add_done_callback(self._running.__delitem__)
 
     def _drop_lost(self) -> None:
-        """Forget commands to nodes that are down: their answers may never come.
+        """Forget commands to nodes that are down or taken out: their answers may never come.
 
         A node that comes back reports a load itself, if it still goes on.
         """
         for task, node in self._running.items():
-            if self._store.state.nodes[node].health is NodeHealth.DOWN:
+            known = self._store.state.nodes.get(node)
+            if known is None or known.health is NodeHealth.DOWN:
                 task.cancel()
 
     async def _wait(self) -> None:

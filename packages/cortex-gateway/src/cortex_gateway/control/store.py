@@ -1,12 +1,14 @@
 """The fleet snapshot, who waits for it, and which models are wanted."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.rates import Rate, counted, per_second
+from cortex_core.fleet.reducers import revised, without_node
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.placement.evict import EvictionPolicy
@@ -27,10 +29,11 @@ class FleetStore:
         self._waiters: Counter[ModelId] = Counter()
         self._asked: dict[ModelId, None] = {}
         self._rates: dict[ModelId, Rate] = {}
-        self._limits: dict[NodeName, set[asyncio.Timeout]] = {name: set() for name in state.nodes}
+        # Nodes come and go with the settings, so that entries are made when they are needed.
+        self._limits: defaultdict[NodeName, set[asyncio.Timeout]] = defaultdict(set)
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
-        self._refreshes = {name: asyncio.Event() for name in state.nodes}
+        self._refreshes: defaultdict[NodeName, asyncio.Event] = defaultdict(asyncio.Event)
 
     @property
     def state(self) -> FleetState:
@@ -46,6 +49,17 @@ class FleetStore:
     def policy(self) -> EvictionPolicy:
         """How room is made."""
         return self._policy
+
+    def configure(self, catalogue: Catalogue, policy: EvictionPolicy) -> None:
+        """Put another catalogue and another policy in force, for whatever is decided from now."""
+        self._catalogue, self._policy = catalogue, policy
+        self.update(revised)
+
+    def forget(self, node: NodeName) -> None:
+        """Take a node out of the fleet; requests that are with it go on."""
+        self.update(partial(without_node, name=node))
+        self._limits.pop(node, None)
+        self._refreshes.pop(node, None)
 
     def update(self, reducer: Callable[[FleetState], FleetState]) -> None:
         """Replace the snapshot; a reducer that returns its argument wakes nobody."""
@@ -134,17 +148,22 @@ class FleetStore:
 
     def _cut_waits(self, before: FleetState) -> None:
         for name, limits in self._limits.items():
-            is_down = self._state.nodes[name].health is NodeHealth.DOWN
-            if limits and is_down and before.nodes[name].health is not NodeHealth.DOWN:
+            if limits and _is_down(self._state, name) and not _is_down(before, name):
                 for limit in limits:
                     limit.reschedule(asyncio.get_running_loop().time())
 
     def refresh(self, node: NodeName) -> None:
-        """Ask for a fresh report of `node` at once."""
-        self._refreshes[node].set()
+        """Ask for a fresh report of `node` at once, if the fleet still has it."""
+        if node in self._state.nodes:
+            self._refreshes[node].set()
 
     async def refresh_asked(self, node: NodeName) -> None:
         """Wait until somebody asks for a report of `node`; for its watcher alone."""
         asked = self._refreshes[node]
         await asked.wait()
         asked.clear()
+
+
+def _is_down(state: FleetState, name: NodeName) -> bool:
+    node = state.nodes.get(name)
+    return node is not None and node.health is NodeHealth.DOWN

@@ -98,7 +98,8 @@ class Search:
 
     def doubt(self, node: NodeName, state: FleetState, now: float) -> None:
         """Note that `node` refused what it was believed to serve, and will report anew."""
-        self._doubted[node] = (state.nodes[node].reported_at, now + REPORT_S)
+        if node in state.nodes:  # the settings may have taken it out meanwhile
+            self._doubted[node] = (state.nodes[node].reported_at, now + REPORT_S)
 
     def _awaits_report(self, state: FleetState, now: float) -> bool:
         """Whether the next report of a doubted node may still change everything."""
