@@ -18,9 +18,12 @@ from cortex_core.fleet.reducers import (
 from cortex_core.fleet.state import FleetState, Resident
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeReport
-from cortex_core.placement.evict import EvictionPolicy, Strategy, idle_replicas, priority_of
 from cortex_core.placement.fit import free_bytes, shares
-from cortex_core.placement.plan import Evict, Hold, Load, Retire, Step, make_room, plan
+from cortex_core.placement.idle import idle_replicas
+from cortex_core.placement.place import make_room
+from cortex_core.placement.plan import plan
+from cortex_core.placement.policy import EvictionPolicy, Strategy, priority_of
+from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.route import RouteHints, Wait, route
 from cortex_core.units import MIB
@@ -46,8 +49,14 @@ def with_replicas(*replicas: Replica, sizes_mb: tuple[int, ...] = (24_000,)) -> 
     """Return one node that has had `replicas` for a long time."""
     node = gpu_node("n", *sizes_mb)
     node = msgspec.structs.replace(node, replicas={r.id.model: r for r in replicas})
-    residents = {r.id: Resident(since=0.0, used=0.0) for r in replicas}
-    return msgspec.structs.replace(fleet(node), residents=residents)
+    residents = {r.id.model: Resident(since=0.0, used=0.0) for r in replicas}
+    return with_residents(fleet(node), residents)
+
+
+def with_residents(state: FleetState, residents: Mapping[ModelId, Resident]) -> FleetState:
+    """Return the fleet with these on the node `n`, since and used as given."""
+    node = msgspec.structs.replace(state.nodes[NODE], residents=residents)
+    return msgspec.structs.replace(state, nodes={**state.nodes, NODE: node})
 
 
 def models(wanted_mb: int = 20_000, **others: Profile) -> Catalogue:
@@ -64,7 +73,7 @@ def profile(model: str, **fields: Any) -> Profile:
 
 def victims(step: Step) -> list[str]:
     assert isinstance(step, Evict), step
-    return [victim.model for victim in step.swap.victims]
+    return [victim.model for victim in step.swap.replicas]
 
 
 def room(state: FleetState, catalogue: Catalogue, **more: Any) -> Step:
@@ -191,8 +200,7 @@ def test_a_pinned_model_may_push_out_what_is_of_lower_priority() -> None:
 def test_a_model_that_came_just_now_stays_for_a_while() -> None:
     """Issue: min-residency window against thrash."""
     state = with_replicas(loaded("x", 20_000))
-    new = {ReplicaId(node=NODE, model=ModelId("x")): Resident(since=NOW - 10, used=NOW)}
-    state = msgspec.structs.replace(state, residents=new)
+    state = with_residents(state, {ModelId("x"): Resident(since=NOW - 10, used=NOW)})
     policy = EvictionPolicy(min_residency_s=30.0)
 
     early = room(state, models(), policy=policy)
@@ -253,11 +261,8 @@ def test_a_big_model_gets_its_turn_among_small_ones() -> None:
     policy, waits = EvictionPolicy(min_residency_s=30.0), [WANTED, *map(ModelId, "abc")]
     state, now = with_replicas(loaded("a", 10_000), loaded("b", 10_000)), 0.0
     ages = {"a": 0.0, "b": -15.0}
-    residents = {
-        ReplicaId(node=NODE, model=ModelId(name)): Resident(since=since, used=since)
-        for name, since in ages.items()
-    }
-    state = msgspec.structs.replace(state, residents=residents)
+    residents = {ModelId(name): Resident(since=since, used=since) for name, since in ages.items()}
+    state = with_residents(state, residents)
 
     early = plan(state, catalogue, waits, now + 16, policy=policy)
     in_turn = plan(state, catalogue, waits, now + 31, policy=policy)
@@ -293,10 +298,9 @@ def test_what_nobody_uses_is_unloaded_after_its_time() -> None:
         *(loaded(name, 100, in_flight=int(name == "busy")) for name in (*used, "strange"))
     )
     residents = {
-        ReplicaId(node=NODE, model=ModelId(name)): Resident(since=0.0, used=at)
-        for name, at in {**used, "strange": 0.0}.items()
+        ModelId(name): Resident(since=0.0, used=at) for name, at in {**used, "strange": 0.0}.items()
     }
-    state = msgspec.structs.replace(state, residents=residents)
+    state = with_residents(state, residents)
     profiles = [profile("fresh"), profile("idle"), profile("own", idle_unload_s=10.0)]
     profiles += [profile("busy"), profile("pinned", pinned_on=("n",))]
     catalogue = Catalogue(profiles={entry.id: entry for entry in profiles})
@@ -314,19 +318,19 @@ def test_what_nobody_uses_is_unloaded_after_its_time() -> None:
 def test_reports_tell_since_when_a_replica_is_there_and_when_it_was_used() -> None:
     """Ours: on the gateway's own clock."""
     state = fleet(gpu_node("n", 24_000))
-    key = ReplicaId(node=NODE, model=ModelId("x"))
+    key = ModelId("x")
     told: list[dict[str, Any]] = [{}, {}, {"in_flight": 1}, {}, {"last_used": 5.0}]
     told += [{"last_used": 5.0}, {"queued": 1}]
     seen = []
     for at, fields in enumerate(told):
         report = NodeReport(replicas=(loaded("x", 1, **fields),))
         state = with_report(state, NODE, report, float(at))
-        seen.append(state.residents[key])
+        seen.append(state.nodes[NODE].residents[key])
     state = with_report(state, NODE, NodeReport(replicas=()), 9.0)
 
     assert [resident.used for resident in seen] == [0, 0, 2, 2, 4, 4, 6]
     assert {resident.since for resident in seen} == {0}
-    assert state.residents == {}
+    assert state.nodes[NODE].residents == {}
 
 
 def test_a_rate_fades() -> None:
@@ -375,7 +379,7 @@ def check_swap(state: FleetState, catalogue: Catalogue, step: Evict) -> None:
     node = state.nodes[step.swap.node]
     wanted = catalogue.profiles[step.model]
     free = free_bytes(state, catalogue, node)
-    for victim in step.swap.victims:
+    for victim in step.swap.replicas:
         replica, known = node.replicas[victim.model], catalogue.profiles.get(victim.model)
         assert replica.status is ReplicaStatus.LOADED
         assert known is not None

@@ -9,15 +9,25 @@ from hypothesis import given, strategies as st
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import with_command, with_report, with_swap
 from cortex_core.fleet.state import FleetState, NodeHealth, Resident
-from cortex_core.ids import ModelId, ReplicaId
+from cortex_core.ids import ModelId
 from cortex_core.node import NodeReport
-from cortex_core.placement.evict import EvictionPolicy
-from cortex_core.placement.plan import NO_RATES, Evict, Hold, Load, make_room, plan
+from cortex_core.placement.place import make_room
+from cortex_core.placement.plan import plan
+from cortex_core.placement.policy import NO_RATES, EvictionPolicy
+from cortex_core.placement.steps import Evict, Hold, Load
 from cortex_core.replica import LoadProgress, ReplicaStatus
 from cortex_core.routing.explain import Explanation, Outcome, explain
 from cortex_core.routing.route import Refuse, RouteHints, Serve, route
 from tests.core.strategies import MODELS, NOW, catalogues, fleets
-from tests.core.test_evict import NODE, WANTED, loaded, models, profile, with_replicas
+from tests.core.test_evict import (
+    NODE,
+    WANTED,
+    loaded,
+    models,
+    profile,
+    with_replicas,
+    with_residents,
+)
 from tests.core.test_placement import fleet, gpu_node
 
 POLICY = EvictionPolicy()
@@ -61,8 +71,8 @@ def test_who_would_give_way_is_named() -> None:
 def test_a_turn_is_waited_for() -> None:
     """Issue: in words."""
     state = with_replicas(loaded("x", 20_000))
-    resident = {ReplicaId(node=NODE, model=ModelId("x")): Resident(since=NOW - 10, used=NOW)}
-    found = told(msgspec.structs.replace(state, residents=resident), models())
+    resident = {ModelId("x"): Resident(since=NOW - 10, used=NOW)}
+    found = told(with_residents(state, resident), models())
 
     assert found.outcome is Outcome.WAIT
     assert "others there may give way in 20 s" in found.summary

@@ -13,7 +13,9 @@ from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
 from cortex_core.ids import DeviceIndex, ModelId, NodeName
 from cortex_core.node import NodeFacts
 from cortex_core.placement.fit import free_bytes
-from cortex_core.placement.plan import Hold, Load, is_coming, place, plan
+from cortex_core.placement.place import is_coming, place
+from cortex_core.placement.plan import plan
+from cortex_core.placement.steps import Hold, Load
 from cortex_core.units import MIB
 from tests.core.strategies import MODELS, NOW, catalogues, fleets
 

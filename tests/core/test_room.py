@@ -11,11 +11,13 @@ from cortex_core.fleet.reducers import (
     with_report,
     with_swap,
 )
-from cortex_core.fleet.state import FleetState, Swap
+from cortex_core.fleet.state import FleetState, Swap, Victim
 from cortex_core.ids import DeviceIndex, ModelId, ReplicaId
 from cortex_core.node import NodeReport
 from cortex_core.placement.fit import READING_LAG_S, free_bytes
-from cortex_core.placement.plan import Hold, Load, make_room, plan
+from cortex_core.placement.place import make_room
+from cortex_core.placement.plan import plan
+from cortex_core.placement.steps import Hold, Load
 from cortex_core.replica import ReplicaStatus
 from cortex_core.routing.route import Refuse, RouteHints, Wait, route
 from cortex_core.units import MIB
@@ -94,13 +96,13 @@ def test_room_of_two_swaps_is_promised_once() -> None:
         node=NODE,
         devices=(DeviceIndex(0),),
         share_bytes=14_000 * MIB,
-        victims=(ReplicaId(node=NODE, model=ModelId("a")),),
+        victims=(Victim(replica=ReplicaId(node=NODE, model=ModelId("a"))),),
     )
     second = Swap(
         node=NODE,
         devices=(DeviceIndex(0),),
         share_bytes=4_000 * MIB,
-        victims=(ReplicaId(node=NODE, model=ModelId("b")),),
+        victims=(Victim(replica=ReplicaId(node=NODE, model=ModelId("b"))),),
     )
     state = with_replicas(loaded("a", 10_000), loaded("b", 4_000))
     state = with_swap(with_swap(state, ModelId("x"), first), ModelId("y"), second)

@@ -16,7 +16,9 @@ from cortex_core.fleet.reducers import with_doubt, with_load_failure, with_reque
 from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts
-from cortex_core.placement.plan import UNDER_WAY, Load, place, plan
+from cortex_core.placement.place import UNDER_WAY, place
+from cortex_core.placement.plan import plan
+from cortex_core.placement.steps import Load
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.resolve import resolve
 from cortex_core.routing.retry import MAX_ATTEMPTS, Failure, may_retry

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
-from cortex_core.placement.evict import EvictionPolicy
+from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.replica import ReplicaStatus
 from cortex_core.server.clock import Clock, SystemClock
 from cortex_gateway.clients.node import NodePatience, node_clients

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from cortex_core.catalogue import Profile
 from cortex_core.ids import ModelId, ReplicaId
-from cortex_core.placement.evict import EvictionPolicy
+from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.replica import ReplicaStatus
 from cortex_core.routing.route import Refuse, RouteHints, route
 from cortex_gateway.metrics import GatewayMetrics
@@ -119,14 +119,13 @@ async def test_who_came_just_now_stays_for_its_turn() -> None:
         control_of({NODE: neuron.url}, profiles=PROFILES, policy=policy) as store,
     ):
         state = await until(store, has_status(NODE, A, ReplicaStatus.LOADED))
-        since = state.residents[ReplicaId(node=NODE, model=A)].since
+        since = state.nodes[NODE].residents[A].since
         with store.demand(B):
             swapped = await until(store, lambda state: bool(state.swaps))
             await until(store, has_status(NODE, B, ReplicaStatus.LOADED))
 
     (swap,) = swapped.swaps.values()
-    assert [victim.model for victim in swap.victims] == [A]
-    assert state.residents
+    assert [victim.model for victim in swap.replicas] == [A]
     assert since >= 0
 
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints
 from cortex_core.ids import NodeName
-from cortex_core.placement.evict import EvictionPolicy
+from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S

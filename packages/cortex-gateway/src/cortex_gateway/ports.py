@@ -10,7 +10,7 @@ from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.node import NodeFacts, NodeReport
-from cortex_core.placement.evict import EvictionPolicy
+from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.routing.retry import Failure
 from cortex_core.wire.neuron import (
     CordonRequest,

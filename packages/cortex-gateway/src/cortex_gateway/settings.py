@@ -12,7 +12,7 @@ from msgspec import Meta
 from cortex_core.config import Table, load_toml, overlay_environment, to_settings
 from cortex_core.errors import SettingsError
 from cortex_core.ids import NodeName
-from cortex_core.placement.evict import EvictionPolicy, Strategy
+from cortex_core.placement.policy import EvictionPolicy, Strategy
 from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
 from cortex_core.server.listen import ListenError, parse_address
 

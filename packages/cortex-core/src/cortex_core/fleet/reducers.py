@@ -26,6 +26,11 @@ MISSES_TO_DOWN = 3
 FIRST_COOL_DOWN_S = 5.0
 MAX_COOL_DOWN_S = 300.0
 
+_THERE = frozenset({ReplicaStatus.LOADED, ReplicaStatus.SLEEPING})
+
+_RECKONED = {"homes": "nodes", "commands_at": "commands", "swaps_at": "swaps"}
+"""What a state keeps beside itself, by what it is reckoned from."""
+
 
 def from_endpoints(endpoints: Mapping[NodeName, str]) -> FleetState:
     """Return a fleet of nodes that have not been seen yet."""
@@ -78,7 +83,8 @@ def with_report(state: FleetState, name: NodeName, report: NodeReport, now: floa
     facts = node.facts
     if facts is not None and report.boot_id is not None and facts.boot_id != report.boot_id:
         facts = None
-        state = msgspec.structs.replace(
+        node = msgspec.structs.replace(node, sleepless=frozenset(), recycle_after=None)
+        state = _changed(
             state,
             breakers=_without_node(state.breakers, name),
             failures=_without_node(state.failures, name),
@@ -89,13 +95,7 @@ def with_report(state: FleetState, name: NodeName, report: NodeReport, now: floa
         if replica.status is not ReplicaStatus.UNLOADED
     }
     node = _reported(msgspec.structs.replace(node, facts=facts), report, replicas, now)
-    measured = {r.id: r.load_s for r in replicas.values() if r.load_s is not None}
-    state = msgspec.structs.replace(
-        state,
-        residents=_residents(state, name, replicas, now),
-        load_times={**state.load_times, **measured},
-    )
-    return _forgiven(_with_node(state, node), replicas.values())
+    return _forgiven(_with_node(state, node), name, replicas.values())
 
 
 def _reported(
@@ -111,6 +111,8 @@ def _reported(
         health=NodeHealth.UP,
         misses=0,
         replicas=replicas,
+        residents=_residents(node, replicas, now),
+        load_times=_load_times(node, replicas.values()),
         freed_at=now if has_freed else node.freed_at,
         readings={reading.index: reading for reading in report.devices},
         activation=report.activation,
@@ -181,7 +183,7 @@ def without_unloads(state: FleetState, replicas: Iterable[ReplicaId]) -> FleetSt
 
 def with_swap(state: FleetState, model: ModelId, swap: Swap) -> FleetState:
     """Return the fleet with room being made for `model`."""
-    state = with_unloads(state, swap.victims)
+    state = with_unloads(state, swap.replicas)
     return _next(state, swaps={**state.swaps, model: swap})
 
 
@@ -190,12 +192,52 @@ def without_swap(state: FleetState, model: ModelId) -> FleetState:
     swap = state.swaps.get(model)
     if swap is None:
         return state
-    state = without_unloads(state, swap.victims)
+    state = without_unloads(state, swap.replicas)
     return _next(state, swaps=_without(state.swaps, model))
 
 
+def with_use(state: FleetState, replica: ReplicaId, now: float) -> FleetState:
+    """Return the fleet with a replica used just now, as whoever sent it a request knows.
+
+    The same object when no report has shown the replica.
+    """
+    known = state.resident(replica)
+    if known is None or known.used >= now:
+        return state
+    node = state.nodes[replica.node]
+    used = {**node.residents, replica.model: msgspec.structs.replace(known, used=now)}
+    return _with_node(state, msgspec.structs.replace(node, residents=used))
+
+
+def with_sleepless(state: FleetState, replica: ReplicaId) -> FleetState:
+    """Return the fleet after a neuron said that it cannot put a model to sleep."""
+    node = state.nodes[replica.node]
+    sleepless = node.sleepless | {replica.model}
+    return _with_node(state, msgspec.structs.replace(node, sleepless=sleepless))
+
+
+def with_recycling(state: FleetState, name: NodeName) -> FleetState:
+    """Return the fleet with a node told to recycle its engines."""
+    return _next(state, recycling=name)
+
+
+def without_recycling(state: FleetState, retry_at: float | None = None) -> FleetState:
+    """Return the fleet after a node recycled its engines, or will not until `retry_at`."""
+    if state.recycling is None:
+        return state
+    node = state.nodes[state.recycling]
+    state = _next(state, recycling=None)
+    return _with_node(state, msgspec.structs.replace(node, recycle_after=retry_at))
+
+
 def with_load_failure(
-    state: FleetState, replica: ReplicaId, reason: str, now: float, *, is_for_room: bool = False
+    state: FleetState,
+    replica: ReplicaId,
+    reason: str,
+    now: float,
+    *,
+    is_for_room: bool = False,
+    needed_bytes: int = 0,
 ) -> FleetState:
     """Return the fleet after a load failed; each failure in a row doubles the cool-down."""
     if replica.node not in state.nodes:
@@ -205,7 +247,11 @@ def with_load_failure(
     # The exponent is bounded so that a long row of failures cannot overflow a float.
     cool_down_s = min(FIRST_COOL_DOWN_S * 2 ** min(failures - 1, 16), MAX_COOL_DOWN_S)
     failure = LoadFailure(
-        reason=reason, failures=failures, retry_at=now + cool_down_s, is_for_room=is_for_room
+        reason=reason,
+        failures=failures,
+        retry_at=now + cool_down_s,
+        is_for_room=is_for_room,
+        needed_bytes=needed_bytes or (0 if before is None else before.needed_bytes),
     )
     return _next(state, failures={**state.failures, replica: failure})
 
@@ -226,37 +272,79 @@ def with_request_success(state: FleetState, replica: ReplicaId) -> FleetState:
 
 
 def _residents(
-    state: FleetState, name: NodeName, replicas: Mapping[ModelId, Replica], now: float
-) -> dict[ReplicaId, Resident]:
-    """Return who is loaded where, after a report of the node `name`."""
-    residents = _without_node(state.residents, name)
+    node: NodeState, replicas: Mapping[ModelId, Replica], now: float
+) -> dict[ModelId, Resident]:
+    """Return who is there, loaded or asleep, after a report of the node."""
+    residents = {}
     for model, replica in replicas.items():
-        if replica.status is not ReplicaStatus.LOADED:
+        if replica.status not in _THERE:
             continue
-        known, before = state.residents.get(replica.id), state.nodes[name].replicas.get(model)
-        if known is None or before is None:
-            residents[replica.id] = Resident(since=now, used=now)
+        known, before = node.residents.get(model), node.replicas.get(model)
+        if known is None or before is None or _is_awake_again(before, replica):
+            residents[model] = Resident(since=now, used=now)
             continue
         is_used = replica.in_flight or replica.queued or replica.last_used != before.last_used
-        residents[replica.id] = msgspec.structs.replace(known, used=now) if is_used else known
+        residents[model] = msgspec.structs.replace(known, used=now) if is_used else known
     return residents
 
 
-def _forgiven(state: FleetState, replicas: Iterable[Replica]) -> FleetState:
+def _is_awake_again(before: Replica, replica: Replica) -> bool:
+    was_asleep = before.status is ReplicaStatus.SLEEPING
+    return was_asleep and replica.status is ReplicaStatus.LOADED
+
+
+def _load_times(node: NodeState, replicas: Iterable[Replica]) -> Mapping[ModelId, float]:
+    """Return how long loads on the node took, after its report; as good as never anything new."""
+    told = {r.id.model: r.load_s for r in replicas if r.load_s is not None}
+    if all(node.load_times.get(model) == load_s for model, load_s in told.items()):
+        return node.load_times
+    return {**node.load_times, **told}
+
+
+def _forgiven(state: FleetState, name: NodeName, replicas: Iterable[Replica]) -> FleetState:
     """Forget the load failures of replicas that are loaded, however they came to be."""
-    loaded = {r.id for r in replicas if r.status is ReplicaStatus.LOADED} & state.failures.keys()
-    if not loaded:
+    if not any(target.node == name for target in state.failures):
         return state
+    loaded = {r.id for r in replicas if r.status is ReplicaStatus.LOADED}
     kept = {key: value for key, value in state.failures.items() if key not in loaded}
-    return msgspec.structs.replace(state, failures=kept)
+    return _changed(state, failures=kept)
 
 
 def _with_node(state: FleetState, node: NodeState) -> FleetState:
-    return _next(state, nodes={**state.nodes, node.name: node})
+    before = state.nodes.get(node.name)
+    after = _next(state, nodes={**state.nodes, node.name: node})
+    homes = state.__dict__.get("homes")
+    if homes is not None and before is not None:
+        moved = before.replicas.keys() ^ node.replicas.keys()
+        after.__dict__["homes"] = _moved(homes, after, moved) if moved else homes
+    return after
+
+
+def _moved(
+    homes: Mapping[ModelId, tuple[NodeName, ...]], state: FleetState, models: Iterable[ModelId]
+) -> dict[ModelId, tuple[NodeName, ...]]:
+    """Return the homes after these models came to a node or left it."""
+    after = dict(homes)
+    for model in models:
+        found = tuple(node.name for node in state.nodes.values() if model in node.replicas)
+        if found:
+            after[model] = found
+        else:
+            after.pop(model, None)
+    return after
 
 
 def _next(state: FleetState, **changes: object) -> FleetState:
-    return msgspec.structs.replace(state, revision=state.revision + 1, **changes)
+    return _changed(state, revision=state.revision + 1, **changes)
+
+
+def _changed(state: FleetState, **changes: object) -> FleetState:
+    """Return the changed state, with what was reckoned from what has not changed."""
+    after = msgspec.structs.replace(state, **changes)
+    for name, source in _RECKONED.items():
+        if name in state.__dict__ and source not in changes:
+            after.__dict__[name] = state.__dict__[name]
+    return after
 
 
 def _without_node(mapping: Mapping[ReplicaId, V], name: NodeName) -> dict[ReplicaId, V]:

@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import msgspec
 
@@ -9,7 +10,7 @@ from cortex_core.device import DeviceReading
 from cortex_core.fleet.breaker import Breaker
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import Measured, NodeFacts
-from cortex_core.replica import Replica
+from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.wire.neuron import Activation
 
 
@@ -25,7 +26,26 @@ class NodeHealth(enum.StrEnum):
     """It missed several; its replicas are unknown, not gone."""
 
 
-class NodeState(msgspec.Struct, frozen=True, kw_only=True):
+class Resident(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that is loaded or sleeps, on this gateway's clock: nodes have their own."""
+
+    since: float
+    """Monotonic seconds of the first report that showed it loaded; a wake begins it anew."""
+    used: float
+    """Monotonic seconds of the latest sign that it is used, or of `since`."""
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """Device memory that the replicas of a node hold, by device and in bytes."""
+
+    staying: Mapping[DeviceIndex, int]
+    leaving: Mapping[DeviceIndex, int]
+    """Held by those that are being unloaded."""
+    unsized: tuple[Replica, ...]
+    """Those that hold memory of which their node does not say how much."""
+
+
+class NodeState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One node as last seen."""
 
     name: NodeName
@@ -48,6 +68,14 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """Loads that ended in an unload since the engines were recycled last."""
     measured: Mapping[ModelId, Measured] = msgspec.field(default_factory=dict)
     """What earlier loads there came to."""
+    residents: Mapping[ModelId, Resident] = msgspec.field(default_factory=dict)
+    """Every replica that the latest report showed loaded or asleep."""
+    load_times: Mapping[ModelId, float] = msgspec.field(default_factory=dict)
+    """Seconds that the latest load of a model there took, also when it is gone since."""
+    sleepless: frozenset[ModelId] = frozenset()
+    """Models that would not sleep there when they were told to."""
+    recycle_after: float | None = None
+    """Monotonic seconds before which its engines are not recycled again, as that failed."""
     reported_at: float | None = None
     """Monotonic seconds of the last good report."""
     freed_at: float | None = None
@@ -55,6 +83,34 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     of devices lag behind that a little."""
     last_error: str | None = None
     """Why the last contact failed; `None` after a good one."""
+
+    @cached_property
+    def tally(self) -> Tally:
+        """What its replicas hold, as far as the node itself knows."""
+        staying: dict[DeviceIndex, int] = {}
+        leaving: dict[DeviceIndex, int] = {}
+        unsized = []
+        for replica in self.replicas.values():
+            if not replica.holds_memory:
+                continue
+            size = self.size_of(replica)
+            if size is None:
+                unsized.append(replica)
+                continue
+            to = leaving if replica.status is ReplicaStatus.UNLOADING else staying
+            for index in replica.devices:
+                to[index] = to.get(index, 0) + size // len(replica.devices)
+        return Tally(staying=staying, leaving=leaving, unsized=tuple(unsized))
+
+    def size_of(self, replica: Replica) -> int | None:
+        """Return what a replica holds over all its devices, as the node has it now or measured it.
+
+        A sleeping one holds nothing; what is returned for it is what it takes awake.
+        """
+        measured = self.measured.get(replica.id.model)
+        known = None if measured is None else measured.vram_bytes
+        is_asleep = replica.status is ReplicaStatus.SLEEPING
+        return known if is_asleep or replica.vram_used_bytes is None else replica.vram_used_bytes
 
     @property
     def is_reachable(self) -> bool:
@@ -77,40 +133,64 @@ class LoadFailure(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds before which it is not tried again."""
     is_for_room: bool = False
     """The neuron had no room after all, as when another gateway was quicker."""
+    needed_bytes: int = 0
+    """What it takes over all its devices, as the neuron said when it had no room; 0 when it did
+    not say."""
 
 
 class LoadCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """A load that was sent and not yet answered."""
+    """A load or a wake that was sent and not yet answered."""
 
     devices: tuple[DeviceIndex, ...]
     vram_bytes: int | None
-    """What it will take over all its devices, as far as the catalogue knows."""
+    """What it will take over all its devices, as far as anybody knows."""
     sent_at: float
     """Monotonic seconds."""
+    is_wake: bool = False
 
 
-class Resident(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica that is loaded, on this gateway's clock: nodes have clocks of their own."""
+class Way(enum.StrEnum):
+    """How a replica gives way."""
 
-    since: float
-    """Monotonic seconds of the first report that showed it loaded."""
-    used: float
-    """Monotonic seconds of the latest report that showed it used, or of `since`."""
+    SLEEP_1 = "sleep_1"
+    """Its weights go to host memory."""
+    SLEEP_2 = "sleep_2"
+    """Its weights are dropped, its engine stays."""
+    UNLOAD = "unload"
+
+
+class Victim(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that gives way, and how."""
+
+    replica: ReplicaId
+    way: Way = Way.UNLOAD
 
 
 class Swap(msgspec.Struct, frozen=True, kw_only=True):
-    """Replicas that are being unloaded on a node so that a model fits."""
+    """Replicas that give way on a node so that a model fits."""
 
     node: NodeName
     devices: tuple[DeviceIndex, ...]
     """Kept free of other models meanwhile."""
     share_bytes: int
     """What the model takes of each."""
-    victims: tuple[ReplicaId, ...]
+    victims: tuple[Victim, ...]
+    """Sleepers among them are unloaded so that others can sleep."""
+    is_bound: bool = False
+    """Whether the model is wanted on this very node, also when it is served by another."""
+
+    @property
+    def replicas(self) -> tuple[ReplicaId, ...]:
+        """Who gives way."""
+        return tuple(victim.replica for victim in self.victims)
 
 
-class FleetState(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything known of the fleet; replaced whole, never changed."""
+class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """Everything known of the fleet; replaced whole, never changed.
+
+    What is reckoned from it is kept beside it, so that a decision costs what it is about and
+    not what the fleet has.
+    """
 
     revision: int = 0
     """Grows by one with every change."""
@@ -118,14 +198,12 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True):
     failures: Mapping[ReplicaId, LoadFailure] = msgspec.field(default_factory=dict)
     commands: Mapping[ReplicaId, LoadCommand] = msgspec.field(default_factory=dict)
     breakers: Mapping[ReplicaId, Breaker] = msgspec.field(default_factory=dict)
-    residents: Mapping[ReplicaId, Resident] = msgspec.field(default_factory=dict)
-    """Every replica that the latest report of its node showed loaded."""
-    load_times: Mapping[ReplicaId, float] = msgspec.field(default_factory=dict)
-    """Seconds that the latest load of a model on a node took, also when it is gone since."""
     unloads: frozenset[ReplicaId] = frozenset()
-    """Replicas that were told to unload; what came of it is not known yet."""
+    """Replicas that were told to unload or to sleep; what came of it is not known yet."""
     swaps: Mapping[ModelId, Swap] = msgspec.field(default_factory=dict)
     """By the model that room is made for."""
+    recycling: NodeName | None = None
+    """The node that was told to recycle its engines."""
 
     @property
     def is_heard(self) -> bool:
@@ -134,9 +212,38 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True):
             node.health is not NodeHealth.UNSEEN or node.misses for node in self.nodes.values()
         )
 
+    @cached_property
+    def homes(self) -> Mapping[ModelId, tuple[NodeName, ...]]:
+        """Nodes that have a replica, in any state, by model, in the order of the nodes."""
+        homes: dict[ModelId, list[NodeName]] = {}
+        for node in self.nodes.values():
+            for model in node.replicas:
+                homes.setdefault(model, []).append(node.name)
+        return {model: tuple(names) for model, names in homes.items()}
+
+    @cached_property
+    def commands_at(self) -> Mapping[NodeName, Mapping[ModelId, LoadCommand]]:
+        """The commands by node and model; nodes without one are left out."""
+        found: dict[NodeName, dict[ModelId, LoadCommand]] = {}
+        for target, command in self.commands.items():
+            found.setdefault(target.node, {})[target.model] = command
+        return found
+
+    @cached_property
+    def swaps_at(self) -> Mapping[NodeName, tuple[Swap, ...]]:
+        """The swaps by node; nodes without one are left out."""
+        found: dict[NodeName, tuple[Swap, ...]] = {}
+        for swap in self.swaps.values():
+            found[swap.node] = (*found.get(swap.node, ()), swap)
+        return found
+
+    def resident(self, replica: ReplicaId) -> Resident | None:
+        """Return since when a replica is there, or `None` when no report has shown it."""
+        node = self.nodes.get(replica.node)
+        return None if node is None else node.residents.get(replica.model)
+
     def replicas_of(self, model: ModelId) -> Iterator[tuple[NodeState, Replica]]:
         """Yield every replica of `model` with its node, in the order of the nodes."""
-        for node in self.nodes.values():
-            replica = node.replicas.get(model)
-            if replica is not None:
-                yield node, replica
+        for name in self.homes.get(model, ()):
+            node = self.nodes[name]
+            yield node, node.replicas[model]

@@ -3,19 +3,18 @@
 A replica may give way when the catalogue has its model, so that it can come back, when nobody
 has pinned it to its node, when it is of no higher residency priority than the model that wants
 in, and when it has been there for a while: the last keeps two models that fight for one device
-from swapping with every request. Idle replicas go before
-busy ones, and a busy one lets its requests end first.
+from swapping with every request. Idle replicas go before busy ones, and a busy one lets its
+requests end first.
 """
 
-import enum
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.fleet.state import FleetState, NodeState, Resident
-from cortex_core.ids import DeviceIndex, ModelId, ReplicaId
+from cortex_core.fleet.state import FleetState, NodeState, Resident, Victim
+from cortex_core.ids import DeviceIndex
 from cortex_core.placement.fit import (
     READING_LAG_S,
     find_fit,
@@ -23,48 +22,16 @@ from cortex_core.placement.fit import (
     settled_bytes,
     shares,
 )
+from cortex_core.placement.idle import is_busy
+from cortex_core.placement.policy import (
+    HORIZON_S,
+    LOAD_BYTES_PER_S,
+    EvictionPolicy,
+    Rates,
+    Strategy,
+    priority_of,
+)
 from cortex_core.replica import Replica, ReplicaStatus
-
-DEFAULT_PRIORITY = 100
-"""Residency priority of a model that says none."""
-
-PINNED_PRIORITY = 1000
-"""Residency priority of a pinned model that says none."""
-
-HORIZON_S = 600.0
-"""How far ahead `cost` looks for the next request of a model."""
-
-LOAD_BYTES_PER_S = 1 << 30
-"""What a load is guessed to read where none was measured."""
-
-
-class Strategy(enum.StrEnum):
-    """Which replica gives way first."""
-
-    LRU = "lru"
-    """The one whose latest request ended first."""
-    PRIORITY = "priority"
-    """The one of the lowest residency priority, among equals as `lru`."""
-    COST = "cost"
-    """The one that is expected to cost the fewest seconds: the time to load it again, by the
-    chance that it is asked for within `HORIZON_S`."""
-
-
-class EvictionPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How room is made."""
-
-    strategy: Strategy = Strategy.LRU
-    min_residency_s: float = 30.0
-    """How long a replica stays at least, from the moment it was seen loaded."""
-    drain_s: float = 300.0
-    """How long the requests of a replica that gives way may go on before they are cut."""
-    idle_unload_s: float | None = None
-    """After how long without a request a replica is unloaded; `None` is never. A profile's own
-    wins."""
-
-
-Rates = Mapping[ModelId, float]
-"""Requests per second by model; no entry is none."""
 
 
 class Eviction(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +39,7 @@ class Eviction(msgspec.Struct, frozen=True, kw_only=True):
 
     devices: tuple[DeviceIndex, ...]
     """Which it then takes, in rank order."""
-    victims: tuple[ReplicaId, ...]
+    victims: tuple[Victim, ...]
     price: tuple[float, ...]
     """Compared between nodes: busy victims first, then what the strategy weighs."""
 
@@ -141,58 +108,9 @@ def find_eviction(
     assert fit is not None
     return Eviction(
         devices=fit.devices,
-        victims=tuple(victim.replica.id for victim in chosen),
+        victims=tuple(Victim(replica=victim.replica.id) for victim in chosen),
         price=_together(policy.strategy, [victim.price for victim in chosen]),
     )
-
-
-def idle_replicas(
-    state: FleetState,
-    catalogue: Catalogue,
-    wanted: Iterable[ModelId],
-    policy: EvictionPolicy,
-    now: float,
-) -> tuple[ReplicaId, ...]:
-    """Return the replicas that nobody has used for as long as they may stay unused."""
-    needed = set(wanted)
-    return tuple(
-        replica
-        for replica, until in idle_ends(state, catalogue, policy)
-        if until <= now and replica.model not in needed
-    )
-
-
-def idle_ends(
-    state: FleetState, catalogue: Catalogue, policy: EvictionPolicy
-) -> list[tuple[ReplicaId, float]]:
-    """Return when each replica that may be unloaded for want of use will be, as it looks now."""
-    ends: list[tuple[ReplicaId, float]] = []
-    for replica, resident in state.residents.items():
-        node = state.nodes[replica.node]
-        known = node.replicas.get(replica.model)
-        profile = catalogue.profiles.get(replica.model)
-        if node.facts is None:
-            continue  # an upstream, or a node of which nothing is known
-        if known is None or profile is None or replica in state.unloads:
-            continue
-        idle_s = policy.idle_unload_s if profile.idle_unload_s is None else profile.idle_unload_s
-        is_pinned = replica.node in profile.pinned_on
-        if idle_s is None or is_pinned or is_busy(known) or not node.takes_work:
-            continue
-        ends.append((replica, resident.used + idle_s))
-    return ends
-
-
-def is_busy(replica: Replica) -> bool:
-    """Whether requests are with the replica."""
-    return bool(replica.in_flight or replica.queued)
-
-
-def priority_of(profile: Profile) -> int:
-    """Return a model's residency priority."""
-    if profile.residency_priority is not None:
-        return profile.residency_priority
-    return PINNED_PRIORITY if profile.pinned_on else DEFAULT_PRIORITY
 
 
 def _victims(
@@ -212,7 +130,7 @@ def _victims(
         held = shares(replica, profile)
         if profile is None or not _may_give_way(profile, wanting, node) or not any(held.values()):
             continue
-        resident = state.residents.get(replica.id) or _OLD
+        resident = node.residents.get(model) or _OLD
         weigh = _WEIGHTS[policy.strategy]
         # Nodes have clocks of their own, so that the gateway's comes first.
         age = (resident.used, replica.last_used or 0.0)

@@ -111,10 +111,10 @@ def _promised(
         # What its victims hold counts as theirs until it is free.
         theirs: dict[DeviceIndex, int] = {}
         for victim in swap.victims:
-            replica = node.replicas.get(victim.model)
+            replica = node.replicas.get(victim.replica.model)
             is_gone = leaving and replica is not None and replica.status is ReplicaStatus.UNLOADING
             if replica is not None and replica.holds_memory and not is_gone:
-                _add(theirs, shares(replica, catalogue.profiles.get(victim.model)))
+                _add(theirs, shares(replica, catalogue.profiles.get(victim.replica.model)))
         rest = {i: max(0, swap.share_bytes - theirs.get(i, 0)) for i in swap.devices}
         _add(promised, rest)
     return promised

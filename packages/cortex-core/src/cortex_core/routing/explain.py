@@ -8,15 +8,11 @@ import msgspec
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
-from cortex_core.placement.evict import (
-    LOAD_BYTES_PER_S,
-    EvictionPolicy,
-    Later,
-    Rates,
-    find_eviction,
-)
+from cortex_core.placement.evict import Later, find_eviction
 from cortex_core.placement.fit import Fit
-from cortex_core.placement.plan import UNDER_WAY, Evict, Load, judge, make_room
+from cortex_core.placement.place import UNDER_WAY, judge, make_room
+from cortex_core.placement.policy import LOAD_BYTES_PER_S, EvictionPolicy, Rates
+from cortex_core.placement.steps import Evict, Load
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.route import RouteHints, Serve, route
 
@@ -185,7 +181,7 @@ def _crowded(case: _Case, profile: Profile, node: NodeState, why: str) -> NodeOu
         reason = f"{why}; others there may give way {until}"
         return NodeOutlook(node=node.name, outcome=Outcome.WAIT, reason=reason)
     load_s, how = _load_time(case.state, profile, node)
-    victims = tuple(victim.model for victim in found.victims)
+    victims = tuple(victim.replica.model for victim in found.victims)
     return NodeOutlook(
         node=node.name,
         outcome=Outcome.EVICT,
@@ -224,7 +220,7 @@ def _coming(
 
 def _load_time(state: FleetState, profile: Profile, node: NodeState) -> tuple[float | None, str]:
     """Return the seconds that a load takes, and how that is said."""
-    measured = state.load_times.get(ReplicaId(node=node.name, model=profile.id))
+    measured = node.load_times.get(profile.id)
     if measured is not None:
         return measured, f"{measured:.0f} s, as the last one did"
     if profile.vram_bytes is None:

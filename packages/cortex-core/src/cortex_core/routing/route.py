@@ -14,7 +14,8 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
 from cortex_core.ids import ModelId, ReplicaId
-from cortex_core.placement.plan import UNDER_WAY, Evict, Hold, Load, is_coming, make_room
+from cortex_core.placement.place import UNDER_WAY, is_coming, make_room
+from cortex_core.placement.steps import Evict, Hold, Load
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 
 COMING = UNDER_WAY | {ReplicaStatus.UNLOADING, ReplicaStatus.UNKNOWN}

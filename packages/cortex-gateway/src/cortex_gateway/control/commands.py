@@ -19,7 +19,8 @@ from cortex_core.fleet.reducers import (
 )
 from cortex_core.fleet.state import FleetState
 from cortex_core.ids import NodeName, ReplicaId
-from cortex_core.placement.plan import UNDER_WAY, Evict, Load, Retire
+from cortex_core.placement.place import UNDER_WAY
+from cortex_core.placement.steps import Evict, Load, Retire
 from cortex_core.server.clock import Clock
 from cortex_core.wire.neuron import UnloadRequest
 from cortex_gateway.control.store import FleetStore
@@ -78,22 +79,22 @@ class Commands:
             "making room for %s on %s: unloading %s",
             step.model,
             swap.node,
-            ", ".join(victim.model for victim in swap.victims),
+            ", ".join(victim.model for victim in swap.replicas),
         )
         has_room = False
         try:
-            errors = await asyncio.gather(*(self._unload(victim) for victim in swap.victims))
+            errors = await asyncio.gather(*(self._unload(victim) for victim in swap.replicas))
             failures = [error for error in errors if error is not None]
             if failures:
                 wanted = ReplicaId(node=swap.node, model=step.model)
                 self._failed(wanted, f"room could not be made: {failures[0].message}")
             else:
                 has_room = True
-                for victim in swap.victims:
+                for victim in swap.replicas:
                     self._metrics.evicted(model=victim.model, node=victim.node)
                 await self._shown(
                     swap.node,
-                    lambda state: all(is_gone(state, victim) for victim in swap.victims),
+                    lambda state: all(is_gone(state, victim) for victim in swap.replicas),
                 )
         finally:
             self._store.update(partial(without_swap, model=step.model))

@@ -8,8 +8,9 @@ from functools import partial
 from cortex_core.fleet.reducers import with_command, with_swap, with_unloads
 from cortex_core.fleet.state import NodeHealth
 from cortex_core.ids import NodeName
-from cortex_core.placement.evict import idle_ends
-from cortex_core.placement.plan import Evict, Hold, Load, Retire, Step, plan
+from cortex_core.placement.idle import idle_ends
+from cortex_core.placement.plan import plan
+from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step
 from cortex_core.server.clock import Clock
 from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.store import FleetStore

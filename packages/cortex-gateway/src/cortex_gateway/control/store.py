@@ -11,8 +11,7 @@ from cortex_core.fleet.rates import Rate, counted, per_second
 from cortex_core.fleet.reducers import revised, without_node
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName
-from cortex_core.placement.evict import EvictionPolicy
-from cortex_core.placement.plan import DEFAULT_POLICY
+from cortex_core.placement.policy import DEFAULT_POLICY, EvictionPolicy
 from cortex_core.routing.retry import Failure
 from cortex_gateway.ports import UpstreamFailure
 
