@@ -12,7 +12,7 @@ from cortex_core.fleet.reducers import (
     with_swap,
     without_node,
 )
-from cortex_core.fleet.state import FleetState, LoadCommand, NodeState, Swap
+from cortex_core.fleet.state import FleetState, LoadCommand, NodeState, Swap, Victim
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeReport
 from cortex_core.replica import Replica, ReplicaStatus
@@ -34,7 +34,7 @@ def busy_fleet() -> FleetState:
         state = with_command(state, here.id, LoadCommand(devices=(), vram_bytes=None, sent_at=1.0))
         state = with_load_failure(state, here.id, "broken", 1.0)
         state = with_request_failure(state, here.id, 1.0)
-        swap = Swap(node=node, devices=(), share_bytes=1, victims=(here.id,))
+        swap = Swap(node=node, devices=(), share_bytes=1, victims=(Victim(replica=here.id),))
         state = with_swap(state, model, swap)
     return state
 
@@ -44,10 +44,7 @@ def test_nothing_is_left_of_a_node_that_is_taken_out() -> None:
     state = without_node(busy_fleet(), A)
 
     assert set(state.nodes) == {B}
-    known = [
-        *state.commands, *state.failures, *state.breakers, *state.residents, *state.load_times,
-        *state.unloads,
-    ]  # fmt: skip
+    known = [*state.commands, *state.failures, *state.breakers, *state.unloads]
     assert {one.node for one in known} == {B}
     assert {swap.node for swap in state.swaps.values()} == {B}
     assert state.revision > busy_fleet().revision

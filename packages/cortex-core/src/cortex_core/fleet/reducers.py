@@ -56,10 +56,9 @@ def without_node(state: FleetState, name: NodeName) -> FleetState:
         failures=_without_node(state.failures, name),
         commands=_without_node(state.commands, name),
         breakers=_without_node(state.breakers, name),
-        residents=_without_node(state.residents, name),
-        load_times=_without_node(state.load_times, name),
         unloads=frozenset(replica for replica in state.unloads if replica.node != name),
         swaps={model: swap for model, swap in state.swaps.items() if swap.node != name},
+        recycling=None if state.recycling == name else state.recycling,
     )
 
 
@@ -211,7 +210,9 @@ def with_use(state: FleetState, replica: ReplicaId, now: float) -> FleetState:
 
 def with_sleepless(state: FleetState, replica: ReplicaId) -> FleetState:
     """Return the fleet after a neuron said that it cannot put a model to sleep."""
-    node = state.nodes[replica.node]
+    node = state.nodes.get(replica.node)
+    if node is None:
+        return state
     sleepless = node.sleepless | {replica.model}
     return _with_node(state, msgspec.structs.replace(node, sleepless=sleepless))
 
