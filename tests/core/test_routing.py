@@ -22,7 +22,7 @@ from cortex_core.placement.steps import Load
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.resolve import resolve
 from cortex_core.routing.retry import MAX_ATTEMPTS, Failure, may_retry
-from cortex_core.routing.route import Refuse, RouteHints, Serve, Wait, pick, route
+from cortex_core.routing.route import Refuse, RouteHints, Serve, Wait, route
 from tests.core.strategies import MODELS, NODES, NOW, catalogues, fleets
 
 MODEL = MODELS[0]
@@ -143,7 +143,7 @@ def test_every_candidate_is_either_rejected_with_a_reason_or_scored(
 
 
 def test_the_least_loaded_replica_is_picked() -> None:
-    """Ours: in flight plus twice what waits; own count and report, whichever is larger."""
+    """Ours: in flight plus twice what waits; what the gateway counts replaces the report."""
     state = fleet(
         node("a", replica("a", in_flight=3)), node("b", replica("b", in_flight=1, queued=2))
     )
@@ -327,12 +327,6 @@ def test_names_resolve_through_aliases_catalogue_and_nodes() -> None:
     for unknown in ("dangling", "nope"):
         with pytest.raises(ModelNotFoundError):
             resolve(state, catalogue, unknown)
-
-
-def test_picking_from_nothing_is_an_error() -> None:
-    """Ours."""
-    with pytest.raises(NoReplicaError):
-        pick({})
 
 
 @given(

@@ -24,7 +24,7 @@ from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.ports import UpstreamAnswer
 from cortex_gateway.proxy.proxy import Proxy
-from cortex_gateway.settings import Timeouts
+from cortex_gateway.settings import GatewaySettings
 from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
 from neuron.api.health import HealthApi
@@ -98,9 +98,10 @@ def test_gateway_page_has_every_path() -> None:
     proxy = Proxy(
         store=store,
         upstream=NoUpstream(),
-        settings=Timeouts(),
+        settings=GatewaySettings().proxy,
         metrics=GatewayMetrics(CollectorRegistry()),
         clock=clock,
+        random=lambda: 0.0,
     )
     app = build_app(
         store=store,

@@ -28,10 +28,19 @@ from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.upstreams import with_upstreams
 from cortex_gateway.lifespan import open_api
 from cortex_gateway.proxy.proxy import Proxy
-from cortex_gateway.settings import GatewaySettings, ResponsesSettings, Timeouts, UpstreamEntry
+from cortex_gateway.settings import (
+    ApiSettings,
+    GatewaySettings,
+    QueueSettings,
+    ResponsesSettings,
+    Timeouts,
+    UpstreamEntry,
+)
 
 MODEL = ModelId("org/model")
 NOW = SystemClock().now
+TO_A = {"x-cortex-session": "talk-2"}
+"""Headers of a conversation whose favourite of the nodes `a` and `b` is `a`."""
 
 
 class Recorder:
@@ -120,6 +129,7 @@ async def gateway(
     replicas: Iterable[Replica] | None = None,
     *,
     timeouts: Timeouts | None = None,
+    queue: QueueSettings | None = None,
     aliases: Mapping[str, ModelId] | None = None,
     upstreams: Sequence[UpstreamEntry] = (),
     environ: Mapping[str, str] | None = None,
@@ -132,6 +142,7 @@ async def gateway(
         nodes: base URLs by name.
         replicas: what the nodes have; `None` puts `MODEL`, loaded, on each.
         timeouts: as in `cortex.toml`.
+        queue: likewise.
         aliases: further names of models.
         upstreams: services that are no neurons.
         environ: where their keys are.
@@ -144,16 +155,20 @@ async def gateway(
     )
     timeouts = timeouts or Timeouts()
     store = FleetStore(with_upstreams(fleet(nodes, have), upstreams, NOW()), catalogue)
-    settings = GatewaySettings(upstreams=tuple(upstreams))
+    settings = GatewaySettings(
+        gateway=ApiSettings(timeouts=timeouts, queue=queue or QueueSettings()),
+        upstreams=tuple(upstreams),
+    )
     recorder = Recorder()
     drain = Drain()
     async with open_session(timeouts) as session:
         proxy = Proxy(
             store=store,
             upstream=HttpUpstream(session, timeouts),
-            settings=timeouts,
+            settings=settings.proxy,
             metrics=recorder,
             clock=SystemClock(),
+            random=lambda: 0.0,
             accesses=load_accesses(settings, catalogue, environ or {}),
         )
         keeps = keeps or ResponsesSettings()

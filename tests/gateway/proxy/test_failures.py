@@ -11,7 +11,7 @@ from cortex_core.fleet.reducers import with_miss
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.sse import SseDecoder
 from cortex_gateway.settings import Timeouts
-from tests.fakes.gateway import MODEL, ask, gateway, replica
+from tests.fakes.gateway import MODEL, TO_A, ask, gateway, replica
 from tests.fakes.upstream import (
     DONE,
     Script,
@@ -86,7 +86,7 @@ async def test_failure_before_the_first_event_is_tried_elsewhere(broken: Script)
 async def test_node_that_cannot_be_reached_is_passed_by() -> None:
     """Ours: the request goes elsewhere, and the node is looked at again at once."""
     async with nodes(good := ScriptedNode(OK)), gateway({"a": DOWN, "b": good.url}) as g:
-        answer = await ask(g.url)
+        answer = await ask(g.url, headers=TO_A)
         await g.refresh_asked("a")
 
     assert answer.status == 200
@@ -133,7 +133,7 @@ async def test_replica_that_keeps_failing_is_left_alone() -> None:
         gateway({"a": bad.url, "b": good.url}) as g,
     ):
         for _ in range(FAILURES_TO_EJECT + 3):
-            assert (await ask(g.url)).status == 200
+            assert (await ask(g.url, headers=TO_A)).status == 200
 
     assert len(bad.wires) == FAILURES_TO_EJECT
 
@@ -314,7 +314,7 @@ async def test_a_request_at_a_frozen_node_goes_elsewhere_when_the_node_counts_as
         gateway({"a": frozen.url, "b": sound.url}) as g,
         asyncio.TaskGroup() as tasks,
     ):
-        asked = tasks.create_task(ask(g.url))
+        asked = tasks.create_task(ask(g.url, headers=TO_A))
         await until_true(lambda: bool(frozen.wires))
         for _ in range(3):
             g.store.update(lambda state: with_miss(state, NodeName("a"), "silent"))

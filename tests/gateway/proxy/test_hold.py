@@ -20,7 +20,7 @@ from cortex_core.routing.route import Wait
 from cortex_core.sse import SseDecoder
 from cortex_gateway.proxy.hold import describe
 from cortex_gateway.settings import Timeouts
-from tests.fakes.gateway import MODEL, NOW, Gateway, ask, calling, gateway, replica
+from tests.fakes.gateway import MODEL, NOW, TO_A, Gateway, ask, calling, gateway, replica
 from tests.fakes.upstream import DONE, ScriptedNode, Wire, answers, nodes, refuses, streams, words
 from tests.gateway.fleet import until_true
 
@@ -230,7 +230,7 @@ async def test_refusal_of_a_neuron_is_not_the_callers_to_see() -> None:
         nodes(a := ScriptedNode(refuses), b := ScriptedNode(OK)),
         gateway({"a": a.url, "b": b.url}) as g,
     ):
-        answer = await ask(g.url)
+        answer = await ask(g.url, headers=TO_A)
         await g.refresh_asked("a")
 
     assert answer.status == 200

@@ -130,9 +130,10 @@ async def open_gateway(
         proxy = Proxy(
             store=store,
             upstream=HttpUpstream(session, timeouts),
-            settings=timeouts,
+            settings=settings.proxy,
             metrics=metrics,
             clock=clock,
+            random=random.random,
             accesses=accesses,
         )
         limits = Limits(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
@@ -152,7 +153,7 @@ async def open_api(
     drain: Drain,
     version: str,
 ) -> AsyncIterator[Starlette]:
-    """Yield the routes, with what keeps and makes responses behind them.
+    """Yield the routes, with what lets requests through, keeps and makes responses behind them.
 
     Raises:
         SettingsError: the file of responses cannot be used.
@@ -160,6 +161,7 @@ async def open_api(
     async with (
         records(keeps, clock) as kept,
         Background(keeps.background_limit) as background,
+        proxy.lines.running(),
     ):
         yield build_app(
             store=store,

@@ -135,6 +135,21 @@ class ProxySettings(Protocol):
         """Seconds between comments to a streaming caller for whom nothing happens yet."""
         ...
 
+    @property
+    def max_in_flight(self) -> int:
+        """Requests that a replica is given at once where nobody says."""
+        ...
+
+    @property
+    def max_waiting(self) -> int:
+        """Requests that may wait for one model."""
+        ...
+
+    @property
+    def max_waiting_per_caller(self) -> int:
+        """Those of one caller."""
+        ...
+
 
 class RequestMetrics(Protocol):
     """Where the data path counts; `model` and `node` are names the fleet knows, or `unknown`."""

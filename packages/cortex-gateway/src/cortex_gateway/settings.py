@@ -41,13 +41,26 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_alive_s: Annotated[float, Meta(gt=0, lt=NEURON_KEEP_ALIVE_S)] = 30.0
     """How long an idle connection to a neuron is kept; must stay below the neuron's 75."""
     hold_s: Seconds = 600.0
-    """How long a request waits for its model to be loaded; callers may ask for less."""
+    """How long a request waits for its turn with a model, a load included; callers may ask for
+    less."""
     load_s: Seconds = 1800.0
     """How long a neuron may take to load a model before the load counts as failed."""
     heartbeat_s: Seconds = 5.0
     """Time between the signs of life that a streaming caller gets while it waits."""
     drain_s: Seconds = 30.0
     """How long running requests may go on at shutdown."""
+
+
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gateway.queue]`: how many requests wait for a model, and how many are let through."""
+
+    max_in_flight: Count = 64
+    """Requests that a replica is given at once, where neither its model's `max_in_flight` nor its
+    neuron says how many it runs together."""
+    max_waiting: Count = 1024
+    """Requests that may wait for one model; more are turned away with 503 and `Retry-After`."""
+    max_waiting_per_caller: Count = 256
+    """Those of one caller (by key, else by address)."""
 
 
 class ResponsesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +88,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     metrics_listen: str = "0.0.0.0:31314"
     """HOST:PORT of `/metrics`."""
     timeouts: Timeouts = Timeouts()
+    queue: QueueSettings = QueueSettings()
     responses: ResponsesSettings = ResponsesSettings()
     max_body_mb: Count = 64
     """Largest request body, in MiB."""
@@ -164,6 +178,18 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     upstreams: tuple[UpstreamEntry, ...] = ()
 
     @property
+    def proxy(self) -> "ProxyLimits":
+        """What the data path reads."""
+        timeouts, queue = self.gateway.timeouts, self.gateway.queue
+        return ProxyLimits(
+            hold_s=timeouts.hold_s,
+            heartbeat_s=timeouts.heartbeat_s,
+            max_in_flight=queue.max_in_flight,
+            max_waiting=queue.max_waiting,
+            max_waiting_per_caller=queue.max_waiting_per_caller,
+        )
+
+    @property
     def catalogue_path(self) -> pathlib.Path | None:
         """The catalogue file, resolved; `None` when there is none."""
         return None if self.models_config is None else pathlib.Path(self.models_config)
@@ -172,6 +198,16 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def endpoints(self) -> dict[NodeName, str]:
         """Base URLs by node, in the order of the file."""
         return {entry.name: entry.endpoint for entry in self.neurons}
+
+
+class ProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """`ProxySettings`: what the data path reads of the settings."""
+
+    hold_s: float
+    heartbeat_s: float
+    max_in_flight: int
+    max_waiting: int
+    max_waiting_per_caller: int
 
 
 def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> GatewaySettings:

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 MEMORY_S = 600.0
-"""After this time a request counts for a third."""
+"""After this time a request counts for a third, unless another time is given."""
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,16 +17,16 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds."""
 
 
-def counted(rate: Rate | None, now: float) -> Rate:
+def counted(rate: Rate | None, now: float, *, memory_s: float = MEMORY_S) -> Rate:
     """Return the rate after one more request; `None` is no request so far."""
-    before = 0.0 if rate is None else _faded(rate, now)
+    before = 0.0 if rate is None else _faded(rate, now, memory_s)
     return Rate(count=before + 1.0, at=now)
 
 
-def per_second(rate: Rate, now: float) -> float:
+def per_second(rate: Rate, now: float, *, memory_s: float = MEMORY_S) -> float:
     """Return requests per second as they look now."""
-    return _faded(rate, now) / MEMORY_S
+    return _faded(rate, now, memory_s) / memory_s
 
 
-def _faded(rate: Rate, now: float) -> float:
-    return rate.count * math.exp((rate.at - now) / MEMORY_S)
+def _faded(rate: Rate, now: float, memory_s: float) -> float:
+    return rate.count * math.exp((rate.at - now) / memory_s)

@@ -115,8 +115,9 @@ def explain(
 
 def _chosen(case: _Case, nodes: tuple[NodeOutlook, ...]) -> NodeOutlook | None:
     by_name = {outlook.node: outlook for outlook in nodes}
+    hints = RouteHints(has_turn=True)
     decision = route(
-        case.state, case.catalogue, case.model, hints=RouteHints(), in_flight={}, now=case.now
+        case.state, case.catalogue, case.model, hints=hints, in_flight={}, now=case.now
     )
     if isinstance(decision, Serve):
         return by_name[decision.replica.node]

@@ -1,6 +1,6 @@
 """The routing decision: serve here, wait, or refuse, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -12,11 +12,14 @@ from cortex_core.errors import (
     NoReplicaError,
     RequestError,
 )
-from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
+from cortex_core.fleet.state import FleetState, LoadFailure, NodeState
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.placement.place import UNDER_WAY, is_coming, make_room
 from cortex_core.placement.steps import Evict, Hold, Load
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
+from cortex_core.routing.choose import DEFAULT_MAX_IN_FLIGHT, choose, has_place
+
+_FULL = "it has as many requests as it is given at once"
 
 COMING = UNDER_WAY | {ReplicaStatus.UNLOADING, ReplicaStatus.UNKNOWN}
 """Statuses that a report will change soon; a request waits for it."""
@@ -29,6 +32,12 @@ class RouteHints(msgspec.Struct, frozen=True, kw_only=True):
     """Replicas that were tried for this request already."""
     cold_ok: bool = True
     """False refuses at once instead of waiting for a load."""
+    has_turn: bool = False
+    """It has had its turn already, as when it was tried elsewhere: no limit holds it back."""
+    affinity: bytes | None = None
+    """What tells its conversation from others; see `affinity_of`."""
+    draw: float = 0.0
+    """A random number in [0, 1), for the choice between equals."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +56,8 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True):
     replica: ReplicaId
     endpoint: str
     """Base URL that takes the request."""
+    reason: str
+    """Why this one of the candidates."""
     candidates: tuple[Candidate, ...]
 
 
@@ -59,6 +70,8 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     """Of the load, when its node reports it."""
     is_load: bool = True
     """Whether a load is what it waits for, rather than news of a node."""
+    is_full: bool = False
+    """Whether it waits for a place with a replica that is there."""
     candidates: tuple[Candidate, ...] = ()
 
 
@@ -80,6 +93,7 @@ def route(
     hints: RouteHints,
     in_flight: Mapping[ReplicaId, int],
     now: float,
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
 ) -> Decision:
     """Decide where a request for `model` goes.
 
@@ -88,57 +102,82 @@ def route(
         catalogue: the profiles, for models that are not loaded.
         model: as `resolve` returned it.
         hints: see `RouteHints`.
-        in_flight: this gateway's own open requests by replica; a replica without an entry
-            has none.
+        in_flight: requests with each replica, from every gateway; one without an entry has as
+            many as its latest report says.
         now: monotonic seconds.
+        max_in_flight: requests that a replica is given at once where nobody says.
     """
     pairs = list(state.replicas_of(model))
     candidates = [_judge(state, node, replica, hints, now) for node, replica in pairs]
     usable = [pair for pair, seen in zip(pairs, candidates, strict=True) if not seen.rejected]
-    if usable:
-        scores = score(usable, in_flight)
-        scored = tuple(
-            msgspec.structs.replace(seen, score=scores.get(seen.replica)) for seen in candidates
+    places = [
+        (node, replica)
+        for node, replica in usable
+        if hints.has_turn
+        or has_place(
+            state,
+            catalogue,
+            node,
+            replica,
+            in_flight=in_flight,
+            default=max_in_flight,
+            now=now,
         )
-        chosen = pick(scores)
-        node = state.nodes[chosen.node]
-        endpoint = node.replicas[model].endpoint or node.endpoint
-        return Serve(replica=chosen, endpoint=endpoint, candidates=scored)
+    ]
+    if usable and not places:
+        return _full(model, usable, candidates)
+    if places:
+        return _serve(places, catalogue, candidates, hints, in_flight, max_in_flight)
     return _not_ready(state, catalogue, model, hints, now, pairs, tuple(candidates))
 
 
-def score(
-    replicas: list[tuple[NodeState, Replica]], in_flight: Mapping[ReplicaId, int]
-) -> dict[ReplicaId, float]:
-    """Score replicas by depth of work; the emptiest gets 1.
+def _serve(
+    places: list[tuple[NodeState, Replica]],
+    catalogue: Catalogue,
+    candidates: Iterable[Candidate],
+    hints: RouteHints,
+    in_flight: Mapping[ReplicaId, int],
+    max_in_flight: int,
+) -> Serve:
+    choice = choose(
+        places,
+        catalogue,
+        in_flight=in_flight,
+        affinity=hints.affinity,
+        draw=hints.draw,
+        default=max_in_flight,
+    )
+    node, replica = next(pair for pair in places if pair[1].id == choice.replica)
+    return Serve(
+        replica=replica.id,
+        endpoint=replica.endpoint or node.endpoint,
+        reason=choice.reason,
+        candidates=tuple(_told(seen, choice.scores) for seen in candidates),
+    )
 
-    A suspect node, or an ejected replica let through in want of others, scores below every
-    sound one.
-    """
-    # The report is a little old and the own count blind for other gateways: the larger is
-    # nearer to the truth. A queued request has its whole prefill ahead, so it counts double.
-    depth = {
-        replica.id: max(replica.in_flight, in_flight.get(replica.id, 0)) + 2 * replica.queued
-        for _, replica in replicas
-    }
-    deepest = max(depth.values(), default=0)
-    suspects = {r.id for node, r in replicas if node.health is NodeHealth.SUSPECT}
-    scores = {}
-    for replica, d in depth.items():
-        relative = 1.0 - d / (deepest + 1)
-        scores[replica] = relative / 2 if replica in suspects else 0.5 + relative / 2
-    return scores
+
+def _told(seen: Candidate, scores: Mapping[ReplicaId, float]) -> Candidate:
+    if seen.rejected is not None:
+        return seen
+    score = scores.get(seen.replica)
+    if score is None:
+        return msgspec.structs.replace(seen, rejected=_FULL)
+    return msgspec.structs.replace(seen, score=score)
 
 
-def pick(scores: Mapping[ReplicaId, float]) -> ReplicaId:
-    """Return the replica with the highest score; the smallest id wins a tie.
-
-    Raises:
-        NoReplicaError: `scores` is empty.
-    """
-    if not scores:
-        raise NoReplicaError("no replica passed the filters")
-    return min(scores, key=lambda replica: (-scores[replica], replica))
+def _full(
+    model: ModelId,
+    usable: Sequence[tuple[NodeState, Replica]],
+    candidates: Iterable[Candidate],
+) -> Wait:
+    where = ", ".join(node.name for node, _ in usable)
+    return Wait(
+        model=model,
+        reason=f"every place with it is taken on {where}",
+        is_load=False,
+        is_full=True,
+        candidates=tuple(_told(seen, {}) for seen in candidates),
+    )
 
 
 def _judge(

@@ -1,5 +1,6 @@
 """A request as it came in: its head, its body, and what the head says of waiting."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,7 @@ from starlette.types import Receive, Scope
 
 from cortex_core.errors import InvalidRequestError
 from cortex_core.headers import combined, request_headers
+from cortex_core.routing.queue import Priority, read_priority
 from cortex_core.server.exchange import ClientGoneError
 from cortex_gateway.proxy.asked import Head
 
@@ -23,6 +25,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """Headers that go on to a node, names in lower case."""
     cold_ok: bool
     """False when the caller does not want to wait for a load."""
+    caller: str
+    """Whose request it is: a hash of the key, else the address."""
+    priority: Priority
+    session: str | None
+    """What the caller calls its conversation."""
     wait_s: float | None
     """How long the caller is willing to wait for one; `None` when it does not say."""
 
@@ -31,7 +38,8 @@ def read_call(scope: Scope, request_id: str) -> Call:
     """Read the head of a request.
 
     Raises:
-        InvalidRequestError: its body is encoded in a way that is not taken.
+        InvalidRequestError: its body is encoded in a way that is not taken, or a header of ours
+            says what it cannot.
     """
     pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
     headers = combined(pairs)
@@ -43,6 +51,9 @@ def read_call(scope: Scope, request_id: str) -> Call:
         head=Head(path=scope["path"], headers=headers, request_id=request_id),
         onward=_onward(pairs, request_id),
         cold_ok=headers.get("x-cortex-cold-ok", "").strip().lower() != "false",
+        caller=_caller(headers, scope.get("client")),
+        priority=read_priority(headers.get("x-cortex-priority")),
+        session=headers.get("x-cortex-session"),
         wait_s=_wait_s(headers),
     )
 
@@ -69,6 +80,14 @@ def _onward(pairs: Sequence[tuple[str, str]], request_id: str) -> list[tuple[str
     # The body was decoded, so it is JSON, whatever curl called it.
     onward += (("content-type", "application/json"), ("x-request-id", request_id))
     return onward
+
+
+def _caller(headers: Mapping[str, str], client: tuple[str, int] | None) -> str:
+    key = headers.get("authorization") or headers.get("x-api-key")
+    if key:
+        # Hashed, so that no key gets into a log or a record.
+        return "key:" + hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    return "address:" + (client[0] if client else "unknown")
 
 
 def _wait_s(headers: Mapping[str, str]) -> float | None:

@@ -21,12 +21,12 @@ FIRST_HEARTBEAT_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 """Bound on advice that comes from an estimate; openai-py does not retry at all above 120 s."""
 
-Beat = Callable[[str], Awaitable[None]]
-"""Shows the caller a line of text."""
+Beat = Callable[[str, bool], Awaitable[None]]
+"""Shows the caller a line of text; the second says whether a load is what it waits for."""
 
 
 class Hold:
-    """Waits until a model is served somewhere, or it is clear that it will not be.
+    """Waits, for a request that has had its turn and failed, until another replica is there.
 
     Args:
         store: the fleet; the wait is counted there as demand, which has the model loaded.
@@ -65,9 +65,9 @@ class Hold:
                     return decision
                 now = self._clock.now()
                 if now >= deadline:
-                    raise _too_late(decision)
+                    raise too_late(decision, None)
                 if beat is not None and now >= beat_at:
-                    await beat(describe(decision))
+                    await beat(describe(decision), decision.is_load)
                     beat_at = now + self._heartbeat_s
                 # A decision may also change with time alone, when a cool-down ends.
                 wake_at = min(deadline, now + FIRST_HEARTBEAT_S, beat_at)
@@ -134,7 +134,7 @@ class Pulse:
         try:
             while not self._is_stopped:
                 self._is_beating = True
-                await beat(self._text)
+                await beat(self._text, False)
                 self._is_beating = False
                 if not self._is_stopped:
                     await asyncio.sleep(self._interval_s)
@@ -157,14 +157,20 @@ def describe(wait: Wait) -> str:
     return ", ".join(parts)
 
 
-def _too_late(wait: Wait) -> ModelLoadingError:
+def too_late(wait: Wait, expected_s: float | None) -> ModelLoadingError:
+    """Return what a caller is told whose time is up.
+
+    Args:
+        wait: what it waited for.
+        expected_s: how long that will still take, where its own progress does not say.
+    """
     return ModelLoadingError(
         f"{wait.model!r} is not ready yet ({wait.reason}); try again later",
-        retry_after_s=_advice(wait.progress),
+        retry_after_s=_advice(wait.progress, expected_s),
     )
 
 
-def _advice(progress: LoadProgress | None) -> float | None:
-    if progress is None or progress.eta_s is None:
-        return None
-    return min(max(progress.eta_s, 1.0), MAX_RETRY_AFTER_S)
+def _advice(progress: LoadProgress | None, expected_s: float | None) -> float | None:
+    if progress is not None and progress.eta_s is not None:
+        expected_s = progress.eta_s
+    return None if expected_s is None else min(max(expected_s, 1.0), MAX_RETRY_AFTER_S)

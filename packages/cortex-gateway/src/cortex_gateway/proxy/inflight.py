@@ -1,6 +1,6 @@
-"""How many requests this gateway has open, by replica and in all."""
+"""How many requests are with each replica, and how many this gateway has open in all."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -15,12 +15,39 @@ class InFlight:
         """Open requests, waiting ones included."""
         self.retries = 0
         """Attempts after a first one that failed, now running."""
-        self._replicas: dict[ReplicaId, int] = {}
+        self.on_free: Callable[[ReplicaId], None] = lambda replica: None
+        """Called when a place with a replica has come free."""
+        self._own: dict[ReplicaId, int] = {}
+        self._depths: dict[ReplicaId, int] = {}
 
     @property
     def replicas(self) -> Mapping[ReplicaId, int]:
-        """Attempts now running by replica; one without any has no entry."""
-        return MappingProxyType(self._replicas)
+        """This gateway's attempts now running by replica; one without any has no entry."""
+        return MappingProxyType(self._own)
+
+    @property
+    def depths(self) -> Mapping[ReplicaId, int]:
+        """Requests with each replica: its latest report, and what was begun or ended here since.
+
+        A replica without an entry has as many as its report says.
+        """
+        return MappingProxyType(self._depths)
+
+    def observe(self, replica: ReplicaId, reported: int) -> None:
+        """Take a report that was just received; it counts every gateway's requests."""
+        depth = max(reported, self._own.get(replica, 0))
+        if depth:
+            self._depths[replica] = depth
+        else:
+            self._depths.pop(replica, None)
+
+    def reserve(self, replica: ReplicaId) -> None:
+        """Keep a place for a request that is about to be told so; `release` gives it back."""
+        self._add(replica, 1)
+
+    def release(self, replica: ReplicaId) -> None:
+        """Give a place back that was reserved."""
+        self._add(replica, -1)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -34,14 +61,19 @@ class InFlight:
     @contextmanager
     def attempt(self, replica: ReplicaId, *, is_retry: bool) -> Iterator[None]:
         """Count an attempt at `replica` while the context is open."""
-        self._replicas[replica] = self._replicas.get(replica, 0) + 1
+        self._add(replica, 1)
         self.retries += is_retry
         try:
             yield
         finally:
             self.retries -= is_retry
-            left = self._replicas[replica] - 1
-            if left:
-                self._replicas[replica] = left
+            self._add(replica, -1)
+            self.on_free(replica)
+
+    def _add(self, replica: ReplicaId, change: int) -> None:
+        for counts in (self._own, self._depths):
+            count = counts.get(replica, 0) + change
+            if count > 0:
+                counts[replica] = count
             else:
-                del self._replicas[replica]
+                counts.pop(replica, None)

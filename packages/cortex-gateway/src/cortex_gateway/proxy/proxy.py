@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,17 +14,21 @@ from cortex_core.errors import (
     ModelNotFoundError,
     RequestError,
 )
+from cortex_core.routing.choose import affinity_of
+from cortex_core.routing.queue import Ticket, cost_of
 from cortex_core.routing.resolve import Resolved, resolve
+from cortex_core.routing.route import RouteHints
 from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import ClientGoneError, Cut, exchange_of
 from cortex_gateway.ports import ProxySettings, RequestMetrics, Store, Upstream
 from cortex_gateway.proxy.access import Accesses
 from cortex_gateway.proxy.account import Account
 from cortex_gateway.proxy.asked import ReadAsked
-from cortex_gateway.proxy.call import read_body, read_call
+from cortex_gateway.proxy.call import Call, read_body, read_call
 from cortex_gateway.proxy.inflight import InFlight
+from cortex_gateway.proxy.lines import Lines
 from cortex_gateway.proxy.reply import Reply
-from cortex_gateway.proxy.search import Search, Waits
+from cortex_gateway.proxy.search import Search
 from cortex_gateway.proxy.targets import foreseen_target
 from cortex_gateway.proxy.walk import Doors, Walk
 
@@ -42,6 +48,7 @@ class Proxy:
         settings: the waits.
         metrics: where requests are counted.
         clock: monotonic seconds.
+        random: draws from [0, 1), for the choice between replicas.
         accesses: how upstreams that are no neurons are spoken to.
     """
 
@@ -53,10 +60,14 @@ class Proxy:
         settings: ProxySettings,
         metrics: RequestMetrics,
         clock: Clock,
+        random: Callable[[], float],
         accesses: Accesses | None = None,
     ) -> None:
         self.in_flight = InFlight()
-        self._waits = Waits()
+        self.lines = Lines(
+            store=store, in_flight=self.in_flight, settings=settings, clock=clock, random=random
+        )
+        self._tickets = itertools.count()
         self._doors = Doors(
             store=store,
             upstream=upstream,
@@ -64,6 +75,7 @@ class Proxy:
             metrics=metrics,
             clock=clock,
             in_flight=self.in_flight,
+            lines=self.lines,
             accesses=accesses or {},
         )
 
@@ -109,7 +121,8 @@ class Proxy:
     ) -> None:
         doors = self._doors
         call = read_call(scope, reply.request_id)
-        asked = await read(call.head, await read_body(receive))
+        body = await read_body(receive)
+        asked = await read(call.head, body)
         account.is_stream = asked.is_stream
         reply.stream_type, reply.failed = asked.stream_type, asked.failed
         resolved = await self._resolve(asked.model)
@@ -117,8 +130,20 @@ class Proxy:
         # What cannot work is refused before anybody waits for a load.
         target, dialect = foreseen_target(doors.store.state, resolved.model, doors.accesses)
         asked.outbound(target, dialect)
-        search = Search(resolved.model, cold_ok=call.cold_ok, waits=self._waits)
-        await Walk(doors, call, asked, search, reply, account).run()
+        affinity = affinity_of(call.session, body)
+        search = Search(resolved.model, RouteHints(cold_ok=call.cold_ok, affinity=affinity))
+        ticket = self._ticket(call, len(body))
+        await Walk(doors, call, asked, ticket, search, reply, account).run()
+
+    def _ticket(self, call: Call, body_bytes: int) -> Ticket:
+        # Callers choose their requests' ids, and may give the same one twice.
+        return Ticket(
+            id=str(next(self._tickets)),
+            caller=call.caller,
+            priority=call.priority,
+            cost=cost_of(body_bytes),
+            entered_at=self._doors.clock.now(),
+        )
 
     async def _resolve(self, requested: str) -> Resolved:
         """Resolve a name; one that is unknown only until the nodes have spoken is waited for.

@@ -1,42 +1,19 @@
 """Looking for a replica for one request: what was tried, who is asked again, what comes next."""
 
-from cortex_core.catalogue import Catalogue
+from collections.abc import Callable
+
+import msgspec
+
 from cortex_core.errors import RequestError, UpstreamCutError, UpstreamError, UpstreamTimeoutError
 from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.routing.retry import Failure
-from cortex_core.routing.route import Decision, Refuse, RouteHints, Serve, Wait, route
+from cortex_core.routing.route import Decision, Refuse, RouteHints, Serve, Wait
 from cortex_gateway.ports import UpstreamFailure
-from cortex_gateway.proxy.inflight import InFlight
 
 REPORT_S = 2.0
 """How long a node that refused a request is given to say what it has; a report takes
 milliseconds, and a node that cannot be reached fails within the time for a connection."""
-
-
-WAIT_HOLDS_S = 1.0
-"""How long a wait that was decided holds for one snapshot; time alone may change it too, when
-a cool-down ends."""
-
-
-class Waits:
-    """Waits that were decided, by model, so that a thousand held requests ask once a snapshot."""
-
-    def __init__(self) -> None:
-        self._revision = -1
-        self._until = 0.0
-        self._waits: dict[ModelId, Wait] = {}
-
-    def known(self, revision: int, model: ModelId, now: float) -> Wait | None:
-        """Return the wait for `model`, if it was decided for this snapshot just now."""
-        if revision != self._revision or now >= self._until:
-            self._waits.clear()
-            self._revision, self._until = revision, now + WAIT_HOLDS_S
-        return self._waits.get(model)
-
-    def note(self, wait: Wait) -> None:
-        """Keep a wait that was decided right after `known` had none."""
-        self._waits[wait.model] = wait
 
 
 class Search:
@@ -44,39 +21,43 @@ class Search:
 
     Args:
         model: what is searched for.
-        cold_ok: False refuses instead of waiting for a load.
-        waits: shared by all requests.
+        hints: what the caller says about it.
     """
 
-    def __init__(self, model: ModelId, *, cold_ok: bool, waits: Waits) -> None:
+    def __init__(self, model: ModelId, hints: RouteHints) -> None:
         self.model = model
-        self._waits = waits
         self.attempts = 0
         """Attempts that were made and failed."""
         self.is_cold = False
         """Whether a load had to be waited for."""
-        self._cold_ok = cold_ok
-        self._tried: frozenset[ReplicaId] = frozenset()
+        self._hints = hints
         self._error: RequestError | None = None
         self._doubted: dict[NodeName, tuple[float | None, float]] = {}
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was sent somewhere already; its turn in the line is over then."""
+        return bool(self._hints.excluded or self._doubted)
+
+    @property
+    def hints(self) -> RouteHints:
+        """What is known about where it may go."""
+        return msgspec.structs.replace(self._hints, has_turn=self.has_begun)
+
     def decide(
-        self, state: FleetState, catalogue: Catalogue, in_flight: InFlight, now: float
+        self,
+        state: FleetState,
+        choose: Callable[[ModelId, RouteHints], Decision],
+        now: float,
     ) -> Decision:
-        """Return what to do now: a refusal after a failed attempt carries that one's error."""
-        is_plain = self._cold_ok and not self._tried and not self._doubted
-        known = self._waits.known(state.revision, self.model, now) if is_plain else None
-        if known is not None:
-            self.is_cold |= known.is_load
-            return known
-        decision = route(
-            state,
-            catalogue,
-            self.model,
-            hints=RouteHints(excluded=self._tried, cold_ok=self._cold_ok),
-            in_flight=in_flight.replicas,
-            now=now,
-        )
+        """Return what to do now: a refusal after a failed attempt carries that one's error.
+
+        Args:
+            state: what `choose` decides from.
+            choose: decides where a request for a model goes.
+            now: monotonic seconds.
+        """
+        decision = choose(self.model, self.hints)
         if isinstance(decision, Serve):
             return decision
         if self._awaits_report(state, now):
@@ -86,14 +67,13 @@ class Search:
         if isinstance(decision, Refuse):
             return Refuse(error=self._error or decision.error, candidates=decision.candidates)
         self.is_cold |= decision.is_load
-        if is_plain:
-            self._waits.note(decision)
         return decision
 
     def exclude(self, replica: ReplicaId, failure: UpstreamFailure) -> None:
         """Note that an attempt at `replica` failed, so that the next one is made elsewhere."""
         self.attempts += 1
-        self._tried |= {replica}
+        excluded = self._hints.excluded | {replica}
+        self._hints = msgspec.structs.replace(self._hints, excluded=excluded)
         self._error = error_of(failure)
 
     def doubt(self, node: NodeName, state: FleetState, now: float) -> None:

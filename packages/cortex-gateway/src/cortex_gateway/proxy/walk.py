@@ -8,6 +8,7 @@ import msgspec
 from cortex_core.errors import NoReplicaError
 from cortex_core.fleet.reducers import with_doubt, with_request_failure, with_request_success
 from cortex_core.ids import ReplicaId
+from cortex_core.routing.queue import Ticket
 from cortex_core.routing.retry import Failure, may_retry
 from cortex_core.routing.route import Decision, Refuse, Serve, Wait
 from cortex_core.server.clock import Clock
@@ -24,8 +25,9 @@ from cortex_gateway.proxy.access import NEURON, Access, Accesses, headers_for
 from cortex_gateway.proxy.account import FAILED_AT_NODE, Account
 from cortex_gateway.proxy.asked import Asked, Outbound
 from cortex_gateway.proxy.call import Call
-from cortex_gateway.proxy.hold import Hold, Pulse
+from cortex_gateway.proxy.hold import Beat, Hold, Pulse
 from cortex_gateway.proxy.inflight import InFlight
+from cortex_gateway.proxy.lines import Lines
 from cortex_gateway.proxy.relay import Relay
 from cortex_gateway.proxy.reply import Reply
 from cortex_gateway.proxy.search import Search, error_of
@@ -52,6 +54,7 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
     metrics: RequestMetrics
     clock: Clock
     in_flight: InFlight
+    lines: Lines
     accesses: Accesses
 
 
@@ -62,6 +65,7 @@ class Walk:
         doors: the rooms around.
         call: the head of the request.
         asked: what it asks for.
+        ticket: its place in the line for its model.
         search: its search for a replica.
         reply: the caller's side.
         account: its figures.
@@ -72,12 +76,14 @@ class Walk:
         doors: Doors,
         call: Call,
         asked: Asked,
+        ticket: Ticket,
         search: Search,
         reply: Reply,
         account: Account,
     ) -> None:
         self._doors = doors
         self._call = call
+        self._ticket = ticket
         self._asked = asked
         self._search = search
         self._reply = reply
@@ -102,21 +108,33 @@ class Walk:
 
     def _decide(self) -> Decision:
         doors = self._doors
-        store = doors.store
-        return self._search.decide(store.state, store.catalogue, doors.in_flight, doors.clock.now())
+        return self._search.decide(doors.store.state, doors.lines.decide, doors.clock.now())
 
     async def _choose(self, deadline: float) -> Serve:
         """Return where to send the request, after a wait if need be."""
-        decision = self._decide()
-        if isinstance(decision, Wait):
-            doors, account = self._doors, self._account
-            beat = self._beat if self._asked.is_stream else None
-            hold = Hold(doors.store, doors.clock, doors.settings.heartbeat_s)
-            with account.loading():
-                decision = await hold.wait(self._search.model, self._decide, deadline, beat)
+        beat = self._beat if self._asked.is_stream else None
+        if self._search.has_begun:
+            decision = await self._anew(deadline, beat)
+        else:
+            turn = await self._doors.lines.turn(
+                self._search.model, self._ticket, self._search.hints, deadline=deadline, beat=beat
+            )
+            decision = turn.decision
+            self._search.is_cold |= turn.is_cold
+            self._account.load_s += turn.load_s
         self._account.is_cold_start = self._search.is_cold
         if isinstance(decision, Refuse):
             raise decision.error
+        return decision
+
+    async def _anew(self, deadline: float, beat: Beat | None) -> Serve | Refuse:
+        """Return where to send a request that was sent out before."""
+        decision = self._decide()
+        if isinstance(decision, Wait):
+            doors = self._doors
+            hold = Hold(doors.store, doors.clock, doors.settings.heartbeat_s)
+            with self._account.loading():
+                decision = await hold.wait(self._search.model, self._decide, deadline, beat)
         return decision
 
     async def _attempt(self, serve: Serve) -> bool:
@@ -157,7 +175,8 @@ class Walk:
         headers = headers_for(access, self._call.onward, outbound.headers)
         return self._doors.upstream.post(endpoint + outbound.path, headers, outbound.body)
 
-    async def _beat(self, text: str) -> None:
+    async def _beat(self, text: str, is_load: bool) -> None:
+        self._search.is_cold |= is_load
         self._account.is_cold_start = self._search.is_cold
         await self._reply.begin_stream(self._account.answer_headers())
         await self._reply.comment(text)

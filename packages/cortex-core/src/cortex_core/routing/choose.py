@@ -1,0 +1,196 @@
+"""Which of several replicas answers: one that knows the conversation, else the less busy of two.
+
+Nothing is remembered about conversations. Each one has a favourite among the replicas, which a hash
+gives (rendezvous hashing, Thaler and Ravishankar, 1998), so that all gateways agree on it and a
+replica that comes or goes moves only its own conversations. A favourite that is busier than the
+others is passed over (bounded loads, Mirrokni, Thorup and Zadimoghaddam, 2018).
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.errors import NoReplicaError
+from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
+from cortex_core.ids import ReplicaId
+from cortex_core.replica import Replica
+from cortex_core.routing.queue import ceiling
+
+DEFAULT_MAX_IN_FLIGHT = 64
+"""Requests that a replica is given at once where nobody says how many it runs together."""
+
+LEADING_BYTES = 2048
+"""How much of a conversation's beginning tells it from others."""
+
+_SEARCHED_BYTES = 8192
+
+_BEGINNINGS = (b'"messages"', b'"system"', b'"input"', b'"instructions"', b'"prompt"')
+
+FAVOURITE_FACTOR = 1.25
+"""How much busier than the average a favourite may be."""
+
+FAVOURITE_SLACK = 2.0
+"""And how many requests more, so that a quiet fleet keeps its favourites."""
+
+KV_PRESSED = 0.8
+"""Share of its KV cache from which on a replica is about to preempt requests."""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """The replica that answers."""
+
+    replica: ReplicaId
+    scores: Mapping[ReplicaId, float]
+    """Of all that could, in [0, 1]; higher is better."""
+    reason: str
+
+
+def capacity(catalogue: Catalogue, replica: Replica, default: int) -> int:
+    """Return how many requests `replica` is given at once."""
+    profile = catalogue.profiles.get(replica.id.model)
+    return _said(profile) or replica.max_in_flight or default
+
+
+def _said(profile: Profile | None) -> int | None:
+    return None if profile is None else profile.max_in_flight
+
+
+def depth(replica: Replica, in_flight: Mapping[ReplicaId, int]) -> int:
+    """Return how many requests are with `replica`, as far as is known."""
+    return in_flight.get(replica.id, replica.in_flight)
+
+
+def has_place(
+    state: FleetState,
+    catalogue: Catalogue,
+    node: NodeState,
+    replica: Replica,
+    *,
+    in_flight: Mapping[ReplicaId, int],
+    default: int,
+    now: float,
+) -> bool:
+    """Whether `replica` may be given one more request.
+
+    What is no neuron (a service elsewhere) has limits of its own, and is given everything.
+    """
+    resident = state.residents.get(replica.id)
+    if node.facts is None or resident is None:
+        return True
+    cap = capacity(catalogue, replica, default)
+    return depth(replica, in_flight) < ceiling(cap, now - resident.since)
+
+
+def choose(
+    replicas: Sequence[tuple[NodeState, Replica]],
+    catalogue: Catalogue,
+    *,
+    in_flight: Mapping[ReplicaId, int],
+    affinity: bytes | None,
+    draw: float,
+    default: int,
+) -> Choice:
+    """Choose among replicas that could all answer.
+
+    Args:
+        replicas: with their nodes; at least one.
+        catalogue: how many requests a copy of the model takes.
+        in_flight: requests with each replica.
+        affinity: what tells the conversation from others; `None` for none.
+        draw: a random number in [0, 1).
+        default: see `capacity`.
+
+    Raises:
+        NoReplicaError: `replicas` is empty.
+    """
+    if not replicas:
+        raise NoReplicaError("no replica passed the filters")
+    scores = score(replicas, catalogue, in_flight=in_flight, default=default)
+    favourite = _favourite(replicas, affinity, in_flight) if len(replicas) > 1 else None
+    if favourite is not None:
+        return Choice(replica=favourite, scores=scores, reason="it knows the conversation")
+    reason = "it is the only one" if len(replicas) == 1 else "it is less busy"
+    return Choice(replica=pick(scores, draw), scores=scores, reason=reason)
+
+
+def score(
+    replicas: Sequence[tuple[NodeState, Replica]],
+    catalogue: Catalogue,
+    *,
+    in_flight: Mapping[ReplicaId, int],
+    default: int,
+) -> dict[ReplicaId, float]:
+    """Score replicas in [0, 1] by how busy they are for their size; an idle one gets 1.
+
+    What waits inside an engine has its whole prefill ahead, so it counts twice more; a KV cache
+    that is nearly full counts like a whole capacity of requests. A suspect node scores below
+    every sound one.
+    """
+    scores = {}
+    for node, replica in replicas:
+        work = depth(replica, in_flight) + 2 * replica.queued
+        pressed = max(0.0, (replica.kv_cache_usage or 0.0) - KV_PRESSED) / (1 - KV_PRESSED)
+        busy = work / capacity(catalogue, replica, default) + pressed
+        sound = 0.5 + 0.5 / (1.0 + busy)
+        scores[replica.id] = sound / 2 if node.health is NodeHealth.SUSPECT else sound
+    return scores
+
+
+def pick(scores: Mapping[ReplicaId, float], draw: float = 0.0) -> ReplicaId:
+    """Return the better one of two that are drawn; the smaller id wins a tie.
+
+    Two are enough to keep all about equally busy, and unlike the best of all they do not send
+    every gateway to the same replica between two reports (Mitzenmacher, 2001).
+
+    Args:
+        scores: at least one.
+        draw: a random number in [0, 1).
+    """
+    ids = sorted(scores)
+    if len(ids) > 2:
+        spread = draw * len(ids)
+        first = min(int(spread), len(ids) - 1)
+        second = min(int((spread - first) * (len(ids) - 1)), len(ids) - 2)
+        ids = [ids[first], ids[second if second < first else second + 1]]
+    return min(ids, key=lambda replica: (-scores[replica], replica))
+
+
+def affinity_of(session: str | None, body: bytes) -> bytes | None:
+    """Return what tells a conversation from others, for the same replica each time.
+
+    Args:
+        session: what the caller says in `x-cortex-session`.
+        body: of the request; without a session its leading messages are taken, of which a replica
+            that has seen them keeps the KV cache.
+
+    Returns:
+        A key of bounded size, or `None` when the body has no beginning that is known.
+    """
+    if session:
+        return b"session:" + session.encode()[:LEADING_BYTES]
+    found = [body.find(name, 0, _SEARCHED_BYTES) for name in _BEGINNINGS]
+    begin = min((position for position in found if position >= 0), default=-1)
+    return None if begin < 0 else body[begin : begin + LEADING_BYTES]
+
+
+def _favourite(
+    replicas: Sequence[tuple[NodeState, Replica]],
+    affinity: bytes | None,
+    in_flight: Mapping[ReplicaId, int],
+) -> ReplicaId | None:
+    """Return the favourite of a conversation, unless it is too busy or its node is suspect."""
+    if affinity is None:
+        return None
+    node, favourite = max(replicas, key=lambda pair: _rank(affinity, pair[0]))
+    if node.health is NodeHealth.SUSPECT:
+        return None
+    mean = math.fsum(depth(replica, in_flight) for _, replica in replicas) / len(replicas)
+    is_too_busy = depth(favourite, in_flight) > mean * FAVOURITE_FACTOR + FAVOURITE_SLACK
+    return None if is_too_busy else favourite.id
+
+
+def _rank(affinity: bytes, node: NodeState) -> bytes:
+    return hashlib.blake2b(affinity, digest_size=8, key=node.name.encode()[:64]).digest()
