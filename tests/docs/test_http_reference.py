@@ -49,6 +49,9 @@ NEURON: Sequence[type[msgspec.Struct]] = (
     wire.Progress,
     wire.LoadRequest,
     wire.UnloadRequest,
+    wire.SleepRequest,
+    wire.WakeRequest,
+    wire.Measured,
     wire.StatusAnswer,
     wire.EndpointAnswer,
 )

@@ -151,6 +151,24 @@ def test_load_of_broken_weights_says_so(own_neuron: NeuronProcess, tmp_path: pat
     assert own_neuron.engine_processes() == set()
 
 
+def test_engine_on_the_cpu_says_that_it_cannot_sleep(own_neuron: NeuronProcess) -> None:
+    """vLLM 0.32: on the CPU `sleep` frees nothing, and `enable_sleep_mode` is refused."""
+    wanted = own_neuron.load(CHAT, engine={"enable_sleep_mode": True})
+    assert wanted.status_code in (400, 503), wanted.text
+    assert "Sleep mode is not supported" in wanted.json()["error"]["message"]
+    assert own_neuron.load(CHAT).status_code == 200
+
+    (report,) = own_neuron.http.get("/models").json()
+    answer = own_neuron.post("/models/sleep", {"model_id": CHAT})
+
+    assert report["capabilities"]["sleep"] is False
+    assert report["max_in_flight"] == 64
+    assert own_neuron.http.get("/health").json()["sleep_budget_mb"] is None
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+    assert is_answering(own_neuron)
+    own_neuron.unload(CHAT)
+
+
 def test_unload_during_a_load_ends_its_processes(own_neuron: NeuronProcess) -> None:
     """Ours: a load is undone when it is not wanted any more."""
     own_neuron.post("/models/load?wait=false", {"model_id": CHAT, "harness": "vllm"})

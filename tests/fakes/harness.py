@@ -22,12 +22,18 @@ class FakeEngine:
     def __init__(self, spec: ModelSpec, vram_bytes: int | None) -> None:
         self.spec = spec
         self.info = ModelInfo(
-            capabilities=Capabilities(chat=True), limit=Limit(), vram_bytes=vram_bytes
+            capabilities=Capabilities(chat=True, sleep=True), limit=Limit(), vram_bytes=vram_bytes
         )
         self.failure: str | None = None
-        self.may_close = asyncio.Event()
-        self.may_close.set()
+        self.may_close = _set_event()
         self.close_error: Exception | None = None
+        self.may_sleep = _set_event()
+        self.may_wake = _set_event()
+        self.check_error: Exception | None = None
+        self.sleep_error: Exception | None = None
+        self.wake_error: Exception | None = None
+        self.checks = 0
+        self.sleep_level: int | None = None
         self.is_closed = False
         self._died = asyncio.Event()
 
@@ -52,6 +58,26 @@ class FakeEngine:
         await self._died.wait()
         return self.failure or ""
 
+    async def check_answer(self) -> None:
+        """Answer rightly, unless it was told otherwise."""
+        self.checks += 1
+        if self.check_error is not None:
+            raise self.check_error
+
+    async def sleep(self, level: int) -> None:
+        """Fall asleep, when it may."""
+        await self.may_sleep.wait()
+        if self.sleep_error is not None:
+            raise self.sleep_error
+        self.sleep_level = level
+
+    async def wake(self) -> None:
+        """Wake, when it may."""
+        await self.may_wake.wait()
+        if self.wake_error is not None:
+            raise self.wake_error
+        self.sleep_level = None
+
     async def close(self, timeout_s: float) -> None:
         """Close, when it may."""
         if self.close_error is not None:
@@ -60,15 +86,23 @@ class FakeEngine:
         self.is_closed = True
 
 
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 class FakeHarness:
     """Loads when it may."""
 
     name = "fake"
+    can_sleep = True
 
     def __init__(self) -> None:
-        self.may_load = asyncio.Event()
-        self.may_load.set()
+        self.may_load = _set_event()
         self.load_error: Exception | None = None
+        self.check_error: Exception | None = None
+        """With which every engine's first answer ends."""
         self.obeys_cancel = True
         """Whether a cancelled load ends without an engine."""
         self.measured_bytes: int | None = None
@@ -92,6 +126,7 @@ class FakeHarness:
         if self.load_error is not None:
             raise self.load_error
         engine = FakeEngine(spec, self.measured_bytes)
+        engine.check_error = self.check_error
         self.engines.append(engine)
         return engine
 

@@ -19,6 +19,7 @@ from neuron.devices.declared import DeclaredSource
 from neuron.lifespan import run
 from neuron.ports import DeviceSource
 from neuron.settings import NeuronSettings
+from tests.neuron.bench import Bench
 
 PATIENCE_S = 5.0
 
@@ -147,3 +148,15 @@ def start() -> Start:
         return running(settings_of(**table), source)
 
     return started
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """A supervisor over a harness with every fault, closed at the end."""
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks)
+        yield bench
+        closing = tasks.create_task(bench.supervisor.close())
+        await bench.clock.advance(60)
+        await closing
+        bench.workers.close()

@@ -190,7 +190,7 @@ async def test_unload_ends_when_the_driver_shows_the_memory_free() -> None:
     memory = Memory(await monitor.discover(), monitor, clock, 1.0)
     spec = ModelSpec(model=ModelId("a"), harness="h", vram_bytes=8 * GIB)
     await memory.reserve(spec, lambda: None)
-    memory.measure(spec.model, 8 * GIB)
+    await memory.measure(spec.model, 8 * GIB, {})
     closed = asyncio.Event()
 
     async def close() -> None:
@@ -218,7 +218,7 @@ async def test_unload_ends_although_the_driver_does_not_answer() -> None:
     memory = Memory(await monitor.discover(), monitor, clock, 1.0)
     spec = ModelSpec(model=ModelId("a"), harness="h", vram_bytes=8)
     await memory.reserve(spec, lambda: None)
-    memory.measure(spec.model, 8)
+    await memory.measure(spec.model, 8, {})
     source.may_answer.clear()
 
     async with asyncio.timeout(PATIENCE_S), memory.settled(spec.model):

@@ -1,17 +1,14 @@
-"""The pure rooms: the replica's life, the memory budget, the choice of devices, admission."""
+"""The pure rooms: the replica's life, and admission."""
 
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from cortex_core.device import Device
-from cortex_core.errors import InsufficientVramError, InvalidRequestError
 from cortex_core.harness import Capabilities, Limit, ModelInfo, ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.admission import refusal
-from neuron.lifecycle.budget import Budget
-from neuron.lifecycle.replica import (
+from neuron.lifecycle.events import (
     CancelLoad,
     DisposeEngine,
     EngineDied,
@@ -22,21 +19,26 @@ from neuron.lifecycle.replica import (
     LoadPlaced,
     LoadProgressed,
     Refuse,
-    ReplicaState,
     RequestBegan,
     RequestEnded,
+    SleepAsked,
+    SleepEnded,
+    SleepFailed,
     StartLoad,
+    StartSleep,
     StartUnload,
+    StartWake,
     UnloadAsked,
     UnloadEnded,
-    difference,
-    step,
+    WakeAsked,
+    WakeEnded,
+    WakeFailed,
 )
-from neuron.lifecycle.selection import select_devices
+from neuron.lifecycle.replica import ReplicaState, difference, step
 
 MODEL = ModelId("org/model")
 SPEC = ModelSpec(model=MODEL, harness="simulated")
-INFO = ModelInfo(capabilities=Capabilities(chat=True), limit=Limit(context=10))
+INFO = ModelInfo(capabilities=Capabilities(chat=True, sleep=True), limit=Limit(context=10))
 
 specs = st.builds(
     ModelSpec,
@@ -57,18 +59,21 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(LoadEnded, info=st.just(INFO), now=st.just(3.0)),
     st.builds(LoadFailed, error=st.just("no"), now=st.just(3.0), is_refused=st.booleans()),
     st.builds(UnloadAsked, now=st.just(4.0), drain_timeout_s=st.sampled_from([0.0, 5.0])),
+    st.builds(
+        SleepAsked,
+        level=st.sampled_from([1, 2]),
+        now=st.just(3.5),
+        drain_timeout_s=st.sampled_from([0.0, 5.0]),
+    ),
+    st.builds(SleepEnded, host_used_bytes=st.integers(0, 9), now=st.just(3.6)),
+    st.builds(SleepFailed, error=st.just("no"), now=st.just(3.6)),
+    st.builds(WakeAsked, now=st.just(3.7)),
+    st.builds(WakeEnded, now=st.just(3.8)),
+    st.builds(WakeFailed, error=st.just("no"), now=st.just(3.8), is_refused=st.booleans()),
     st.builds(UnloadEnded),
     st.builds(EngineDied, error=st.just("dead"), now=st.just(5.0)),
     st.builds(RequestBegan),
     st.builds(RequestEnded, now_epoch=st.just(6.0)),
-)
-
-sizes = st.integers(0, 64)
-nodes = st.lists(st.integers(0, 64), max_size=6).map(
-    lambda totals: tuple(
-        Device(index=DeviceIndex(number), name="d", vram_total_bytes=total)
-        for number, total in enumerate(totals)
-    )
 )
 
 
@@ -90,7 +95,8 @@ def test_an_engine_is_there_exactly_while_a_model_is_loaded_or_being_unloaded(
     engines = loads = 0
     state = None
     for event in history:
-        if state is not None and state.status is ReplicaStatus.LOADING:
+        is_loading = state is not None and state.status is ReplicaStatus.LOADING
+        if state is not None and is_loading and not state.is_waking:
             if isinstance(event, LoadEnded):
                 engines, loads = engines + 1, loads - 1
             if isinstance(event, LoadFailed):
@@ -108,8 +114,9 @@ def test_an_engine_is_there_exactly_while_a_model_is_loaded_or_being_unloaded(
         assert engines in (0, 1)
         assert loads + engines <= 1
         status = state.status if state is not None else None
-        assert (loads == 1) == (status is ReplicaStatus.LOADING)
-        if status is ReplicaStatus.LOADED:
+        is_waking = state is not None and state.is_waking
+        assert (loads == 1) == (status is ReplicaStatus.LOADING and not is_waking)
+        if status in (ReplicaStatus.LOADED, ReplicaStatus.SLEEPING) or is_waking:
             assert engines == 1
         if status in (None, ReplicaStatus.FAILED):
             assert engines == 0
@@ -131,6 +138,135 @@ def test_only_a_loaded_model_admits(history: list[Event]) -> None:
     admitted = refusal(MODEL, state, is_draining=False) is None
     assert admitted == (state is not None and state.status is ReplicaStatus.LOADED)
     assert refusal(MODEL, state, is_draining=True) is not None
+
+
+@given(st.lists(events, max_size=60))
+def test_a_model_sleeps_and_wakes_once_at_a_time(history: list[Event]) -> None:
+    """Ours: sleeps and wakes are started one after the other, and only of an engine that is up."""
+    state = None
+    for event in history:
+        was_busy = state is not None and (state.is_falling_asleep or state.is_waking)
+        after = step(state, event)
+        started = [e for e in after.effects if isinstance(e, StartSleep | StartWake)]
+        state = after.state
+        is_busy = state is not None and (state.is_falling_asleep or state.is_waking)
+
+        assert len(started) <= 1
+        assert not (started and was_busy)
+        assert bool(started) == (is_busy and not was_busy)
+        if state is not None and state.status is ReplicaStatus.SLEEPING:
+            assert state.sleep_level in (1, 2)
+            assert state.host_used_bytes is not None
+        if state is not None and state.status in (ReplicaStatus.LOADED, ReplicaStatus.FAILED):
+            assert (state.sleep_level, state.host_used_bytes) == (None, None)
+
+
+LOADED: list[Event] = [LoadAsked(spec=SPEC, now=0.0), LoadEnded(info=INFO, now=1.0)]
+ASLEEP: list[Event] = [
+    *LOADED,
+    SleepAsked(level=1, now=2.0, drain_timeout_s=5.0),
+    SleepEnded(host_used_bytes=7, now=3.0),
+]
+
+
+def test_model_sleeps_and_is_as_before_when_it_wakes() -> None:
+    """Ours: `unloading` while its memory is on its way, then `sleeping`, `loading`, `loaded`."""
+    statuses = []
+    state: ReplicaState | None = None
+    effects: list[object] = []
+    for event in [*ASLEEP, WakeAsked(now=5.0), WakeEnded(now=5.5)]:
+        after = step(state, event)
+        state = after.state
+        effects.extend(after.effects)
+        statuses.append(state.status.value if state is not None else None)
+
+    assert statuses == ["loading", "loaded", "unloading", "sleeping", "loading", "loaded"]
+    assert effects[1:] == [StartSleep(level=1, drain_timeout_s=5.0), StartWake()]
+    assert state is not None
+    assert (state.load_s, state.wake_s, state.info) == (1.0, 0.5, INFO)
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        ([LoadAsked(spec=SPEC, now=0.0)], "is loading"),
+        ([*LOADED, EngineDied(error="x", now=1.0)], "is failed"),
+        ([*LOADED, UnloadAsked(now=1.0, drain_timeout_s=0)], "is unloading"),
+        (
+            [
+                LoadAsked(spec=SPEC, now=0.0),
+                LoadEnded(
+                    info=ModelInfo(capabilities=Capabilities(chat=True), limit=Limit()), now=1.0
+                ),
+            ],
+            "cannot sleep here",
+        ),
+        ([*LOADED, SleepAsked(level=2, now=1.0, drain_timeout_s=0)], "at level 2"),
+    ],
+)
+def test_sleep_that_is_not_possible_is_refused_and_says_why(
+    history: list[Event], words: str
+) -> None:
+    """Ours: 409, and nothing has changed."""
+    state, _ = _run(history)
+
+    after = step(state, SleepAsked(level=1, now=9.0, drain_timeout_s=0))
+
+    assert after.state == state
+    (refuse,) = after.effects
+    assert isinstance(refuse, Refuse)
+    assert words in refuse.error.message
+
+
+def test_commands_for_a_model_that_sleeps_do_what_they_say() -> None:
+    """Ours: the same sleep is done already, a load wakes, an unload closes."""
+    state, _ = _run(ASLEEP)
+    assert state is not None
+
+    again = step(state, SleepAsked(level=1, now=9.0, drain_timeout_s=0))
+    load = step(state, LoadAsked(spec=SPEC, now=9.0))
+    other = step(state, LoadAsked(spec=msgspec.structs.replace(SPEC, quant="awq"), now=9.0))
+    unload = step(state, UnloadAsked(now=9.0, drain_timeout_s=3.0))
+
+    assert (again.state, again.effects) == (state, ())
+    assert load.effects == (StartWake(),)
+    assert isinstance(other.effects[0], Refuse)
+    assert unload.effects == (StartUnload(drain_timeout_s=3.0),)
+    assert unload.state is not None
+    assert (unload.state.status, unload.state.is_falling_asleep) == (
+        ReplicaStatus.UNLOADING,
+        False,
+    )
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_wake_that_finds_no_memory_leaves_the_model_asleep(is_refused: bool) -> None:
+    """Ours: a refusal says nothing of the engine; any other failure is the end of it."""
+    state, effects = _run(
+        [*ASLEEP, WakeAsked(now=5.0), WakeFailed(error="no", now=6.0, is_refused=is_refused)]
+    )
+
+    assert state is not None
+    if is_refused:
+        assert (state.status, state.sleep_level) == (ReplicaStatus.SLEEPING, 1)
+        assert state.host_used_bytes == 7
+    else:
+        assert (state.status, state.error) == (ReplicaStatus.FAILED, "no")
+        assert effects[-1] == DisposeEngine(error="no")
+
+
+def test_unload_takes_over_from_a_sleep_and_a_wake_under_way() -> None:
+    """Ours: what is no longer wanted is not finished first."""
+    falling = [*LOADED, SleepAsked(level=1, now=2.0, drain_timeout_s=5.0)]
+    for history in (falling, [*ASLEEP, WakeAsked(now=5.0)]):
+        state, effects = _run([*history, UnloadAsked(now=6.0, drain_timeout_s=1.0)])
+
+        assert state is not None
+        assert effects[-1] == StartUnload(drain_timeout_s=1.0)
+        late = step(state, SleepEnded(host_used_bytes=1, now=7.0))
+        assert late.state == state
+        assert step(state, WakeEnded(now=7.0)).state == state
+        assert step(state, UnloadEnded()).state is None
 
 
 def test_second_load_joins_the_first() -> None:
@@ -214,75 +350,3 @@ def test_progress_tells_the_time_that_is_left() -> None:
     assert state is not None
     assert state.progress is not None
     assert state.progress.eta_s == 30.0
-
-
-@given(nodes, st.lists(st.tuples(sizes, st.integers(1, 3), st.booleans()), max_size=12))
-def test_budget_never_gives_more_than_a_device_has(
-    devices: tuple[Device, ...], wishes: list[tuple[int, int, bool]]
-) -> None:
-    """Ours: the sum of what is held fits on every device of known size."""
-    budget = Budget.from_devices(devices)
-    for number, (size, parallel, is_released) in enumerate(wishes):
-        model = ModelId(f"m{number}")
-        spec = ModelSpec(model=model, harness="h", tensor_parallel=parallel, vram_bytes=size)
-        try:
-            chosen = select_devices(spec, devices, budget)
-        except (InsufficientVramError, InvalidRequestError):
-            continue
-        budget = budget.with_reserved(model, chosen, size)
-        if is_released:
-            budget = budget.with_released(model)
-    for device in devices:
-        if device.vram_total_bytes:
-            assert budget.held_bytes(device.index) <= device.vram_total_bytes
-
-
-@given(nodes, sizes, st.integers(1, 3))
-def test_model_that_fits_somewhere_is_placed(
-    devices: tuple[Device, ...], size: int, parallel: int
-) -> None:
-    """Ours: as many different devices as wanted, and a refusal only when there is no way."""
-    spec = ModelSpec(model=MODEL, harness="h", tensor_parallel=parallel, vram_bytes=size)
-    budget = Budget.from_devices(devices)
-    share = -(-size // parallel)
-    roomy = [d for d in devices if not d.vram_total_bytes or d.vram_total_bytes >= share]
-    try:
-        chosen = select_devices(spec, devices, budget)
-    except InvalidRequestError:
-        assert 0 < len(devices) < parallel
-    except InsufficientVramError:
-        assert len(roomy) < parallel
-    else:
-        assert len(set(chosen)) == (parallel if devices else 0)
-        assert not devices or len(roomy) >= parallel
-
-
-def test_node_without_devices_takes_every_model() -> None:
-    """Ours: CPU hosts have no memory check."""
-    spec = msgspec.structs.replace(SPEC, vram_bytes=1 << 60, tensor_parallel=2)
-
-    assert select_devices(spec, (), Budget()) == ()
-
-
-def test_fullest_device_that_has_room_is_chosen() -> None:
-    """Ours: the emptiest stays free for larger models."""
-    devices = tuple(
-        Device(index=DeviceIndex(number), name="d", vram_total_bytes=total)
-        for number, total in enumerate((100, 30, 50))
-    )
-    spec = msgspec.structs.replace(SPEC, vram_bytes=40)
-
-    assert select_devices(spec, devices, Budget.from_devices(devices)) == (2,)
-
-
-def test_measured_memory_takes_the_place_of_the_estimate() -> None:
-    """Ours: reserved, then measured, then released."""
-    device = DeviceIndex(0)
-    budget = Budget(totals={device: 100}).with_reserved(MODEL, (device,), 60)
-    assert budget.free_bytes(device) == 40
-
-    budget = budget.with_measured(MODEL, 70)
-
-    assert budget.free_bytes(device) == 30
-    assert budget.with_measured(MODEL, None).free_bytes(device) == 30
-    assert budget.with_released(MODEL).free_bytes(device) == 100

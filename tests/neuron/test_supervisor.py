@@ -1,12 +1,7 @@
 """The supervisor over a harness with every fault, on a clock that stands still."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable
-
 import pytest
-from prometheus_client import CollectorRegistry
 
-from cortex_core.device import Device
 from cortex_core.errors import (
     ConflictError,
     DrainingError,
@@ -14,94 +9,15 @@ from cortex_core.errors import (
     InsufficientVramError,
     InternalError,
     ModelNotFoundError,
-    RequestError,
 )
-from cortex_core.harness import ModelSpec, Route
-from cortex_core.ids import DeviceIndex, ModelId, RequestId
+from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
-from neuron.devices.workers import DeviceWorkers
-from neuron.metrics import NeuronMetrics
-from neuron.ports import DeviceFacts
-from neuron.settings import DefaultModel, NeuronSettings
+from neuron.settings import DefaultModel
 from neuron.supervisor.activation import Activator
-from neuron.supervisor.actor import Supervisor
-from neuron.supervisor.lease import NotAdmittedError
-from neuron.supervisor.memory import Memory
-from neuron.supervisor.procedures import Parts
-from tests.fakes.clock import FakeClock, settle
-from tests.fakes.harness import FakeHarness
+from tests.fakes.clock import settle
+from tests.neuron.bench import Bench, outcome_of
 
 A, B = ModelId("a"), ModelId("b")
-
-
-class Bench:
-    """A supervisor and all that it stands on."""
-
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
-        self.tasks = tasks
-        self.clock = FakeClock()
-        self.harness = FakeHarness()
-        facts = DeviceFacts(
-            devices=tuple(
-                Device(index=DeviceIndex(number), name="d", vram_total_bytes=100)
-                for number in range(2)
-            ),
-            is_declared=True,
-        )
-        self.memory = Memory(facts, None, self.clock, 60.0)
-        self.workers = DeviceWorkers((device.index for device in facts.devices), tasks)
-        self.changes: list[tuple[ModelId, str | None]] = []
-        self.supervisor = Supervisor(
-            Parts(
-                settings=NeuronSettings(close_timeout_s=0.01),
-                harnesses={"fake": self.harness},
-                facts=facts,
-                memory=self.memory,
-                lanes=self.workers,
-                clock=self.clock,
-                metrics=NeuronMetrics(CollectorRegistry()),
-                tasks=tasks,
-            ),
-            lambda model, state, reason: self.changes.append(
-                (model, state.status.value if state is not None else None)
-            ),
-        )
-
-    async def load(self, model: ModelId, size: int = 10, parallel: int | None = None) -> None:
-        """Load a model and wait for it."""
-        spec = ModelSpec(model=model, harness="fake", vram_bytes=size, tensor_parallel=parallel)
-        life = await self.supervisor.load(spec)
-        await asyncio.shield(life.loaded)
-
-    async def ask(self, model: ModelId) -> RequestError | None:
-        """Send a request and return the error with which it ends."""
-        try:
-            async with self.supervisor.lease(model) as lease:
-                await lease.engine.serve(Route.CHAT_COMPLETIONS, b"", RequestId("r"))
-        except NotAdmittedError as error:
-            return error.refused
-        except RequestError as error:
-            return error
-        return None
-
-    def status(self, model: ModelId) -> ReplicaStatus:
-        """Return the status of a model."""
-        return self.supervisor.state(model).status
-
-    def held(self) -> list[int]:
-        """Return what is held on each device."""
-        return [self.memory.budget.held_bytes(DeviceIndex(number)) for number in range(2)]
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        bench = Bench(tasks)
-        yield bench
-        closing = tasks.create_task(bench.supervisor.close())
-        await bench.clock.advance(60)
-        await closing
-        bench.workers.close()
 
 
 async def test_estimate_is_reserved_then_measured_then_released(bench: Bench) -> None:
@@ -133,7 +49,7 @@ async def test_two_loads_that_fit_only_one_after_the_other_never_overbook(bench:
     """Ours: the reservation is taken before anything is waited for."""
     bench.harness.may_load.clear()
     loads = [
-        bench.tasks.create_task(_outcome(bench.load(ModelId(f"m{number}"), 60)))
+        bench.tasks.create_task(outcome_of(bench.load(ModelId(f"m{number}"), 60)))
         for number in range(4)
     ]
     await settle()
@@ -222,7 +138,7 @@ async def test_unload_of_a_loading_model_leaves_no_engine(bench: Bench, obeys: b
     """Ours: also when the harness finishes a load that it was told to stop."""
     bench.harness.may_load.clear()
     bench.harness.obeys_cancel = obeys
-    load = bench.tasks.create_task(_outcome(bench.load(A)))
+    load = bench.tasks.create_task(outcome_of(bench.load(A)))
     await settle()
 
     await bench.supervisor.unload(A, 0)
@@ -294,7 +210,7 @@ async def test_going_down_ends_everything(bench: Bench) -> None:
     request = bench.tasks.create_task(bench.ask(A))
     await settle()
     bench.harness.may_load.clear()
-    load = bench.tasks.create_task(_outcome(bench.load(B)))
+    load = bench.tasks.create_task(outcome_of(bench.load(B)))
     await settle()
 
     closing = bench.tasks.create_task(bench.supervisor.close())
@@ -304,7 +220,7 @@ async def test_going_down_ends_everything(bench: Bench) -> None:
     assert isinstance(await request, DrainingError)
     assert isinstance(await load, DrainingError)
     assert isinstance(await bench.ask(A), DrainingError)
-    assert isinstance(await _outcome(bench.load(A)), DrainingError)
+    assert isinstance(await outcome_of(bench.load(A)), DrainingError)
     assert (bench.supervisor.states(), bench.held()) == ((), [0, 0])
     assert all(engine.is_closed for engine in bench.harness.engines)
 
@@ -315,7 +231,7 @@ async def test_activation_that_is_stopped_leaves_its_load_to_others(bench: Bench
     model = DefaultModel(model_id=A, harness="fake")
     activation = bench.tasks.create_task(Activator((model,), bench.supervisor, lambda: None).run())
     await settle()
-    joined = bench.tasks.create_task(_outcome(bench.load(A)))
+    joined = bench.tasks.create_task(outcome_of(bench.load(A)))
     await settle()
 
     activation.cancel()
@@ -340,12 +256,3 @@ async def test_every_change_is_told_in_order(bench: Bench) -> None:
 
     told = list(dict.fromkeys(status for _, status in bench.changes))
     assert told == ["loading", "loaded", "unloading", None]
-
-
-async def _outcome(work: Awaitable[None]) -> RequestError | None:
-    """Return the error with which `work` ends, or `None`."""
-    try:
-        await work
-    except RequestError as error:
-        return error
-    return None

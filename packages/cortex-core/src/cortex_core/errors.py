@@ -236,6 +236,17 @@ class InsufficientVramError(RequestError):
         self.free_bytes = free_bytes
 
 
+class InsufficientSleepMemoryError(InsufficientVramError):
+    """A model cannot be put to sleep: those that sleep hold too much host memory already.
+
+    Args:
+        needed_bytes: host memory that it would hold asleep.
+        free_bytes: what is left of the budget.
+    """
+
+    code = "insufficient_sleep_memory"
+
+
 class UnavailableError(RequestError):
     """Cannot serve at the moment; a retry after a while may."""
 

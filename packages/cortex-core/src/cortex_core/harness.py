@@ -74,6 +74,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     limit: Limit
     vram_bytes: int | None = None
     """Device memory that it holds, over all its devices; `None` when not measured."""
+    sleep_bytes: int | None = None
+    """Host memory that it will hold asleep at level 1; `None` is reckoned as `vram_bytes`."""
+    max_in_flight: int | None = None
+    """Requests that it runs together; more wait inside it."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +137,38 @@ class Engine(Protocol):
         """Wait until the engine dies by itself and return the short reason."""
         ...
 
+    async def check_answer(self) -> None:
+        """Ask something whose answer is known, before anybody else asks anything.
+
+        The first call remembers what cannot be known before; every later one, after a wake, must
+        find the same. It also warms the engine up.
+
+        Raises:
+            ModelLoadFailedError: the answer is wrong, or there is none.
+        """
+        ...
+
+    async def sleep(self, level: int) -> None:
+        """Give the device memory back; only where `capabilities.sleep` says so.
+
+        Nobody asks it anything from here on until it is awake again.
+
+        Args:
+            level: 1 keeps the weights in host memory, 2 drops them.
+
+        Raises:
+            RequestError: it does not sleep, and is of no use any more.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Take the device memory back and be as before `sleep`.
+
+        Raises:
+            RequestError: it does not wake, and is of no use any more.
+        """
+        ...
+
     async def close(self, timeout_s: float) -> None:
         """Let running requests finish for up to `timeout_s`, then free everything."""
         ...
@@ -148,6 +184,11 @@ class Harness(Protocol):
     @property
     def name(self) -> str:
         """As in `harness = "..."` of a profile."""
+        ...
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether its engines can be put to sleep here, as far as is known by now."""
         ...
 
     async def check(self, spec: ModelSpec) -> ModelSpec:

@@ -15,7 +15,7 @@ from neuron.api.events import EventsApi
 from neuron.api.health import HealthApi
 from neuron.api.inference import InferenceEndpoint, mark_not_admitted
 from neuron.supervisor.node import Node
-from neuron.supervisor.procedures import Parts
+from neuron.supervisor.parts import Parts
 
 _WATCHED_PATHS = frozenset(("/discovery", "/events", "/models"))
 """Answered while we drain too: gateways must see how it goes on. Event streams would otherwise

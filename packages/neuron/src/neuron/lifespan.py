@@ -18,7 +18,9 @@ from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
 from cortex_core.server.listen import ListeningSocket
 from cortex_core.server.serve import Listener, Shutdown, serve
+from cortex_core.units import bytes_from_mib
 from neuron.app import make_app
+from neuron.devices.host import available_bytes
 from neuron.devices.readings import DeviceMonitor
 from neuron.devices.workers import DeviceWorkers
 from neuron.engines.factory import make_harnesses, prepare_harnesses
@@ -28,7 +30,7 @@ from neuron.settings import NeuronSettings
 from neuron.supervisor.feed import EventFeed
 from neuron.supervisor.memory import Memory
 from neuron.supervisor.node import Node
-from neuron.supervisor.procedures import Parts
+from neuron.supervisor.parts import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +113,7 @@ async def node_of(
     identity = await asyncio.to_thread(_identity)
     monitor = DeviceMonitor(source, clock, settings.reading_interval_s)
     facts = await _discovered(monitor)
+    sleep_bytes = await asyncio.to_thread(_sleep_bytes, settings)
     async with asyncio.TaskGroup() as tasks:
         workers = DeviceWorkers((device.index for device in facts.devices), tasks)
         harnesses = make_harnesses(settings, clock, tasks)
@@ -120,7 +123,7 @@ async def node_of(
             harnesses={name: harnesses[name] for name in harnesses if name not in unusable},
             unusable=unusable,
             facts=facts,
-            memory=_memory(facts, monitor, settings, clock),
+            memory=_memory(facts, monitor, settings, clock, sleep_bytes),
             lanes=workers,
             clock=clock,
             metrics=NeuronMetrics(CollectorRegistry()),
@@ -149,11 +152,22 @@ async def _discovered(monitor: DeviceMonitor) -> DeviceFacts:
 
 
 def _memory(
-    facts: DeviceFacts, monitor: DeviceMonitor, settings: NeuronSettings, clock: Clock
+    facts: DeviceFacts,
+    monitor: DeviceMonitor,
+    settings: NeuronSettings,
+    clock: Clock,
+    sleep_bytes: int,
 ) -> Memory:
     # Nobody can measure what is only declared.
     gauge = None if facts.is_declared else monitor
-    return Memory(facts, gauge, clock, settings.memory_wait_s)
+    return Memory(facts, gauge, clock, settings.memory_wait_s, sleep_bytes)
+
+
+def _sleep_bytes(settings: NeuronSettings) -> int:
+    if settings.sleep_budget_mb is not None:
+        return bytes_from_mib(settings.sleep_budget_mb)
+    # The rest is for the page cache, from which weights are read again, and for everybody else.
+    return available_bytes() // 2
 
 
 async def _close(node: Node, harnesses: Mapping[str, Harness]) -> None:

@@ -11,11 +11,17 @@ class NeuronMetrics:
 
     Labels come from closed sets: `model` from the models that the node has, `route` from the
     inference paths, `outcome` of a request from `ok`, `invalid`, `error`, `cancelled` and
-    `refused`, that of a load from `ok`, `failed`, `refused` and `cancelled`.
+    `refused`, that of a load and a wake from `ok`, `failed`, `refused` and `cancelled`, that of
+    a sleep from `ok`, `failed` and `cancelled`.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._add_requests(registry)
+        self._add_lives(registry)
+        self._add_memory(registry)
+
+    def _add_requests(self, registry: CollectorRegistry) -> None:
         self.models = Gauge("neuron_models", "Models by status.", ["status"], registry=registry)
         self.requests = Counter(
             "neuron_requests_total",
@@ -26,6 +32,8 @@ class NeuronMetrics:
         self.in_flight = Gauge(
             "neuron_requests_in_flight", "Requests in the engine.", ["model"], registry=registry
         )
+
+    def _add_lives(self, registry: CollectorRegistry) -> None:
         self.loads = Counter(
             "neuron_loads_total", "Loads that ended.", ["outcome"], registry=registry
         )
@@ -33,6 +41,26 @@ class NeuronMetrics:
             "neuron_load_seconds",
             "Time that loads took until the engine was up.",
             buckets=_LOAD_BUCKETS,
+            registry=registry,
+        )
+        self.sleeps = Counter(
+            "neuron_sleeps_total", "Sleeps that began, or did not.", ["outcome"], registry=registry
+        )
+        self.wakes = Counter(
+            "neuron_wakes_total", "Wakes that ended.", ["outcome"], registry=registry
+        )
+        self.wake_seconds = Histogram(
+            "neuron_wake_seconds",
+            "Time that wakes took until the model served.",
+            buckets=_LOAD_BUCKETS,
+            registry=registry,
+        )
+
+    def _add_memory(self, registry: CollectorRegistry) -> None:
+        self.sleep_memory = Gauge(
+            "neuron_sleep_memory_bytes",
+            "Host memory for models that sleep: the budget, and what they hold of it.",
+            ["kind"],
             registry=registry,
         )
         self.device_memory = Gauge(

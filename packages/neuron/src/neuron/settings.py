@@ -51,6 +51,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Loads never end."""
     slow: Rate = 1.0
     """Factor on every duration of the model."""
+    wrong_answer: Literal["load", "wake"] | None = None
+    """The engine fails its known-answer check after every load, or after every wake."""
 
 
 class SimulatedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,9 +62,14 @@ class SimulatedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Seconds that a load takes besides the reading of weights."""
     load_mb_per_s: Rate | None = None
     """Speed at which weights are read, in MiB per second; absent reads them in no time."""
+    can_sleep: bool = True
+    """Whether its engines can be put to sleep."""
+    sleep_s: Seconds = 0.5
+    """Seconds to put a model to sleep, at either level."""
     wake_s: Seconds | None = None
     """Seconds to bring back a model whose weights this process still holds in host memory,
-    because it had it loaded before; absent takes as long as the first load."""
+    because it sleeps at level 1 or was loaded before; absent takes `load_s` to wake it, and as
+    long as the first time to load it again. Level 2 reads the weights besides."""
     prefill_tok_per_s: Rate = 5000.0
     """Prompt tokens per second, one prompt at a time."""
     decode_tok_per_s: Rate = 50.0
@@ -128,6 +135,11 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How long a load waits for memory that an unload under way will free."""
     close_timeout_s: Period = 30.0
     """How long an engine may take to shut down before it is given up."""
+    sleep_timeout_s: Period = 120.0
+    """How long an engine may take to fall asleep before it is given up."""
+    sleep_budget_mb: Mib | None = None
+    """Host memory that sleeping models may hold together, in MiB; absent takes half of what the
+    machine has available at the start."""
     reading_interval_s: Period = 1.0
     """Time between two readings of the devices."""
     heartbeat_s: Period = 5.0

@@ -18,7 +18,14 @@ from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import request_id_of
 from cortex_core.sse import encode_comment, encode_event
 from cortex_core.units import bytes_from_mib
-from cortex_core.wire.neuron import EndpointAnswer, LoadRequest, StatusAnswer, UnloadRequest
+from cortex_core.wire.neuron import (
+    EndpointAnswer,
+    LoadRequest,
+    SleepRequest,
+    StatusAnswer,
+    UnloadRequest,
+    WakeRequest,
+)
 from neuron.api.body import read_body
 from neuron.api.stream import EVENT_STREAM, EventStream
 from neuron.settings import NeuronSettings
@@ -29,6 +36,8 @@ from neuron.supervisor.waiting import within
 
 _LOAD_DECODER = msgspec.json.Decoder(LoadRequest)
 _UNLOAD_DECODER = msgspec.json.Decoder(UnloadRequest)
+_SLEEP_DECODER = msgspec.json.Decoder(SleepRequest)
+_WAKE_DECODER = msgspec.json.Decoder(WakeRequest)
 
 
 class ControlApi:
@@ -52,6 +61,8 @@ class ControlApi:
             Route("/models", self.models, methods=["GET"]),
             Route("/models/load", self.load, methods=["POST"]),
             Route("/models/unload", self.unload, methods=["POST"]),
+            Route("/models/sleep", self.sleep, methods=["POST"]),
+            Route("/models/wake", self.wake, methods=["POST"]),
             Route("/models/{model:path}/endpoint", self.endpoint, methods=["GET"]),
         ]
 
@@ -81,15 +92,27 @@ class ControlApi:
     async def unload(self, request: Request) -> Response:
         """Unload a model, and answer when its memory is free."""
         wanted = decode_request(await read_body(request.receive), _UNLOAD_DECODER)
-        drain_s = wanted.drain_timeout_s
-        if drain_s is not None and drain_s < 0:
-            raise InvalidRequestError("use 0 or more seconds", param="drain_timeout_s")
-        if drain_s is None:
-            drain_s = self._settings.drain_timeout_s
+        drain_s = self._drain_s(wanted.drain_timeout_s)
         await self._node.supervisor.unload(
             ModelId(wanted.model_id), 0.0 if wanted.force else drain_s
         )
         return json_answer(StatusAnswer(status="unloaded"))
+
+    async def sleep(self, request: Request) -> Response:
+        """Put a model to sleep, and answer when its device memory is free."""
+        wanted = decode_request(await read_body(request.receive), _SLEEP_DECODER)
+        drain_s = self._drain_s(wanted.drain_timeout_s)
+        await self._node.supervisor.sleep(ModelId(wanted.model_id), wanted.level, drain_s)
+        return json_answer(StatusAnswer(status="sleeping"))
+
+    async def wake(self, request: Request) -> Response:
+        """Wake a model, or join; the wake goes on when the caller leaves."""
+        wanted = decode_request(await read_body(request.receive), _WAKE_DECODER)
+        life = await self._node.supervisor.wake(ModelId(wanted.model_id))
+        if EVENT_STREAM in request.headers.get("accept", ""):
+            return EventStream(self._progress(life, request_id_of(request.scope)))
+        await asyncio.shield(life.loaded)
+        return json_answer(StatusAnswer(status="loaded"))
 
     async def endpoint(self, request: Request) -> Response:
         """Answer where a loaded model is served: at the address that was just asked."""
@@ -100,6 +123,13 @@ class ControlApi:
         host, port = request.scope["server"]
         name = f"[{host}]" if ":" in host else host
         return json_answer(EndpointAnswer(url=f"http://{name}:{port}"))
+
+    def _drain_s(self, wanted_s: float | None) -> float:
+        if wanted_s is None:
+            return self._settings.drain_timeout_s
+        if wanted_s < 0:
+            raise InvalidRequestError("use 0 or more seconds", param="drain_timeout_s")
+        return wanted_s
 
     async def _progress(self, life: Life, request_id: RequestId) -> AsyncGenerator[bytes, None]:
         told = None

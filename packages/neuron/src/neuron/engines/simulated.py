@@ -44,6 +44,11 @@ class SimulatedHarness:
         self._loads: dict[ModelId, int] = {}
         self._in_host_memory: set[ModelId] = set()
 
+    @property
+    def can_sleep(self) -> bool:
+        """Whether the settings say so."""
+        return self._settings.can_sleep
+
     async def check(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec` with the memory that the model will take."""
         options = options_of(spec)
@@ -73,7 +78,9 @@ class SimulatedHarness:
             await self._clock.sleep(duration_s / _LOAD_STEPS)
         if fault.fail_to_load is True or attempt <= fault.fail_to_load:
             raise ModelLoadFailedError(f"{spec.model!r} does not load, as its fault says")
-        engine = SimulatedEngine(spec, self._settings, fault, self._clock)
+        engine = SimulatedEngine(
+            msgspec.structs.replace(spec, vram_bytes=size), self._settings, fault, self._clock
+        )
         engine.start(self._tasks)
         self._in_host_memory.add(spec.model)
         self._engines[spec.model] = engine

@@ -85,6 +85,14 @@ class VllmHarness:
         """As in `harness = "..."` of a profile."""
         return "vllm"
 
+    @property
+    def can_sleep(self) -> bool:
+        """Whether vLLM, once it is imported, says so of this platform."""
+        future = self._import
+        if future is None or not future.done() or future.exception() is not None:
+            return False
+        return vllm_bringup.can_sleep()
+
     async def prepare(self, stop: asyncio.Event) -> None:
         """Import vLLM, which takes seconds in which nothing else gets on.
 
@@ -138,7 +146,7 @@ class VllmHarness:
         """Bring up an engine for a checked spec; cancelling the call undoes it.
 
         Stages: `importing` (vLLM itself), `weights` (the engine's processes start and read
-        them, in bytes where known), `warming` (a first token).
+        them, in bytes where known).
 
         Raises:
             RequestError: why it cannot be loaded, short enough to show.
@@ -146,21 +154,15 @@ class VllmHarness:
         on_progress("importing", None, None)
         await self._import_vllm()
         folder = await self._in_thread(functools.partial(self._find_weights, spec))
-        on_progress("weights", None, vllm_bringup.total_bytes(folder))
+        weights = await self._in_thread(functools.partial(vllm_bringup.total_bytes, folder))
+        on_progress("weights", None, weights)
         scratch = pathlib.Path(tempfile.mkdtemp(prefix="e-", dir=self._runtime_folder()))
         try:
             llm, parts = await self._start(spec, folder, scratch)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        engine = await self._assemble(spec, scratch, llm, parts)
-        try:
-            on_progress("warming", None, None)
-            await vllm_bringup.warm_up(engine, spec.model)
-        except BaseException:
-            await engine.close(0.0)
-            raise
-        return engine
+        return await self._assemble(spec, scratch, llm, parts, weights)
 
     def metrics(self) -> bytes:
         """Return the engines' own series in Prometheus' text format, possibly empty."""
@@ -276,7 +278,12 @@ class VllmHarness:
             await self._in_thread(future.result().shutdown)
 
     async def _assemble(
-        self, spec: ModelSpec, scratch: pathlib.Path, llm: Any, parts: vllm_bringup.Parts
+        self,
+        spec: ModelSpec,
+        scratch: pathlib.Path,
+        llm: Any,
+        parts: vllm_bringup.Parts,
+        weights: int | None,
     ) -> VllmEngine:
         try:
             tasks = await llm.get_supported_tasks()
@@ -285,7 +292,7 @@ class VllmHarness:
                 model=spec.model,
                 llm=llm,
                 stack=stack,
-                info=vllm_bringup.describe(llm, stack, parts),
+                info=vllm_bringup.describe(llm, stack, parts, weights),
                 window=parts.window,
                 scratch=scratch,
                 threads=self._threads,

@@ -12,9 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cortex_core.errors import InvalidRequestError
-from cortex_core.harness import Capabilities, EngineAnswer, Limit, ModelInfo, ModelSpec, Route
-from cortex_core.ids import RequestId
-from neuron.engines.vllm_engine import VllmEngine
+from cortex_core.harness import Capabilities, Limit, ModelInfo, ModelSpec, Route
 from neuron.engines.vllm_environment import (
     favour_the_loop,
     own_log_records,
@@ -79,6 +77,13 @@ def import_vllm() -> None:
     favour_the_loop()
 
 
+def can_sleep() -> bool:
+    """Return whether engines can sleep on this platform; vLLM must have been imported."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_sleep_mode_available())
+
+
 def load_errors() -> tuple[type[Exception], ...]:
     """Return what vLLM and the libraries below it raise when a model cannot be loaded."""
     from vllm.exceptions import VLLMError
@@ -136,6 +141,7 @@ def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: path
     # As long as the cache allows, where vLLM would refuse a model whose context is longer.
     arguments.setdefault("max_model_len", -1)
     arguments.setdefault("use_tqdm_on_load", False)
+    arguments.setdefault("enable_sleep_mode", can_sleep())
     if spec.quant is not None:
         arguments.setdefault("quantization", spec.quant)
     args = AsyncEngineArgs(
@@ -181,8 +187,15 @@ def make_stack(llm: Any, model: str, parts: Parts, tasks: tuple[str, ...]) -> St
     return Stack(llm, model, parts.serving, parts.reasoning_parser, tasks, _modalities(llm))
 
 
-def describe(llm: Any, stack: Stack, parts: Parts) -> ModelInfo:
-    """Return what a started engine can do."""
+def describe(llm: Any, stack: Stack, parts: Parts, weights: int | None) -> ModelInfo:
+    """Return what a started engine can do.
+
+    Args:
+        llm: vLLM's `AsyncLLM`.
+        stack: the routes over it.
+        parts: what it was made of.
+        weights: bytes of them; `None` is not known.
+    """
     config = llm.model_config
     has_chat = Route.CHAT_COMPLETIONS in stack.routes
     return ModelInfo(
@@ -194,30 +207,12 @@ def describe(llm: Any, stack: Stack, parts: Parts) -> ModelInfo:
             reasoning=has_chat and parts.reasoning_parser is not None,
             vision=has_chat and IMAGE in stack.modalities,
             audio=has_chat and AUDIO in stack.modalities,
+            sleep=config.enable_sleep_mode,
         ),
         limit=Limit(context=config.max_model_len),
+        sleep_bytes=weights,
+        max_in_flight=parts.config.scheduler_config.max_num_seqs,
     )
-
-
-async def warm_up(engine: VllmEngine, model: str) -> None:
-    """Let a new engine answer once, so that the first caller does not wait for it.
-
-    Raises:
-        RequestError: it could not.
-    """
-    capabilities = engine.info.capabilities
-    if capabilities.completions:
-        body = {"model": model, "prompt": "1", "max_tokens": 1}
-        answer = await engine.serve(*_request(Route.COMPLETIONS, body))
-    elif capabilities.embeddings:
-        answer = await engine.serve(*_request(Route.EMBEDDINGS, {"model": model, "input": "1"}))
-    else:
-        return
-    assert isinstance(answer, EngineAnswer)
-
-
-def _request(route: Route, body: object) -> tuple[Route, bytes, RequestId]:
-    return route, msgspec.json.encode(body), RequestId("warm-up")
 
 
 def _modalities(llm: Any) -> frozenset[str]:

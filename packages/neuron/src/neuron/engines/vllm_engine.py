@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
-from cortex_core.errors import EngineError, UnavailableError
+import msgspec
+
+from cortex_core.errors import EngineError, ModelLoadFailedError, RequestError, UnavailableError
 from cortex_core.harness import EngineAnswer, EngineLoad, ModelInfo, Route
 from cortex_core.ids import ModelId, RequestId
-from neuron.engines import processes
+from neuron.engines import processes, vllm_check
 from neuron.engines.vllm_failures import describe_exit
 from neuron.engines.vllm_serving import EventStream, Stack, event_error, is_error
 from neuron.engines.vllm_stats import LoadWindow
@@ -69,6 +71,8 @@ class VllmEngine:
         self._idle.set()
         self._cut: str | None = None
         self._is_closing = False
+        self._sleep_level: int | None = None
+        self._said: vllm_check.Said | None = None
         self._processes = processes.family(_process_ids(llm))
 
     @property
@@ -93,6 +97,9 @@ class VllmEngine:
         """
         if self._is_closing:
             raise UnavailableError(f"{self._model!r} is being unloaded")
+        if self._sleep_level is not None:
+            # vLLM would take it and let it wait until somebody wakes the engine.
+            raise UnavailableError(f"{self._model!r} sleeps")
         failure = self.failure
         if failure is not None:
             raise EngineError(f"the engine is dead: {failure}")
@@ -117,6 +124,56 @@ class VllmEngine:
             if failure is not None:
                 return failure
             await asyncio.sleep(_CHECK_S)
+
+    async def check_answer(self) -> None:
+        """Ask for a few tokens, or a vector; the same must come after every wake."""
+        question = vllm_check.question(self._model, self._info.capabilities)
+        if question is None:
+            return
+        route, body = question
+        try:
+            answer = await self.serve(route, body, RequestId("check"))
+            if not isinstance(answer.body, bytes):
+                raise ModelLoadFailedError(f"{self._model!r} answers with a stream")
+            said = vllm_check.read_answer(route, answer.body)
+        except (RequestError, msgspec.DecodeError) as error:
+            raise ModelLoadFailedError(
+                f"{self._model!r} does not answer: {str(error)[:200]}"
+            ) from error
+        flaw = vllm_check.flaw(said, self._said)
+        if flaw is not None:
+            raise ModelLoadFailedError(f"{self._model!r} is broken: {flaw}")
+        if self._said is None:
+            self._said = said
+
+    async def sleep(self, level: int) -> None:
+        """Give the device memory back; see `cortex_core.harness.Engine`."""
+        with self._as_errors("sleep"):
+            self._sleep_level = level
+            await self._llm.sleep(level)
+
+    async def wake(self) -> None:
+        """Take the device memory back; see `cortex_core.harness.Engine`."""
+        with self._as_errors("wake"):
+            if self._sleep_level == 2:
+                # Room for the weights first: reading them needs some of what the cache takes.
+                await self._llm.wake_up(["weights"])
+                await self._llm.collective_rpc("reload_weights")
+                await self._llm.wake_up(["kv_cache"])
+            else:
+                await self._llm.wake_up()
+            self._sleep_level = None
+
+    @contextlib.contextmanager
+    def _as_errors(self, what: str) -> Iterator[None]:
+        from vllm.exceptions import VLLMError
+
+        try:
+            yield
+        except (VLLMError, RuntimeError, ValueError, AssertionError, OSError) as error:
+            logger.warning("%s does not %s: %s", self._model, what, error)
+            reason = self.failure or str(error)[:200] or type(error).__name__
+            raise EngineError(f"{self._model!r} does not {what}: {reason}") from error
 
     async def close(self, timeout_s: float) -> None:
         """Let running requests finish for up to `timeout_s`, then free everything."""

@@ -45,8 +45,11 @@ def _status_refusal(model: ModelId, state: ReplicaState) -> RequestError | None:
         case ReplicaStatus.FAILED | ReplicaStatus.POISONED:
             return ModelLoadFailedError(f"{model!r} failed: {state.error or 'no reason known'}")
         case ReplicaStatus.UNLOADING:
-            return NoReplicaError(f"{model!r} is being unloaded")
-        case ReplicaStatus.SLEEPING | ReplicaStatus.UNLOADED | ReplicaStatus.UNKNOWN:
+            leaving = "put to sleep" if state.is_falling_asleep else "unloaded"
+            return NoReplicaError(f"{model!r} is being {leaving}")
+        case ReplicaStatus.SLEEPING:
+            return NoReplicaError(f"{model!r} sleeps; wake it")
+        case ReplicaStatus.UNLOADED | ReplicaStatus.UNKNOWN:
             return NoReplicaError(f"{model!r} is not loaded")
         case _:
             assert_never(state.status)

@@ -9,10 +9,40 @@ from typing import assert_never
 
 import msgspec
 
-from cortex_core.errors import ConflictError, RequestError
+from cortex_core.errors import ConflictError
 from cortex_core.harness import ModelInfo, ModelSpec
-from cortex_core.ids import DeviceIndex
+from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.replica import LoadProgress, ReplicaStatus
+from neuron.lifecycle.events import (
+    CancelLoad,
+    DisposeEngine,
+    Effect,
+    EngineDied,
+    Event,
+    HastenDrain,
+    LoadAsked,
+    LoadEnded,
+    LoadEvent,
+    LoadFailed,
+    LoadPlaced,
+    LoadProgressed,
+    Refuse,
+    RequestBegan,
+    RequestEnded,
+    SleepAsked,
+    SleepEnded,
+    SleepEvent,
+    SleepFailed,
+    StartLoad,
+    StartSleep,
+    StartUnload,
+    StartWake,
+    UnloadAsked,
+    UnloadEnded,
+    WakeAsked,
+    WakeEnded,
+    WakeFailed,
+)
 
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,132 +55,29 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds of the last change of status."""
     devices: tuple[DeviceIndex, ...] = ()
     info: ModelInfo | None = None
-    """Set while an engine is up."""
+    """Set while an engine is up, asleep or not."""
     progress: LoadProgress | None = None
     in_flight: int = 0
     last_used: float | None = None
     """Epoch seconds of the end of the latest request."""
     load_s: float | None = None
+    wake_s: float | None = None
+    sleep_level: int | None = None
+    """Of a model that sleeps, is falling asleep or is waking; `None` for all others."""
+    host_used_bytes: int | None = None
+    """Host memory that it holds while it sleeps."""
     error: str | None = None
     """Short reason of the last failure."""
 
+    @property
+    def is_falling_asleep(self) -> bool:
+        """Whether it is `unloading` in order to sleep."""
+        return self.status is ReplicaStatus.UNLOADING and self.sleep_level is not None
 
-class LoadAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody wants the model."""
-
-    spec: ModelSpec
-    now: float
-
-
-class LoadPlaced(msgspec.Struct, frozen=True, kw_only=True):
-    """The load got its devices and its memory."""
-
-    devices: tuple[DeviceIndex, ...]
-
-
-class LoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
-    """The harness said how far it is."""
-
-    stage: str
-    done_bytes: int | None
-    total_bytes: int | None
-    now: float
-
-
-class LoadEnded(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine is up."""
-
-    info: ModelInfo
-    now: float
-
-
-class LoadFailed(msgspec.Struct, frozen=True, kw_only=True):
-    """There will be no engine."""
-
-    error: str
-    now: float
-    is_refused: bool = False
-    """The load was not possible here and now, which says nothing of the model: it is forgotten."""
-
-
-class UnloadAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody wants the memory back."""
-
-    now: float
-    drain_timeout_s: float
-    """How long running requests may go on; 0 cuts them."""
-
-
-class UnloadEnded(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine is closed and its memory free."""
-
-
-class EngineDied(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine ended by itself."""
-
-    error: str
-    now: float
-
-
-class RequestBegan(msgspec.Struct, frozen=True, kw_only=True):
-    """A request was admitted."""
-
-
-class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
-    """A request ended, however."""
-
-    now_epoch: float
-
-
-Event = (
-    LoadAsked
-    | LoadPlaced
-    | LoadProgressed
-    | LoadEnded
-    | LoadFailed
-    | UnloadAsked
-    | UnloadEnded
-    | EngineDied
-    | RequestBegan
-    | RequestEnded
-)
-
-
-class StartLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """Bring up an engine; everybody who asks meanwhile joins."""
-
-    spec: ModelSpec
-
-
-class CancelLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """Undo the load under way; its askers get an error."""
-
-
-class StartUnload(msgspec.Struct, frozen=True, kw_only=True):
-    """Drain, then close the engine."""
-
-    drain_timeout_s: float
-
-
-class HastenUnload(msgspec.Struct, frozen=True, kw_only=True):
-    """An unload is under way; shorten its drain if the new bound ends sooner."""
-
-    drain_timeout_s: float
-
-
-class DisposeEngine(msgspec.Struct, frozen=True, kw_only=True):
-    """Free what a dead engine left, and end its requests."""
-
-    error: str
-
-
-class Refuse(msgspec.Struct, frozen=True, kw_only=True):
-    """The command is answered with an error; nothing changed."""
-
-    error: RequestError
-
-
-Effect = StartLoad | CancelLoad | StartUnload | HastenUnload | DisposeEngine | Refuse
+    @property
+    def is_waking(self) -> bool:
+        """Whether it is `loading` from sleep."""
+        return self.status is ReplicaStatus.LOADING and self.sleep_level is not None
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +112,7 @@ def step(state: ReplicaState | None, event: Event) -> Step:
         case RequestEnded():
             return Step(state=_counted(state, -1, event.now_epoch))
         case _:
-            assert_never(event)
+            return Step(state=None) if state is None else _sleep_event(state, event)
 
 
 def difference(asked: ModelSpec, held: ModelSpec, devices: tuple[DeviceIndex, ...]) -> str | None:
@@ -227,53 +154,48 @@ def _load_asked(state: ReplicaState | None, event: LoadAsked) -> Step:
         )
         return Step(state=fresh, effects=(StartLoad(spec=event.spec),))
     if state.status is ReplicaStatus.UNLOADING:
-        busy = ConflictError(f"{event.spec.model!r} is being unloaded; load it when that is done")
-        return Step(state=state, effects=(Refuse(error=busy),))
+        return _refused(state, f"{_leaving(state)}; load it when that is done")
     differs = difference(event.spec, state.asked, state.devices)
     if differs is not None:
-        error = ConflictError(
-            f"{event.spec.model!r} is {state.status.value} otherwise: {differs}; unload it first"
-        )
-        return Step(state=state, effects=(Refuse(error=error),))
+        is_now = f"{_name(state)!r} is {state.status.value} otherwise: {differs}; unload it first"
+        return _refused(state, is_now)
+    if state.status is ReplicaStatus.SLEEPING:
+        return _wake_asked(state, event.now)
     return Step(state=state)
 
 
 def _unload_asked(state: ReplicaState | None, event: UnloadAsked) -> Step:
-    if state is None:
+    if state is None or state.status is ReplicaStatus.FAILED:
         return Step(state=None)
-    match state.status:
-        case ReplicaStatus.FAILED:
-            return Step(state=None)
-        case ReplicaStatus.UNLOADING:
-            return Step(state=state, effects=(HastenUnload(drain_timeout_s=event.drain_timeout_s),))
-        case ReplicaStatus.LOADING:
-            effects: tuple[Effect, ...] = (CancelLoad(),)
-        case _:
-            effects = (StartUnload(drain_timeout_s=event.drain_timeout_s),)
+    if state.status is ReplicaStatus.UNLOADING and not state.is_falling_asleep:
+        return Step(state=state, effects=(HastenDrain(drain_timeout_s=event.drain_timeout_s),))
+    if state.status is ReplicaStatus.LOADING and not state.is_waking:
+        effects: tuple[Effect, ...] = (CancelLoad(),)
+    else:
+        effects = (StartUnload(drain_timeout_s=event.drain_timeout_s),)
     leaving = msgspec.structs.replace(
-        state, status=ReplicaStatus.UNLOADING, since=event.now, progress=None
+        _with_status(state, ReplicaStatus.UNLOADING, event.now),
+        sleep_level=None,
+        host_used_bytes=None,
     )
     return Step(state=leaving, effects=effects)
 
 
-def _loading(
-    state: ReplicaState | None, event: LoadPlaced | LoadProgressed | LoadEnded | LoadFailed
-) -> Step:
+def _loading(state: ReplicaState | None, event: LoadEvent) -> Step:
     if state is None or state.status is not ReplicaStatus.LOADING:
+        return Step(state=state)
+    if isinstance(event, LoadProgressed):
+        return Step(state=msgspec.structs.replace(state, progress=_progress(state, event)))
+    if state.is_waking:
         return Step(state=state)
     match event:
         case LoadPlaced():
             return Step(state=msgspec.structs.replace(state, devices=event.devices))
-        case LoadProgressed():
-            return Step(state=msgspec.structs.replace(state, progress=_progress(state, event)))
         case LoadEnded():
             loaded = msgspec.structs.replace(
-                state,
-                status=ReplicaStatus.LOADED,
-                since=event.now,
+                _with_status(state, ReplicaStatus.LOADED, event.now),
                 info=event.info,
                 load_s=event.now - state.since,
-                progress=None,
                 error=None,
             )
             return Step(state=loaded)
@@ -285,6 +207,124 @@ def _loading(
             assert_never(event)
 
 
+def _sleep_event(state: ReplicaState, event: SleepEvent) -> Step:
+    match event:
+        case SleepAsked():
+            return _sleep_asked(state, event)
+        case WakeAsked():
+            return _wake_asked(state, event.now)
+        case SleepEnded() | SleepFailed():
+            return _fell_asleep(state, event)
+        case WakeEnded() | WakeFailed():
+            return _woke(state, event)
+        case _:
+            assert_never(event)
+
+
+def _sleep_asked(state: ReplicaState, event: SleepAsked) -> Step:
+    if state.status is ReplicaStatus.SLEEPING or state.is_falling_asleep:
+        if state.sleep_level != event.level:
+            return _refused(
+                state, f"{_name(state)!r} sleeps at level {state.sleep_level}; wake it first"
+            )
+        hasten = HastenDrain(drain_timeout_s=event.drain_timeout_s)
+        return Step(state=state, effects=(hasten,) if state.is_falling_asleep else ())
+    if state.status is not ReplicaStatus.LOADED or state.info is None:
+        return _refused(
+            state, f"{_name(state)!r} is {state.status.value}; only what is loaded can sleep"
+        )
+    if not state.info.capabilities.sleep:
+        return _refused(state, f"the engine of {_name(state)!r} cannot sleep here; unload it")
+    falling = msgspec.structs.replace(
+        _with_status(state, ReplicaStatus.UNLOADING, event.now), sleep_level=event.level
+    )
+    start = StartSleep(level=event.level, drain_timeout_s=event.drain_timeout_s)
+    return Step(state=falling, effects=(start,))
+
+
+def _fell_asleep(state: ReplicaState, event: SleepEnded | SleepFailed) -> Step:
+    if not state.is_falling_asleep:
+        return Step(state=state)
+    if isinstance(event, SleepFailed):
+        return _broken(state, event.error, event.now)
+    asleep = msgspec.structs.replace(
+        _with_status(state, ReplicaStatus.SLEEPING, event.now),
+        host_used_bytes=event.host_used_bytes,
+    )
+    return Step(state=asleep)
+
+
+def _wake_asked(state: ReplicaState, now: float) -> Step:
+    match state.status:
+        case ReplicaStatus.SLEEPING:
+            waking = msgspec.structs.replace(
+                _with_status(state, ReplicaStatus.LOADING, now),
+                progress=LoadProgress(stage="waking"),
+            )
+            return Step(state=waking, effects=(StartWake(),))
+        case ReplicaStatus.LOADED | ReplicaStatus.LOADING:
+            return Step(state=state)
+        case ReplicaStatus.UNLOADING:
+            return _refused(state, f"{_leaving(state)}; wake it when that is done")
+        case _:
+            return _refused(state, f"{_name(state)!r} is {state.status.value}; load it")
+
+
+def _woke(state: ReplicaState, event: WakeEnded | WakeFailed) -> Step:
+    if not state.is_waking:
+        return Step(state=state)
+    if isinstance(event, WakeEnded):
+        awake = msgspec.structs.replace(
+            _with_status(state, ReplicaStatus.LOADED, event.now),
+            wake_s=event.now - state.since,
+            sleep_level=None,
+            host_used_bytes=None,
+            error=None,
+        )
+        return Step(state=awake)
+    if event.is_refused:
+        return Step(state=_with_status(state, ReplicaStatus.SLEEPING, event.now))
+    return _broken(state, event.error, event.now)
+
+
+def _died(state: ReplicaState | None, event: EngineDied) -> Step:
+    if state is None or (state.status is not ReplicaStatus.LOADED and state.sleep_level is None):
+        return Step(state=state)
+    return _broken(state, event.error, event.now)
+
+
+def _broken(state: ReplicaState, error: str, now: float) -> Step:
+    dispose = DisposeEngine(error=error)
+    return Step(state=_as_failed(state, error, now), effects=(dispose,))
+
+
+def _as_failed(state: ReplicaState, error: str, now: float) -> ReplicaState:
+    return msgspec.structs.replace(
+        _with_status(state, ReplicaStatus.FAILED, now),
+        info=None,
+        sleep_level=None,
+        host_used_bytes=None,
+        error=error,
+    )
+
+
+def _with_status(state: ReplicaState, status: ReplicaStatus, now: float) -> ReplicaState:
+    return msgspec.structs.replace(state, status=status, since=now, progress=None)
+
+
+def _refused(state: ReplicaState, why: str) -> Step:
+    return Step(state=state, effects=(Refuse(error=ConflictError(why)),))
+
+
+def _leaving(state: ReplicaState) -> str:
+    what = "put to sleep" if state.is_falling_asleep else "unloaded"
+    return f"{_name(state)!r} is being {what}"
+
+
+def _name(state: ReplicaState) -> ModelId:
+    return state.asked.model
+
+
 def _progress(state: ReplicaState, event: LoadProgressed) -> LoadProgress:
     eta_s = None
     done, total = event.done_bytes, event.total_bytes
@@ -292,19 +332,6 @@ def _progress(state: ReplicaState, event: LoadProgressed) -> LoadProgress:
     if done and total and total >= done:
         eta_s = elapsed_s * (total - done) / done
     return LoadProgress(stage=event.stage, done_bytes=done, total_bytes=total, eta_s=eta_s)
-
-
-def _died(state: ReplicaState | None, event: EngineDied) -> Step:
-    if state is None or state.status is not ReplicaStatus.LOADED:
-        return Step(state=state)
-    dispose = DisposeEngine(error=event.error)
-    return Step(state=_as_failed(state, event.error, event.now), effects=(dispose,))
-
-
-def _as_failed(state: ReplicaState, error: str, now: float) -> ReplicaState:
-    return msgspec.structs.replace(
-        state, status=ReplicaStatus.FAILED, since=now, info=None, progress=None, error=error
-    )
 
 
 def _counted(

@@ -19,26 +19,32 @@ from cortex_core.harness import Engine, ModelSpec
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.admission import refusal
-from neuron.lifecycle.replica import (
+from neuron.lifecycle.budget import host_bytes
+from neuron.lifecycle.events import (
     CancelLoad,
     DisposeEngine,
     Effect,
     Event,
-    HastenUnload,
+    HastenDrain,
     LoadAsked,
     Refuse,
-    ReplicaState,
     RequestBegan,
     RequestEnded,
+    SleepAsked,
     StartLoad,
+    StartSleep,
     StartUnload,
+    StartWake,
     UnloadAsked,
-    step,
+    WakeAsked,
 )
+from neuron.lifecycle.replica import ReplicaState, Step, step
 from neuron.lifecycle.selection import check_devices
 from neuron.supervisor.lease import Lease, NotAdmittedError
 from neuron.supervisor.life import Life
-from neuron.supervisor.procedures import Parts, Procedures
+from neuron.supervisor.parts import Parts
+from neuron.supervisor.procedures import Procedures
+from neuron.supervisor.sleeping import Sleeping
 from neuron.supervisor.waiting import within
 
 OnChange = Callable[[ModelId, ReplicaState | None, str | None], None]
@@ -58,6 +64,7 @@ class Supervisor:
         self._clock = parts.clock
         self._on_change = on_change
         self._procedures = Procedures(parts, self._apply)
+        self._sleeping = Sleeping(parts, self._apply)
         self._lives: dict[ModelId, Life] = {}
         self._leaving: dict[ModelId, Life] = {}
         self.is_draining = False
@@ -86,7 +93,8 @@ class Supervisor:
     async def load(self, spec: ModelSpec) -> Life:
         """Start to load a model, or join; wait for `loaded` of what is returned.
 
-        A model that is being unloaded is waited for first.
+        A model that is being unloaded or put to sleep is waited for first; one that sleeps is
+        woken.
 
         Raises:
             RequestError: the load is refused.
@@ -102,19 +110,52 @@ class Supervisor:
             )
         check_devices(spec, self._parts.facts.devices)
         await self._wait_for_unload(spec.model)
-        if self.is_draining:
-            raise DrainingError("this neuron is shutting down; load it on another one")
+        self._check_draining()
         known = self._lives.get(spec.model)
-        after = step(
-            known.state if known is not None else None,
-            LoadAsked(spec=spec, now=self._clock.now()),
-        )
-        for effect in after.effects:
-            if isinstance(effect, Refuse):
-                raise effect.error
-            if isinstance(effect, StartLoad) and after.state is not None:
-                known = self._begin(after.state)
-        return known if known is not None else self._life(spec.model)
+        asked = LoadAsked(spec=spec, now=self._clock.now())
+        after = _obeyed(step(known.state if known is not None else None, asked))
+        is_new = any(isinstance(effect, StartLoad) for effect in after.effects)
+        if after.state is not None and is_new:
+            return self._begin(after.state)
+        life = self._life(spec.model)
+        self._apply(life, asked)
+        return life
+
+    async def sleep(self, model: ModelId, level: int, drain_timeout_s: float) -> None:
+        """Put a model to sleep, or join, and return when its device memory is free.
+
+        Raises:
+            ModelNotFoundError: this node does not have it.
+            ConflictError: it cannot sleep, or not now.
+            InsufficientSleepMemoryError: the others that sleep hold too much.
+            RequestError: it does not fall asleep, and is of no use any more.
+        """
+        life = self._life(model)
+        self._check_draining()
+        asked = SleepAsked(level=level, now=self._clock.now(), drain_timeout_s=drain_timeout_s)
+        after = _obeyed(step(life.state, asked))
+        if life.state.info is not None and any(isinstance(e, StartSleep) for e in after.effects):
+            self._parts.memory.hold_host(model, host_bytes(life.state.info, level))
+        self._apply(life, asked)
+        # Shielded: a caller that leaves must not take the sleep with it.
+        await asyncio.shield(life.asleep)
+
+    async def wake(self, model: ModelId) -> Life:
+        """Start to wake a model, or join; wait for `loaded` of what is returned.
+
+        A model that is falling asleep is waited for first.
+
+        Raises:
+            ModelNotFoundError: this node does not have it.
+            ConflictError: it does not sleep.
+        """
+        await self._wait_for_unload(model)
+        life = self._life(model)
+        self._check_draining()
+        asked = WakeAsked(now=self._clock.now())
+        _obeyed(step(life.state, asked))
+        self._apply(life, asked)
+        return life
 
     async def unload(self, model: ModelId, drain_timeout_s: float) -> None:
         """Unload a model and return when its memory is free.
@@ -171,7 +212,11 @@ class Supervisor:
     async def _wait_for_unload(self, model: ModelId) -> None:
         life = self._lives.get(model)
         if life is not None and life.state.status is ReplicaStatus.UNLOADING:
-            await within(self._clock, self._parts.settings.memory_wait_s, life.gone.wait())
+            await within(self._clock, self._parts.settings.memory_wait_s, life.until_settled())
+
+    def _check_draining(self) -> None:
+        if self.is_draining:
+            raise DrainingError("this neuron is shutting down; load it on another one")
 
     def _begin(self, state: ReplicaState) -> Life:
         life = Life(state)
@@ -199,9 +244,13 @@ class Supervisor:
         match effect:
             case CancelLoad():
                 self._procedures.cancel(life)
+            case StartSleep():
+                self._sleeping.fall_asleep(life, effect.level, effect.drain_timeout_s)
+            case StartWake():
+                self._sleeping.wake(life)
             case StartUnload():
                 self._procedures.take_down(life, effect.drain_timeout_s)
-            case HastenUnload():
+            case HastenDrain():
                 self._procedures.hasten(life, effect.drain_timeout_s)
             case DisposeEngine():
                 self._leaving[life.model] = life
@@ -217,3 +266,15 @@ class Supervisor:
     def _state_of(self, model: ModelId) -> ReplicaState | None:
         life = self._lives.get(model)
         return None if life is None else life.state
+
+
+def _obeyed(after: Step) -> Step:
+    """Return `after` unless it refuses the command.
+
+    Raises:
+        RequestError: why it does.
+    """
+    for effect in after.effects:
+        if isinstance(effect, Refuse):
+            raise effect.error
+    return after

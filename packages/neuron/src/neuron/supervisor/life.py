@@ -5,6 +5,7 @@ import asyncio
 from cortex_core.errors import RequestError
 from cortex_core.harness import Engine
 from cortex_core.ids import ModelId
+from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.replica import ReplicaState
 from neuron.supervisor.lease import Lease
 from neuron.supervisor.waiting import first
@@ -21,18 +22,19 @@ class Life:
         self.state = state
         self.engine: Engine | None = None
         self.tasks: list[asyncio.Task[None]] = []
-        """The load, then the watch over the engine."""
+        """The load, then the watch over the engine; a sleep or a wake beside it."""
         self.ending: asyncio.Task[None] | None = None
         """The unload, or the disposal of a dead engine."""
         self.hasting: list[asyncio.Task[None]] = []
-        """Further unloads that want a shorter drain."""
+        """Further commands that want a shorter drain."""
         self.has_reserved = False
         """Whether its memory is in the budget."""
         self.is_shutting_down = False
         """Whether the whole neuron goes down, which is another reason to be unloaded."""
-        self.loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Ends when the load does, with its error if it had one."""
-        self.loaded.add_done_callback(_retrieve)
+        self.loaded = _future()
+        """Ends when the load or the latest wake does, with its error if it had one."""
+        self.asleep = _future()
+        """Ends when the latest sleep has begun, with its error if it did not."""
         self.hastened = asyncio.Event()
         """Set when its drain is to end now."""
         self.gone = asyncio.Event()
@@ -51,6 +53,23 @@ class Life:
     def model(self) -> ModelId:
         """Whose life it is."""
         return self.state.asked.model
+
+    def cancel_tasks(self) -> None:
+        """Stop what is done with its engine, but for the task that asks for it."""
+        for task in self.tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def begin_sleep(self) -> None:
+        """Have `asleep` and `hastened` stand for the sleep that begins."""
+        self.asleep = _future()
+        self.hastened = asyncio.Event()
+
+    def begin_wake(self) -> None:
+        """Have `loaded` and `accepted` stand for the wake that begins."""
+        self.loaded = _future()
+        self.accepted = asyncio.Event()
+        self.hastened = asyncio.Event()
 
     def add(self, lease: Lease) -> None:
         """Count a request in."""
@@ -77,13 +96,30 @@ class Life:
         if not self._idle.is_set() and not self.hastened.is_set():
             await first(self._idle.wait(), self.hastened.wait())
 
+    async def until_settled(self) -> None:
+        """Wait until it is not `unloading` any more: asleep, or gone."""
+        while self.state.status is ReplicaStatus.UNLOADING and not self.gone.is_set():
+            await first(self.gone.wait(), self.changed.wait())
+
     def fail_loaded(self, error: RequestError) -> None:
-        """End the load with `error` unless it has ended."""
+        """End the load or wake with `error` unless it has ended."""
         if not self.loaded.done():
             self.loaded.set_exception(error)
+        self.accepted.set()
+
+    def fail_asleep(self, error: RequestError) -> None:
+        """End the sleep with `error` unless it has begun."""
+        if not self.asleep.done():
+            self.asleep.set_exception(error)
 
 
-def _retrieve(loaded: asyncio.Future[None]) -> None:
-    # Nobody has to wait for a load; its error must not be reported as forgotten then.
-    if not loaded.cancelled():
-        loaded.exception()
+def _future() -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(_retrieve)
+    return future
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    # Nobody has to wait; an error must not be reported as forgotten then.
+    if not future.cancelled():
+        future.exception()

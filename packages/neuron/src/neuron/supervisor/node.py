@@ -7,7 +7,7 @@ import msgspec
 
 from cortex_core.device import DeviceReading
 from cortex_core.ids import ModelId
-from cortex_core.units import bytes_from_mib
+from cortex_core.units import bytes_from_mib, mib_from_bytes
 from cortex_core.wire.neuron import (
     HEALTH_EVENT,
     MODEL_EVENT,
@@ -22,7 +22,7 @@ from neuron.supervisor import reports
 from neuron.supervisor.activation import Activator
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.feed import EventFeed
-from neuron.supervisor.procedures import Parts
+from neuron.supervisor.parts import Parts
 
 # Five health events per second at the most, however many requests come and go.
 _HEALTH_PAUSE_S = 0.2
@@ -74,6 +74,8 @@ class Node:
     def health(self) -> Health:
         """Return how busy everything is; waits for nothing."""
         supervisor = self.supervisor
+        sleep = self._parts.memory.sleep_budget
+        can_sleep = any(harness.can_sleep for harness in self._parts.harnesses.values())
         return Health(
             uptime_secs=round(self._parts.clock.now() - self._started, 3),
             devices=reports.device_health(
@@ -87,6 +89,8 @@ class Node:
                 for engine in (supervisor.engine(state.asked.model),)
             ),
             draining=supervisor.is_draining,
+            sleep_budget_mb=mib_from_bytes(sleep.total_bytes) if can_sleep else None,
+            sleep_used_mb=mib_from_bytes(sleep.used_bytes) if can_sleep else None,
         )
 
     def models(self) -> tuple[ModelReport, ...]:
@@ -124,6 +128,9 @@ class Node:
         for state in self.supervisor.states():
             metrics.models.labels(state.status.value).inc()
             metrics.in_flight.labels(state.asked.model).set(state.in_flight)
+        sleep = self._parts.memory.sleep_budget
+        metrics.sleep_memory.labels("budget").set(sleep.total_bytes)
+        metrics.sleep_memory.labels("held").set(sleep.used_bytes)
         for device in self._parts.facts.devices:
             name = str(device.index)
             memory = metrics.device_memory

@@ -6,7 +6,7 @@ what becomes of a replica.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -21,11 +21,10 @@ from cortex_core.errors import (
     NotFoundError,
     RequestError,
 )
-from cortex_core.harness import Engine, Harness, ModelSpec
+from cortex_core.harness import Engine, ModelSpec
 from cortex_core.ids import DeviceIndex
 from cortex_core.replica import ReplicaStatus
-from cortex_core.server.clock import Clock
-from neuron.lifecycle.replica import (
+from neuron.lifecycle.events import (
     EngineDied,
     Event,
     LoadEnded,
@@ -34,11 +33,8 @@ from neuron.lifecycle.replica import (
     LoadProgressed,
     UnloadEnded,
 )
-from neuron.metrics import NeuronMetrics
-from neuron.ports import DeviceFacts, DeviceLanes
-from neuron.settings import NeuronSettings
 from neuron.supervisor.life import Life
-from neuron.supervisor.memory import Memory
+from neuron.supervisor.parts import Parts
 from neuron.supervisor.waiting import within
 
 logger = logging.getLogger(__name__)
@@ -46,26 +42,11 @@ logger = logging.getLogger(__name__)
 # A dead engine tells its requests so itself; this is for those that it forgets.
 _DEATH_NOTICE_S = 1.0
 
-# How long cut requests get to send their error and leave.
-_CUT_NOTICE_S = 5.0
+CUT_NOTICE_S = 5.0
+"""How long cut requests get to send their error and leave."""
 
 # These say that the load cannot be done here and now, and nothing of the model itself.
 _REFUSALS = (InvalidRequestError, NotFoundError, InsufficientVramError, ConflictError)
-
-
-class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """What loads and unloads need."""
-
-    settings: NeuronSettings
-    harnesses: Mapping[str, Harness]
-    facts: DeviceFacts
-    memory: Memory
-    lanes: DeviceLanes
-    clock: Clock
-    metrics: NeuronMetrics
-    tasks: asyncio.TaskGroup
-    unusable: Mapping[str, str] = {}
-    """Why harnesses that the settings name are not offered, by name."""
 
 
 class Procedures:
@@ -84,31 +65,33 @@ class Procedures:
 
     def bring_up(self, life: Life, predecessor: Life | None) -> None:
         """Load a model, once what is left of its `predecessor` is gone."""
-        life.tasks.append(self._spawn(self._bring_up(life, predecessor), f"load {life.model}"))
+        work = self._bring_up(life, predecessor)
+        life.tasks.append(self._parts.spawn(work, f"load {life.model}"))
 
     def cancel(self, life: Life) -> None:
         """Undo a load under way."""
         if life.has_reserved:
             self._memory.will_free(life.model)
-        for task in life.tasks:
-            task.cancel()
+        life.cancel_tasks()
 
     def take_down(self, life: Life, drain_timeout_s: float) -> None:
-        """Drain and close an engine."""
+        """Give up what else is done with an engine, drain it and close it."""
         self._memory.will_free(life.model)
-        life.ending = self._spawn(self._take_down(life, drain_timeout_s), f"unload {life.model}")
+        life.cancel_tasks()
+        work = self._take_down(life, drain_timeout_s)
+        life.ending = self._parts.spawn(work, f"unload {life.model}")
 
     def hasten(self, life: Life, drain_timeout_s: float) -> None:
-        """End the drain of an unload under way after `drain_timeout_s` at the latest."""
-        life.hasting.append(self._spawn(self._hasten(life, drain_timeout_s), "hasten"))
+        """End the drain of an unload or sleep under way after `drain_timeout_s` at the latest."""
+        work = self._hasten(life, life.hastened, drain_timeout_s)
+        life.hasting = [task for task in life.hasting if not task.done()]
+        life.hasting.append(self._parts.spawn(work, "hasten"))
 
     def dispose(self, life: Life, error: str) -> None:
-        """Free what a dead engine left."""
+        """Free what an engine that is of no use any more left."""
         self._memory.will_free(life.model)
-        life.ending = self._spawn(self._dispose(life, error), f"dispose {life.model}")
-
-    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
-        return self._parts.tasks.create_task(_contained(work, name), name=name)
+        work = self._dispose(life, error)
+        life.ending = self._parts.spawn(work, f"dispose {life.model}")
 
     async def _bring_up(self, life: Life, predecessor: Life | None) -> None:
         try:
@@ -118,7 +101,7 @@ class Procedures:
         except RequestError as error:
             self._end_load(life, error, "refused" if isinstance(error, _REFUSALS) else "failed")
         except asyncio.CancelledError:
-            self._end_load(life, _unloaded_error(life), "cancelled")
+            self._end_load(life, interrupted_error(life, "loading"), "cancelled")
             raise
         except Exception:
             logger.exception("load failed", extra={"model": life.model})
@@ -134,21 +117,29 @@ class Procedures:
         life.accepted.set()
         self._apply(life, LoadPlaced(devices=devices))
         async with self._parts.lanes.hold(devices):
-            return await harness.load(
+            before = await self._memory.used(life.model)
+            engine = await harness.load(
                 _placed(spec, devices), lambda *news: self._progress(life, *news)
             )
+            try:
+                self._progress(life, "checking")
+                await engine.check_answer()
+                await self._memory.measure(life.model, engine.info.vram_bytes, before)
+            except BaseException:
+                await engine.close(0)
+                raise
+            return engine
 
     async def _loaded(self, life: Life, engine: Engine) -> None:
-        self._memory.measure(life.model, engine.info.vram_bytes)
         self._apply(life, LoadEnded(info=engine.info, now=self._clock.now()))
         if life.state.status is not ReplicaStatus.LOADED:
             # The harness finished although it was told to stop.
             await self._close_engine(life)
-            self._end_load(life, _unloaded_error(life), "cancelled")
+            self._end_load(life, interrupted_error(life, "loading"), "cancelled")
             return
         self._parts.metrics.loads.labels("ok").inc()
         self._parts.metrics.load_seconds.observe(life.state.load_s or 0)
-        life.tasks = [self._spawn(self._watch(life, engine), f"watch {life.model}")]
+        life.tasks = [self._parts.spawn(self._watch(life, engine), f"watch {life.model}")]
         life.loaded.set_result(None)
         logger.info("model loaded", extra={"model": life.model, "load_s": life.state.load_s})
 
@@ -162,7 +153,6 @@ class Procedures:
         self._apply(life, failed)
         self._apply(life, UnloadEnded())
         life.gone.set()
-        life.accepted.set()
         life.fail_loaded(error)
         logger.warning(
             "model not loaded",
@@ -189,7 +179,7 @@ class Procedures:
             if drain_timeout_s > 0:
                 await within(self._clock, drain_timeout_s, life.drained())
             life.cut(NoReplicaError(f"{life.model!r} was unloaded while it answered"))
-            await within(self._clock, _CUT_NOTICE_S, life.idle())
+            await within(self._clock, CUT_NOTICE_S, life.idle())
             await self._close_engine(life)
         finally:
             self._memory.release(life.model)
@@ -197,9 +187,9 @@ class Procedures:
             life.gone.set()
         logger.info("model unloaded", extra={"model": life.model})
 
-    async def _hasten(self, life: Life, drain_timeout_s: float) -> None:
+    async def _hasten(self, life: Life, hastened: asyncio.Event, drain_timeout_s: float) -> None:
         await within(self._clock, drain_timeout_s, life.gone.wait())
-        life.hastened.set()
+        hastened.set()
 
     async def _dispose(self, life: Life, error: str) -> None:
         try:
@@ -213,9 +203,7 @@ class Procedures:
     async def _close_engine(self, life: Life) -> None:
         """Close the engine, bounded, and wait for its memory."""
         engine, life.engine = life.engine, None
-        for task in life.tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
+        life.cancel_tasks()
         if engine is None:
             return
         async with self._parts.lanes.hold(life.state.devices), self._memory.settled(life.model):
@@ -229,20 +217,15 @@ class Procedures:
                 logger.exception("engine failed to close", extra={"model": life.model})
 
 
-async def _contained(work: Coroutine[object, object, None], name: str) -> None:
-    """Run a procedure; a bug in it must not take the other models' procedures with it."""
-    try:
-        await work
-    except Exception:
-        logger.exception("procedure failed", extra={"procedure": name})
+def interrupted_error(life: Life, doing: str) -> RequestError:
+    """Return why a life was ended while it was `doing` something, for those who wait for that."""
+    if life.is_shutting_down:
+        return DrainingError("this neuron is shutting down; load it on another one")
+    if life.state.status is ReplicaStatus.FAILED:
+        return EngineError(life.state.error or "the engine stopped working")
+    return ConflictError(f"{life.model!r} was unloaded while it was {doing}")
 
 
 def _placed(spec: ModelSpec, devices: tuple[DeviceIndex, ...]) -> ModelSpec:
     parallel = spec.tensor_parallel or (len(devices) if len(devices) > 1 else None)
     return msgspec.structs.replace(spec, devices=devices, tensor_parallel=parallel)
-
-
-def _unloaded_error(life: Life) -> RequestError:
-    if life.is_shutting_down:
-        return DrainingError("this neuron is shutting down; load it on another one")
-    return ConflictError(f"{life.model!r} was unloaded while it was loading")

@@ -59,11 +59,15 @@ def device_health(
 def model_report(state: ReplicaState, budget: Budget) -> ModelReport:
     """Return one model's report."""
     holding = budget.holdings.get(state.asked.model)
-    # An estimate of nothing is no estimate.
-    is_known = holding is not None and (holding.is_measured or holding.size_bytes > 0)
+    # An estimate of nothing is no estimate, but what sleeps may well hold nothing.
+    is_known = holding is not None and (
+        holding.is_measured or holding.size_bytes > 0 or holding.awake_bytes is not None
+    )
     size_bytes = holding.size_bytes if holding is not None and is_known else None
+    is_asleep = state.status is ReplicaStatus.SLEEPING
     refused = refusal(state.asked.model, state, is_draining=False)
     info = state.info
+    host_bytes = state.host_used_bytes
     return ModelReport(
         id=state.asked.model,
         harness=state.asked.harness,
@@ -74,6 +78,10 @@ def model_report(state: ReplicaState, budget: Budget) -> ModelReport:
         limit=None if info is None else info.limit,
         last_used=state.last_used,
         load_s=state.load_s,
+        wake_s=state.wake_s,
+        sleep_level=state.sleep_level if is_asleep else None,
+        host_used_mb=None if host_bytes is None else mib_from_bytes(host_bytes),
+        max_in_flight=None if info is None else info.max_in_flight,
         servable=Servable(ok=refused is None, reason=refused.message if refused else None),
         progress=progress(state.progress),
         error=state.error,

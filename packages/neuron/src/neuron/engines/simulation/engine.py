@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import msgspec
 
 from cortex_core.codec import decode_request, encode_json
-from cortex_core.errors import InvalidRequestError
+from cortex_core.errors import InvalidRequestError, ModelLoadFailedError, UnavailableError
 from cortex_core.harness import (
     Capabilities,
     EngineAnswer,
@@ -20,9 +20,9 @@ from cortex_core.harness import (
 from cortex_core.ids import ModelId, RequestId
 from cortex_core.server.clock import Clock
 from cortex_core.sse import DONE
-from cortex_core.units import bytes_from_mib
 from neuron.engines.counts import TokenCount
 from neuron.engines.simulation.answers import Usage, Writer
+from neuron.engines.simulation.nap import Nap
 from neuron.engines.simulation.plan import (
     check_context,
     conversation_text,
@@ -91,7 +91,8 @@ class SimulatedEngine:
         self._task: asyncio.Task[None] | None = None
         self._dead = asyncio.Event()
         self.is_closed = False
-        known_mb = settings.vram_mb.get(spec.model)
+        self._model = spec.model
+        self._nap = Nap(spec.vram_bytes or 0, settings, fault, clock)
         self.info = ModelInfo(
             capabilities=Capabilities(
                 chat=not self._embeds,
@@ -99,9 +100,12 @@ class SimulatedEngine:
                 tools=not self._embeds,
                 reasoning=not self._embeds,
                 embeddings=self._embeds,
+                sleep=settings.can_sleep,
             ),
             limit=Limit(context=self._context, output=None if self._embeds else self._context - 1),
-            vram_bytes=bytes_from_mib(known_mb) if known_mb is not None else spec.vram_bytes,
+            vram_bytes=spec.vram_bytes,
+            sleep_bytes=spec.vram_bytes,
+            max_in_flight=options.max_num_seqs or settings.max_in_flight,
         )
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -120,6 +124,8 @@ class SimulatedEngine:
 
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Answer one request."""
+        if self._nap.level is not None:
+            raise UnavailableError(f"{self._model!r} sleeps")
         match route:
             case Route.CHAT_COMPLETIONS if not self._embeds:
                 chat = decode_request(body, CHAT_DECODER)
@@ -161,6 +167,19 @@ class SimulatedEngine:
         """Wait until it dies by its fault."""
         await self._dead.wait()
         return self.failure or "the engine died"
+
+    async def check_answer(self) -> None:
+        """Fail where the fault says so."""
+        if not self._nap.answers_rightly:
+            raise ModelLoadFailedError(f"{self._model!r} answers wrongly, as its fault says")
+
+    async def sleep(self, level: int) -> None:
+        """Take the time that it takes to fall asleep."""
+        await self._nap.begin(level)
+
+    async def wake(self) -> None:
+        """Take the time that it takes to wake."""
+        await self._nap.end()
 
     async def close(self, timeout_s: float) -> None:
         """Let requests finish for up to `timeout_s` of the clock, then stop."""

@@ -1,0 +1,98 @@
+"""A supervisor over a harness with every fault, on a clock that stands still."""
+
+import asyncio
+from collections.abc import Awaitable
+
+from prometheus_client import CollectorRegistry
+
+from cortex_core.device import Device
+from cortex_core.errors import RequestError
+from cortex_core.harness import ModelSpec, Route
+from cortex_core.ids import DeviceIndex, ModelId, RequestId
+from cortex_core.replica import ReplicaStatus
+from neuron.devices.workers import DeviceWorkers
+from neuron.metrics import NeuronMetrics
+from neuron.ports import DeviceFacts
+from neuron.settings import NeuronSettings
+from neuron.supervisor.actor import Supervisor
+from neuron.supervisor.lease import NotAdmittedError
+from neuron.supervisor.memory import Memory
+from neuron.supervisor.parts import Parts
+from tests.fakes.clock import FakeClock
+from tests.fakes.harness import FakeHarness
+
+HOST_BYTES = 100
+"""Host memory for models that sleep."""
+
+
+class Bench:
+    """A supervisor and all that it stands on."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.tasks = tasks
+        self.clock = FakeClock()
+        self.harness = FakeHarness()
+        facts = DeviceFacts(
+            devices=tuple(
+                Device(index=DeviceIndex(number), name="d", vram_total_bytes=100)
+                for number in range(2)
+            ),
+            is_declared=True,
+        )
+        self.memory = Memory(facts, None, self.clock, 60.0, HOST_BYTES)
+        self.workers = DeviceWorkers((device.index for device in facts.devices), tasks)
+        self.changes: list[tuple[ModelId, str | None]] = []
+        self.supervisor = Supervisor(
+            Parts(
+                settings=NeuronSettings(close_timeout_s=0.01, sleep_timeout_s=0.01),
+                harnesses={"fake": self.harness},
+                facts=facts,
+                memory=self.memory,
+                lanes=self.workers,
+                clock=self.clock,
+                metrics=NeuronMetrics(CollectorRegistry()),
+                tasks=tasks,
+            ),
+            lambda model, state, reason: self.changes.append(
+                (model, state.status.value if state is not None else None)
+            ),
+        )
+
+    async def load(self, model: ModelId, size: int = 10, parallel: int | None = None) -> None:
+        """Load a model and wait for it."""
+        spec = ModelSpec(model=model, harness="fake", vram_bytes=size, tensor_parallel=parallel)
+        life = await self.supervisor.load(spec)
+        await asyncio.shield(life.loaded)
+
+    async def wake(self, model: ModelId) -> None:
+        """Wake a model and wait for it."""
+        life = await self.supervisor.wake(model)
+        await asyncio.shield(life.loaded)
+
+    async def ask(self, model: ModelId) -> RequestError | None:
+        """Send a request and return the error with which it ends."""
+        try:
+            async with self.supervisor.lease(model) as lease:
+                await lease.engine.serve(Route.CHAT_COMPLETIONS, b"", RequestId("r"))
+        except NotAdmittedError as error:
+            return error.refused
+        except RequestError as error:
+            return error
+        return None
+
+    def status(self, model: ModelId) -> ReplicaStatus:
+        """Return the status of a model."""
+        return self.supervisor.state(model).status
+
+    def held(self) -> list[int]:
+        """Return what is held on each device."""
+        return [self.memory.budget.held_bytes(DeviceIndex(number)) for number in range(2)]
+
+
+async def outcome_of(work: Awaitable[None]) -> RequestError | None:
+    """Return the error with which `work` ends, or `None`."""
+    try:
+        await work
+    except RequestError as error:
+        return error
+    return None
