@@ -38,9 +38,9 @@ def fleet(*names: str, since: float = 0.0, **fields: object) -> FleetState:
             health=NodeHealth.UP,
             facts=NodeFacts(hostname=name, devices=(), harnesses=("simulated",)),
             replicas={MODEL: msgspec.structs.replace(held, **fields)},
+            residents={MODEL: Resident(since=since, used=since)},
         )
-    residents = {rid(name): Resident(since=since, used=since) for name in names}
-    return FleetState(nodes=nodes, residents=residents)
+    return FleetState(nodes=nodes)
 
 
 def ask(

@@ -14,7 +14,7 @@ import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.errors import NoReplicaError
-from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
+from cortex_core.fleet.state import NodeHealth, NodeState
 from cortex_core.ids import ReplicaId
 from cortex_core.replica import Replica
 from cortex_core.routing.queue import ceiling
@@ -64,7 +64,6 @@ def depth(replica: Replica, in_flight: Mapping[ReplicaId, int]) -> int:
 
 
 def has_place(
-    state: FleetState,
     catalogue: Catalogue,
     node: NodeState,
     replica: Replica,
@@ -77,7 +76,7 @@ def has_place(
 
     What is no neuron (a service elsewhere) has limits of its own, and is given everything.
     """
-    resident = state.residents.get(replica.id)
+    resident = node.residents.get(replica.id.model)
     if node.facts is None or resident is None:
         return True
     cap = capacity(catalogue, replica, default)

@@ -115,7 +115,6 @@ def route(
         for node, replica in usable
         if hints.has_turn
         or has_place(
-            state,
             catalogue,
             node,
             replica,
