@@ -16,7 +16,7 @@ from cortex_core.fleet.state import FleetState
 from cortex_core.routing import explain
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
-from cortex_core.wire import neuron as wire
+from cortex_core.wire import admin, neuron as wire
 from cortex_core.wire.openai import models
 from cortex_gateway.api.background import Background
 from cortex_gateway.app import build_app
@@ -32,6 +32,7 @@ from neuron.devices.declared import DeclaredSource
 from neuron.lifespan import node_of
 from neuron.settings import HarnessEntry, NeuronSettings
 from tests.docs.tables import rows_of, section_of
+from tests.fakes.gateway import NoFiles, control_without_nodes
 
 NEURON: Sequence[type[msgspec.Struct]] = (
     wire.Discovery,
@@ -68,6 +69,17 @@ GATEWAY: Sequence[type[msgspec.Struct]] = (
     overview.UnloadedView,
     explain.Explanation,
     explain.NodeOutlook,
+    admin.ModelCommand,
+    admin.ModelAnswer,
+    admin.NodeOutcome,
+    admin.LoadNews,
+    admin.NodeCommand,
+    admin.CordonAnswer,
+    admin.DrainAnswer,
+    admin.Departure,
+    admin.ReloadAnswer,
+    admin.ConfigChange,
+    admin.ConfigView,
 )
 
 
@@ -95,7 +107,7 @@ def documented_paths(page: str) -> list[tuple[str, str]]:
     return sorted((row[0], row[1]) for row in rows if row[0].startswith("/"))
 
 
-def test_gateway_page_has_every_path() -> None:
+async def test_gateway_page_has_every_path() -> None:
     """Ours: a path without a row is one that nobody may rely on."""
     clock, store = SystemClock(), FleetStore(FleetState(), Catalogue())
     proxy = Proxy(
@@ -106,17 +118,19 @@ def test_gateway_page_has_every_path() -> None:
         clock=clock,
         random=lambda: 0.0,
     )
-    app = build_app(
-        store=store,
-        proxy=proxy,
-        drain=Drain(),
-        version="0",
-        clock=clock,
-        read_pdf=None,
-        records=None,
-        background=Background(1),
-        new_id=str,
-    )
+    async with control_without_nodes(store) as control:
+        app = build_app(
+            control=control,
+            configured=NoFiles(),
+            proxy=proxy,
+            drain=Drain(),
+            version="0",
+            clock=clock,
+            read_pdf=None,
+            records=None,
+            background=Background(1),
+            new_id=str,
+        )
 
     assert documented_paths("gateway-http") == paths_of(app.routes)
 

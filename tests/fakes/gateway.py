@@ -7,9 +7,11 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.errors import SettingsError
 from cortex_core.fleet.reducers import from_endpoints, with_facts, with_report
 from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
@@ -21,12 +23,19 @@ from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
 from cortex_core.server.listen import open_listener
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
+from cortex_core.wire.admin import ConfigView, ReloadAnswer
 from cortex_gateway.clients.accesses import load_accesses
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
+from cortex_gateway.control.commands import Commands
+from cortex_gateway.control.control import Control, open_control
+from cortex_gateway.control.roster import Roster
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.upstreams import with_upstreams
+from cortex_gateway.control.watcher import WatchPace
 from cortex_gateway.lifespan import open_api
+from cortex_gateway.metrics import GatewayMetrics
+from cortex_gateway.ports import NodeClient
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.settings import (
     ApiSettings,
@@ -161,7 +170,7 @@ async def gateway(
     )
     recorder = Recorder()
     drain = Drain()
-    async with open_session(timeouts) as session:
+    async with open_session(timeouts) as session, control_without_nodes(store) as control:
         proxy = Proxy(
             store=store,
             upstream=HttpUpstream(session, timeouts),
@@ -171,10 +180,39 @@ async def gateway(
             random=lambda: 0.0,
             accesses=load_accesses(settings, catalogue, environ or {}),
         )
-        keeps = keeps or ResponsesSettings()
-        opening = open_api(store, proxy, keeps, clock=SystemClock(), drain=drain, version="0")
+        kept, clock = keeps or ResponsesSettings(), SystemClock()
+        opening = open_api(control, proxy, kept, NoFiles(), clock=clock, drain=drain, version="0")
         async with opening as app, _serving(wrap(app), drain) as url:
             yield Gateway(url, store, proxy, recorder, drain)
+
+
+class NoFiles:
+    """The configuration of a gateway that was made up."""
+
+    def view(self) -> ConfigView:
+        return ConfigView(loaded_at=0.0, settings={}, models=0, aliases=0)
+
+    async def reload(self) -> ReloadAnswer:
+        raise SettingsError("there are no files")
+
+
+@asynccontextmanager
+async def control_without_nodes(store: FleetStore) -> AsyncIterator[Control]:
+    """Yield what operators need, over a fleet whose nodes take no commands."""
+
+    def no_client(name: NodeName, url: str) -> NodeClient:
+        raise AssertionError(f"{name} at {url} is only made up")
+
+    clock, metrics = SystemClock(), GatewayMetrics(CollectorRegistry())
+    async with asyncio.TaskGroup() as tasks:
+        roster = Roster(
+            store=store, make_client=no_client, clock=clock, pace=WatchPace(), tasks=tasks
+        )
+        commands = Commands(store=store, clients=roster.clients, metrics=metrics, clock=clock)
+        async with open_control(
+            store, roster, commands, clock=clock, load_limit_s=lambda: 1.0
+        ) as control:
+            yield control
 
 
 @asynccontextmanager

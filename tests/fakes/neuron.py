@@ -29,6 +29,13 @@ class FakeNeuron:
         """Bodies of `/models/load`, in order."""
         self.unloads: list[dict[str, object]] = []
         """Bodies of `/models/unload`, in order."""
+        self.commands: list[tuple[str, dict[str, object]]] = []
+        """Path and body of every other command, in order."""
+        self.refusals: dict[str, tuple[int, dict[str, object]]] = {}
+        """Status and body with which a command path answers."""
+        self.is_cordoned = False
+        self.unload_may_end = asyncio.Event()
+        self.unload_may_end.set()
         self.shows_unloads = True
         """Else an unload that was answered is reported only when the test says so."""
         self.unload_error: tuple[int, dict[str, object]] | None = None
@@ -102,7 +109,8 @@ class FakeNeuron:
                 {"index": 0, "vram_used_mb": 1000, "vram_free_mb": 23576, "utilization_pct": 50}
             ],
         }
-        return answer if self.is_given_only else {**answer, "boot_id": self.boot_id}
+        more = {"boot_id": self.boot_id, "cordoned": self.is_cordoned}
+        return answer if self.is_given_only else {**answer, **more}
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._misbehave])
@@ -115,6 +123,10 @@ class FakeNeuron:
         app.router.add_post("/v1/chat/completions", self._chat)
         if not self.is_given_only:
             app.router.add_get("/events", self._events)
+            app.router.add_post("/models/sleep", self._command(self._sleep))
+            app.router.add_post("/models/wake", self._command(self._wake))
+            app.router.add_post("/models/pin", self._command(self._pin))
+            app.router.add_post("/cordon", self._command(self._cordon))
         return app
 
     @web.middleware
@@ -150,10 +162,48 @@ class FakeNeuron:
             status, error = self.unload_error
             return web.json_response(error, status=status)
         model = body["model_id"]
+        if model not in self.models:
+            return web.json_response(_not_here(model), status=404)
         self.set_model(model, "unloading", vram_used_mb=self.models[model].get("vram_used_mb"))
+        await self.unload_may_end.wait()
         if self.shows_unloads:
             self.set_model(model, "unloaded")
         return web.json_response({"status": "unloaded"})
+
+    def _command(self, act: Callable[[dict[str, object]], str]) -> Handler:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            body = await request.json()
+            self.commands.append((request.path, body))
+            if request.path in self.refusals:
+                status, error = self.refusals[request.path]
+                return web.json_response(error, status=status)
+            model = body.get("model_id")
+            if request.path in ("/models/sleep", "/models/wake") and model not in self.models:
+                return web.json_response(_not_here(model), status=404)
+            return web.json_response({"status": act(body)})
+
+        return handler
+
+    def _sleep(self, body: dict[str, object]) -> str:
+        model = str(body["model_id"])
+        self.set_model(model, "sleeping", sleep_level=body["level"])
+        return "sleeping"
+
+    def _wake(self, body: dict[str, object]) -> str:
+        self.set_model(str(body["model_id"]), "loaded")
+        return "loaded"
+
+    def _pin(self, body: dict[str, object]) -> str:
+        known = self.models.get(str(body["model_id"]))
+        if known is not None:
+            known["pinned"] = body["pinned"]
+            self._tell("model", known)
+        return "pinned" if body["pinned"] else "unpinned"
+
+    def _cordon(self, body: dict[str, object]) -> str:
+        self.is_cordoned = bool(body["cordoned"])
+        self.tell_health()
+        return "cordoned" if self.is_cordoned else "uncordoned"
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -215,6 +265,11 @@ class FakeNeuron:
             queue.put_nowait((name, value))
 
 
+def _not_here(model: object) -> dict[str, object]:
+    error = {"message": f"there is no {model} here", "code": "model_not_found"}
+    return {"error": error}
+
+
 @asynccontextmanager
 async def running(neuron: FakeNeuron) -> AsyncIterator[FakeNeuron]:
     """Serve `neuron` on a free port and set its `url`."""
@@ -229,6 +284,7 @@ async def running(neuron: FakeNeuron) -> AsyncIterator[FakeNeuron]:
     finally:
         neuron.thaw()
         neuron.load_may_end.set()
+        neuron.unload_may_end.set()
         neuron.models_may_leave.set()
         neuron.end_events()
         await runner.cleanup()

@@ -12,8 +12,9 @@ from cortex_core.ids import ModelId, NodeName
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.replica import ReplicaStatus
 from cortex_core.server.clock import Clock, SystemClock
-from cortex_gateway.clients.node import NodePatience, node_clients
+from cortex_gateway.clients.node import NodePatience, node_client_maker
 from cortex_gateway.clients.session import open_session
+from cortex_gateway.control.control import Control
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.watcher import WatchPace
 from cortex_gateway.lifespan import control_plane
@@ -64,21 +65,46 @@ async def control_of(
     policy: EvictionPolicy | None = None,
 ) -> AsyncIterator[FleetStore]:
     """Run watchers and reconciler over the given nodes."""
+    async with operated(
+        endpoints,
+        profiles=profiles,
+        pace=pace,
+        patience=patience,
+        metrics=metrics,
+        clock=clock,
+        policy=policy,
+    ) as control:
+        yield control.store
+
+
+@asynccontextmanager
+async def operated(
+    endpoints: Mapping[str, str],
+    *,
+    profiles: Iterable[Profile] = (),
+    pace: WatchPace = FAST,
+    patience: NodePatience = PATIENT,
+    metrics: GatewayMetrics | None = None,
+    clock: Clock | None = None,
+    policy: EvictionPolicy | None = None,
+) -> AsyncIterator[Control]:
+    """Run the same, with what operators may have done."""
     nodes = {NodeName(name): url for name, url in endpoints.items()}
     catalogue = Catalogue(profiles={entry.id: entry for entry in profiles})
     async with (
         open_session(Timeouts()) as session,
         control_plane(
-            nodes,
             catalogue,
-            clients=node_clients(nodes, session, patience),
+            make_client=node_client_maker(session, lambda: patience),
             metrics=metrics or GatewayMetrics(CollectorRegistry()),
             clock=clock or SystemClock(),
             pace=pace,
             policy=policy or EvictionPolicy(),
-        ) as store,
+            load_limit_s=lambda: patience.load_s,
+        ) as control,
     ):
-        yield store
+        control.roster.set(nodes, ())
+        yield control
 
 
 async def until(store: FleetStore, is_so: Callable[[FleetState], bool]) -> FleetState:

@@ -24,6 +24,7 @@ from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_gateway.api.health import unready_reason
 from cortex_gateway.api.models import MAX_LIMIT, Paging, page, paging_from_query
 from cortex_gateway.lifespan import open_gateway
+from cortex_gateway.reload.configuration import Configuration
 from cortex_gateway.settings import GatewaySettings
 from tests.gateway.fleet import PROFILE
 
@@ -53,22 +54,23 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
 async def served(catalogue: Catalogue) -> AsyncIterator[Door]:
     """Serve a gateway without nodes."""
     drain, shutdown = Drain(), Shutdown()
+    configuration = Configuration(settings=GatewaySettings(), catalogue=catalogue, accesses={})
     socket = open_listener("127.0.0.1:0")
     async with (
         aiohttp.ClientSession() as session,
         open_gateway(
-            GatewaySettings(),
-            catalogue,
-            {},
+            configuration,
+            file=None,
+            read=lambda: configuration,
             clock=SystemClock(),
             registry=CollectorRegistry(),
             drain=drain,
             version="1.2.3",
-        ) as app,
+        ) as gateway,
         asyncio.TaskGroup() as tasks,
     ):
         url = socket.url
-        listener = Listener(app=app, socket=socket, keep_alive_s=5.0)
+        listener = Listener(app=gateway.app, socket=socket, keep_alive_s=5.0)
         server = serve([listener], drain=drain, shutdown=shutdown, environ={}, drain_timeout_s=0)
         tasks.create_task(server)
         try:

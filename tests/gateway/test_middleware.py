@@ -3,7 +3,7 @@
 import aiohttp
 import pytest
 
-from cortex_gateway.middleware import across_origins
+from cortex_gateway.middleware import Origins
 from tests.fakes.gateway import gateway
 from tests.fakes.upstream import ScriptedNode, streams, words
 
@@ -26,7 +26,7 @@ async def test_only_pages_that_are_named_may_ask(
     wants = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
     async with (
         ScriptedNode(streams(words(1))) as node,
-        gateway({"a": node.url}, wrap=lambda app: across_origins(app, origins)) as g,
+        gateway({"a": node.url}, wrap=lambda app: Origins(app, origins)) as g,
         aiohttp.ClientSession() as session,
     ):
         url = f"{g.url}/v1/chat/completions"

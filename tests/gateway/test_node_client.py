@@ -19,7 +19,8 @@ from cortex_core.errors import (
     UpstreamTimeoutError,
 )
 from cortex_core.wire.neuron import LoadRequest
-from cortex_gateway.clients.node import MAX_REASON_CHARACTERS, HttpNodeClient, NodePatience
+from cortex_gateway.clients.node import HttpNodeClient, NodePatience
+from cortex_gateway.clients.node_errors import MAX_REASON_CHARACTERS
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.settings import Timeouts
 from tests.fakes.neuron import FakeNeuron, black_hole, running
@@ -32,7 +33,7 @@ REQUEST = LoadRequest(model_id=MODEL, harness="simulated")
 @asynccontextmanager
 async def client_of(url: str, patience: NodePatience = PATIENT) -> AsyncIterator[HttpNodeClient]:
     async with asyncio.timeout(5), open_session(Timeouts()) as session:
-        yield HttpNodeClient(name=NODE, endpoint=url, session=session, patience=patience)
+        yield HttpNodeClient(name=NODE, endpoint=url, session=session, patience=lambda: patience)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 
 from prometheus_client import disable_created_metrics
 
-from cortex_core.catalogue import Catalogue, load_catalogue
 from cortex_core.errors import SettingsError
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.logging import logging_to
 from cortex_core.server.serve import run
-from cortex_gateway.clients.accesses import load_accesses
 from cortex_gateway.lifespan import run_gateway
-from cortex_gateway.settings import DEFAULT_PATH, load_settings
+from cortex_gateway.reload.configuration import read_configuration
+from cortex_gateway.settings import DEFAULT_PATH
 
 NAME = "cortex-gateway"
 
@@ -33,20 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     version = importlib.metadata.version(NAME)
     path = _parser(version).parse_args(argv).config
     try:
-        settings = load_settings(path, os.environ)
-        named = settings.catalogue_path
-        catalogue = Catalogue() if named is None else load_catalogue(named)
-        accesses = load_accesses(settings, catalogue, os.environ)
+        configuration = read_configuration(path, os.environ)
     except SettingsError as error:
         print(f"{NAME}: {error.message}", file=sys.stderr)
         return WRONG_SETTINGS
     # They double the number of series, and nobody reads them.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library is untyped here
+    settings = configuration.settings
     with logging_to(form=settings.gateway.log_format, level=settings.gateway.log_level):
         gateway = run_gateway(
-            settings,
-            catalogue,
-            accesses,
+            path,
+            configuration,
             clock=SystemClock(),
             environ=os.environ,
             version=version,

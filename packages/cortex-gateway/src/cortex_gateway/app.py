@@ -8,18 +8,31 @@ from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
 from cortex_core.server.failures import exception_handlers
 from cortex_core.translate.target import PdfReader
-from cortex_gateway.api import admin, anthropic, health, lost, models, ollama, openai
+from cortex_gateway.api import (
+    admin,
+    admin_config,
+    admin_models,
+    admin_nodes,
+    anthropic,
+    health,
+    lost,
+    models,
+    ollama,
+    openai,
+)
 from cortex_gateway.api.background import Background
 from cortex_gateway.api.conversations import ConversationsApi
 from cortex_gateway.api.responses import ResponsesApi
-from cortex_gateway.ports import Store
+from cortex_gateway.control.control import Control
+from cortex_gateway.ports import Configured
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.records.store import RecordStore
 
 
 def build_app(
     *,
-    store: Store,
+    control: Control,
+    configured: Configured,
     proxy: Proxy,
     drain: Drain,
     version: str,
@@ -32,7 +45,8 @@ def build_app(
     """Return the application, without what the server wraps around it.
 
     Args:
-        store: where the snapshot and the catalogue come from.
+        control: the fleet, and what operators may have done to it.
+        configured: the settings in force.
         proxy: serves the model requests.
         drain: tells whether the process is going down.
         version: of this distribution.
@@ -42,6 +56,7 @@ def build_app(
         background: runs responses that nobody waits for.
         new_id: returns hexadecimal digits that are nobody else's.
     """
+    store = control.store
     responses = ResponsesApi(
         proxy, records, background, new_id=new_id, epoch_s=clock.wall, read_pdf=read_pdf
     )
@@ -51,6 +66,9 @@ def build_app(
             *health.routes(store, version=version, is_draining=lambda: drain.is_draining),
             *models.routes(store, int(clock.wall())),
             *admin.routes(store, clock),
+            *admin_nodes.routes(control.operations, control.drainage),
+            *admin_models.routes(store, control.operations, control.loading),
+            *admin_config.routes(configured),
             *openai.routes(proxy, clock.wall),
             *anthropic.routes(proxy, read_pdf),
             *responses.routes(),

@@ -3,24 +3,34 @@
 import asyncio
 import logging
 import os
+import pathlib
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from cortex_core.catalogue import Catalogue
-from cortex_core.fleet.reducers import from_endpoints
+from cortex_core.fleet.state import FleetState
 from cortex_core.ids import NodeName
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
+from cortex_core.server.guard import Guard
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
 from cortex_core.server.limits import Limits
-from cortex_core.server.listen import closing_all, inherited_listeners, open_listener
+from cortex_core.server.listen import (
+    ListeningSocket,
+    closing_all,
+    inherited_listeners,
+    open_listener,
+)
 from cortex_core.server.metrics import metrics_app
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
@@ -28,34 +38,32 @@ from cortex_core.units import bytes_from_mib
 from cortex_gateway.api.background import Background
 from cortex_gateway.api.documents import find_pdf_reader
 from cortex_gateway.app import build_app
-from cortex_gateway.clients.node import NodePatience, node_clients
+from cortex_gateway.clients.node import NodePatience, node_client_maker
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.commands import Commands
+from cortex_gateway.control.control import Control, open_control
 from cortex_gateway.control.reconciler import Reconciler
+from cortex_gateway.control.roster import MakeClient, Roster
 from cortex_gateway.control.store import FleetStore
-from cortex_gateway.control.upstreams import with_upstreams
-from cortex_gateway.control.watcher import NodeWatcher, WatchPace
+from cortex_gateway.control.watcher import DEFAULT_PACE, WatchPace
 from cortex_gateway.metrics import FleetCollector, GatewayMetrics
-from cortex_gateway.middleware import across_origins
-from cortex_gateway.ports import NodeClient
-from cortex_gateway.proxy.access import Accesses
+from cortex_gateway.middleware import Origins
+from cortex_gateway.ports import Configured, Upstream
+from cortex_gateway.proxy.access import Access
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.records.store import RecordStore, open_store
-from cortex_gateway.settings import (
-    EvictionSettings,
-    GatewaySettings,
-    ResponsesSettings,
-    UpstreamEntry,
-)
+from cortex_gateway.reload.configuration import Configuration, read_configuration
+from cortex_gateway.reload.live import LiveSettings
+from cortex_gateway.reload.reloader import Reloader
+from cortex_gateway.settings import ApiSettings, EvictionSettings, ResponsesSettings
 
 logger = logging.getLogger(__name__)
 
 
 async def run_gateway(
-    settings: GatewaySettings,
-    catalogue: Catalogue,
-    accesses: Accesses,
+    path: pathlib.Path | None,
+    configuration: Configuration,
     *,
     clock: Clock,
     environ: Mapping[str, str],
@@ -63,91 +71,161 @@ async def run_gateway(
 ) -> None:
     """Serve until a signal asks for the end; the whole life of the process.
 
+    Args:
+        path: of the settings file, which is read again on SIGHUP.
+        configuration: what it says now.
+        clock: the process's.
+        environ: the process's.
+        version: of this distribution.
+
     Raises:
         ListenError: an address cannot be listened on.
     """
+    settings = configuration.settings.gateway
     inherited = inherited_listeners(environ, os.getpid())
     with closing_all(inherited):
-        api = open_listener(settings.gateway.listen, inherited)
+        api = open_listener(settings.listen, inherited)
         with closing_all([api]):
-            metrics = open_listener(settings.gateway.metrics_listen, inherited)
+            metrics = open_listener(settings.metrics_listen, inherited)
             drain, shutdown, registry = Drain(), Shutdown(), CollectorRegistry()
             with closing_all([metrics]), shutdown.on_signals():
                 async with open_gateway(
-                    settings,
-                    catalogue,
-                    accesses,
+                    configuration,
+                    file=path,
+                    read=partial(read_configuration, path, environ),
                     clock=clock,
                     registry=registry,
                     drain=drain,
                     version=version,
-                ) as app:
-                    _tell_start(settings, catalogue, api.address, metrics.address)
-                    await serve(
-                        [
-                            Listener(app=app, socket=api, keep_alive_s=PUBLIC_KEEP_ALIVE_S),
-                            Listener(
-                                app=protect(metrics_app(registry)),
-                                socket=metrics,
-                                keep_alive_s=PUBLIC_KEEP_ALIVE_S,
-                            ),
-                        ],
-                        drain=drain,
-                        shutdown=shutdown,
-                        environ=environ,
-                        drain_timeout_s=settings.gateway.timeouts.drain_s,
-                    )
+                ) as gateway:
+                    _tell_start(configuration, api.address, metrics.address)
+                    with _on_hangup(gateway.reloader.hang_up):
+                        await serve(
+                            [
+                                _listener(gateway.app, api),
+                                _listener(protect(metrics_app(registry)), metrics),
+                            ],
+                            drain=drain,
+                            shutdown=shutdown,
+                            environ=environ,
+                            drain_timeout_s=settings.timeouts.drain_s,
+                        )
+
+
+class Gateway(NamedTuple):
+    """A gateway that can be served."""
+
+    app: ASGIApp
+    reloader: Reloader
 
 
 @asynccontextmanager
 async def open_gateway(
-    settings: GatewaySettings,
-    catalogue: Catalogue,
-    accesses: Accesses,
+    configuration: Configuration,
     *,
+    file: pathlib.Path | None,
+    read: Callable[[], Configuration],
     clock: Clock,
     registry: CollectorRegistry,
     drain: Drain,
     version: str,
-) -> AsyncIterator[ASGIApp]:
-    """Yield the API, ready to be served; everything behind it runs while the context is open."""
-    timeouts = settings.gateway.timeouts
+) -> AsyncIterator[Gateway]:
+    """Yield the API, ready to be served; everything behind it runs while the context is open.
+
+    Args:
+        configuration: what is in force at first.
+        file: the settings file, to be shown.
+        read: reads another configuration, when that is asked for.
+        clock: the process's.
+        registry: of the process's metrics.
+        drain: ends the requests at the end.
+        version: of this distribution.
+    """
+    settings = configuration.settings
+    live = LiveSettings(settings)
     metrics = GatewayMetrics(registry)
     async with (
-        open_session(timeouts) as session,
+        open_session(settings.gateway.timeouts) as session,
         control_plane(
-            settings.endpoints,
-            catalogue,
-            upstreams=settings.upstreams,
-            clients=node_clients(settings.endpoints, session, NodePatience(load_s=timeouts.load_s)),
+            configuration.catalogue,
+            make_client=node_client_maker(session, lambda: NodePatience(load_s=live.load_s)),
             metrics=metrics,
             clock=clock,
-            pace=WatchPace(),
             policy=settings.eviction.policy,
-        ) as store,
+            load_limit_s=lambda: live.load_s,
+        ) as control,
     ):
-        registry.register(FleetCollector(lambda: store.state))
-        proxy = Proxy(
-            store=store,
-            upstream=HttpUpstream(session, timeouts),
-            settings=settings.proxy,
+        control.roster.set(settings.endpoints, settings.upstreams)
+        registry.register(FleetCollector(lambda: control.store.state))
+        levers = Levers(control=control, live=live, accesses=dict(configuration.accesses))
+        upstream = HttpUpstream(session, live)
+        proxy = levers.proxy(upstream, metrics, clock)
+        reloader = Reloader(configuration, file=file, read=read, apply=levers.apply, clock=clock)
+        keeps = settings.gateway.responses
+        opening = open_api(
+            control, proxy, keeps, reloader, clock=clock, drain=drain, version=version
+        )
+        async with opening as app, reloader:
+            yield Gateway(levers.protected(app, settings.gateway, drain), reloader)
+
+
+class Levers:
+    """Everything that a reload moves, at one blow: nothing here waits or fails.
+
+    Args:
+        control: the fleet.
+        live: the settings, as everybody reads them.
+        accesses: of upstreams; this very mapping is filled anew.
+    """
+
+    def __init__(
+        self, *, control: Control, live: LiveSettings, accesses: dict[NodeName, Access]
+    ) -> None:
+        self._accesses = accesses
+        self._origins: Origins | None = None
+        self._guard: Guard | None = None
+        self._control = control
+        self._live = live
+
+    def proxy(self, upstream: Upstream, metrics: GatewayMetrics, clock: Clock) -> Proxy:
+        """Return the data path over what a reload moves."""
+        return Proxy(
+            store=self._control.store,
+            upstream=upstream,
+            settings=self._live,
             metrics=metrics,
             clock=clock,
             random=random.random,
-            accesses=accesses,
+            accesses=self._accesses,
         )
-        limits = Limits(max_body_bytes=bytes_from_mib(settings.gateway.max_body_mb))
-        keeps = settings.gateway.responses
-        async with open_api(store, proxy, keeps, clock=clock, drain=drain, version=version) as app:
-            reachable = across_origins(app, settings.gateway.cors_origins)
-            yield protect(reachable, drain=drain, limits=limits)
+
+    def protected(self, app: ASGIApp, settings: ApiSettings, drain: Drain) -> ASGIApp:
+        """Return `app` within what its settings put around it."""
+        limits = Limits(max_body_bytes=bytes_from_mib(settings.max_body_mb))
+        self._origins = Origins(app, settings.cors_origins)
+        self._guard = protect(self._origins, drain=drain, limits=limits)
+        return self._guard
+
+    def apply(self, configuration: Configuration) -> None:
+        """Put a configuration in force."""
+        settings = configuration.settings
+        self._live.current = settings
+        self._accesses.clear()
+        self._accesses.update(configuration.accesses)
+        self._control.roster.set(settings.endpoints, settings.upstreams)
+        self._control.store.configure(configuration.catalogue, settings.eviction.policy)
+        logging.getLogger().setLevel(settings.gateway.log_level.upper())
+        if self._origins is not None and self._guard is not None:
+            self._origins.allow(settings.gateway.cors_origins)
+            self._guard.limit_bodies(bytes_from_mib(settings.gateway.max_body_mb))
 
 
 @asynccontextmanager
 async def open_api(
-    store: FleetStore,
+    control: Control,
     proxy: Proxy,
     keeps: ResponsesSettings,
+    configured: Configured,
     *,
     clock: Clock,
     drain: Drain,
@@ -164,7 +242,8 @@ async def open_api(
         proxy.lines.running(),
     ):
         yield build_app(
-            store=store,
+            control=control,
+            configured=configured,
             proxy=proxy,
             drain=drain,
             version=version,
@@ -197,42 +276,55 @@ async def records(settings: ResponsesSettings, clock: Clock) -> AsyncIterator[Re
 
 @asynccontextmanager
 async def control_plane(
-    endpoints: Mapping[NodeName, str],
     catalogue: Catalogue,
     *,
-    upstreams: Sequence[UpstreamEntry] = (),
-    clients: Mapping[NodeName, NodeClient],
+    make_client: MakeClient,
     metrics: GatewayMetrics,
     clock: Clock,
-    pace: WatchPace,
     policy: EvictionPolicy,
-) -> AsyncIterator[FleetStore]:
-    """Watch the fleet and load what is wanted for as long as the context is open."""
-    state = with_upstreams(from_endpoints(endpoints), upstreams, clock.now())
-    store = FleetStore(state, catalogue, policy)
-    commands = Commands(store=store, clients=clients, metrics=metrics, clock=clock)
-    reconciler = Reconciler(store=store, commands=commands, clock=clock)
+    load_limit_s: Callable[[], float],
+    pace: WatchPace = DEFAULT_PACE,
+) -> AsyncIterator[Control]:
+    """Watch a fleet, without nodes at first, and load what is wanted while the context is open."""
+    store = FleetStore(FleetState(), catalogue, policy)
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(reconciler.run(), name="reconcile")]
-        for name, client in clients.items():
-            watcher = NodeWatcher(
-                name=name, client=client, store=store, clock=clock, random=random.random, pace=pace
-            )
-            running.append(tasks.create_task(watcher.run(), name=f"watch {name}"))
+        roster = Roster(store=store, make_client=make_client, clock=clock, pace=pace, tasks=tasks)
+        commands = Commands(store=store, clients=roster.clients, metrics=metrics, clock=clock)
+        reconciler = Reconciler(store=store, commands=commands, clock=clock)
+        reconciling = tasks.create_task(reconciler.run(), name="reconcile")
         try:
-            yield store
+            async with open_control(
+                store, roster, commands, clock=clock, load_limit_s=load_limit_s
+            ) as control:
+                yield control
         finally:
-            for task in running:
-                task.cancel()
+            reconciling.cancel()
+            roster.stop()
 
 
-def _tell_start(settings: GatewaySettings, catalogue: Catalogue, api: str, metrics: str) -> None:
+@contextmanager
+def _on_hangup(handler: Callable[[], None]) -> Iterator[None]:
+    """Call `handler` for every SIGHUP, which would end the process otherwise."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def _listener(app: ASGIApp, socket: ListeningSocket) -> Listener:
+    return Listener(app=app, socket=socket, keep_alive_s=PUBLIC_KEEP_ALIVE_S)
+
+
+def _tell_start(configuration: Configuration, api: str, metrics: str) -> None:
+    settings = configuration.settings
     logger.info("listening on %s, metrics on %s", api, metrics)
     logger.info(
         "%d nodes, %d upstreams, %d models in the catalogue",
         len(settings.neurons),
         len(settings.upstreams),
-        len(catalogue.profiles),
+        len(configuration.catalogue.profiles),
     )
     if not settings.neurons and not settings.upstreams:
         logger.warning("no [[neurons]] are configured: nothing can be served")

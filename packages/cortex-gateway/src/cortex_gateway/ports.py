@@ -12,6 +12,7 @@ from cortex_core.ids import ModelId, NodeName
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.routing.retry import Failure
+from cortex_core.wire.admin import ConfigView, ReloadAnswer
 from cortex_core.wire.neuron import (
     CordonRequest,
     LoadRequest,
@@ -285,3 +286,19 @@ class NodeNews(msgspec.Struct, frozen=True, kw_only=True):
     facts: NodeFacts | None = None
     report: NodeReport | None = None
     """A full report: replaces what was known."""
+
+
+class Configured(Protocol):
+    """The configuration in force, which can be read anew."""
+
+    def view(self) -> ConfigView:
+        """Return what is in force, without secrets."""
+        ...
+
+    async def reload(self) -> ReloadAnswer:
+        """Read the files and put in force what they say.
+
+        Raises:
+            SettingsError: they cannot be used; nothing has changed.
+        """
+        ...

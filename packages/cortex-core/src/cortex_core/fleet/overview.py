@@ -39,6 +39,12 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     progress: LoadProgress | None = None
     error: str | None = None
     """Why it failed, or why it takes no requests."""
+    sleep_level: int | None = None
+    """While it sleeps: 1 keeps the weights in host memory, 2 drops them."""
+    host_used_bytes: int | None = None
+    """Host memory that it holds while it sleeps."""
+    pinned: bool = False
+    """Whether it stays there, by the catalogue or by an operator's word."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +63,11 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     cuda_unavailable_reason: str | None = None
     activation: Activation | None = None
     draining: bool = False
+    cordoned: bool = False
+    """Nothing new is loaded there."""
+    sleep_budget_bytes: int | None = None
+    """Host memory that sleeping models may hold; `None` where nothing can sleep."""
+    sleep_used_bytes: int | None = None
 
 
 class UnloadedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +77,8 @@ class UnloadedView(msgspec.Struct, frozen=True, kw_only=True):
     harness: str
     feasible_on: tuple[NodeName, ...] = ()
     """Nodes that could ever hold it, by name."""
+    vram_bytes: int | None = None
+    """The catalogue's estimate."""
     reason: str | None = None
     """Why its last load failed, else why no node could ever hold it."""
 
@@ -99,7 +112,7 @@ def fleet_overview(state: FleetState, catalogue: Catalogue) -> FleetOverview:
     return FleetOverview(
         status="ok" if is_well else "degraded",
         revision=state.revision,
-        nodes=tuple(_node_view(node) for node in nodes),
+        nodes=tuple(_node_view(node, catalogue) for node in nodes),
         unloaded=tuple(
             _unloaded_view(state, profile)
             for model, profile in sorted(catalogue.profiles.items())
@@ -108,7 +121,7 @@ def fleet_overview(state: FleetState, catalogue: Catalogue) -> FleetOverview:
     )
 
 
-def _node_view(node: NodeState) -> NodeView:
+def _node_view(node: NodeState, catalogue: Catalogue) -> NodeView:
     facts = node.facts
     known = {device.index: device for device in facts.devices} if facts else {}
     indexes = sorted(known.keys() | node.readings.keys())
@@ -123,12 +136,15 @@ def _node_view(node: NodeState) -> NodeView:
             _device_view(index, known.get(index), node.readings.get(index)) for index in indexes
         ),
         models=tuple(
-            _replica_view(replica, is_reachable=node.is_reachable)
+            _replica_view(node, replica, catalogue.profiles.get(replica.id.model))
             for _, replica in sorted(node.replicas.items())
         ),
         cuda_unavailable_reason=facts.cuda_unavailable_reason if facts else None,
         activation=node.activation,
         draining=node.is_draining,
+        cordoned=node.is_cordoned,
+        sleep_budget_bytes=node.sleep_budget_bytes,
+        sleep_used_bytes=node.sleep_used_bytes,
     )
 
 
@@ -147,7 +163,9 @@ def _device_view(
     )
 
 
-def _replica_view(replica: Replica, *, is_reachable: bool) -> ReplicaView:
+def _replica_view(node: NodeState, replica: Replica, profile: Profile | None) -> ReplicaView:
+    is_reachable = node.is_reachable
+    is_pinned = profile is not None and node.name in profile.pinned_on
     status = replica.status if is_reachable else ReplicaStatus.UNKNOWN
     return ReplicaView(
         id=replica.id.model,
@@ -159,6 +177,9 @@ def _replica_view(replica: Replica, *, is_reachable: bool) -> ReplicaView:
         queued=replica.queued,
         progress=replica.progress if is_reachable else None,
         error=replica.error if replica.error is not None else replica.unservable_reason,
+        sleep_level=replica.sleep_level,
+        host_used_bytes=replica.host_used_bytes,
+        pinned=replica.is_pinned or is_pinned,
     )
 
 
@@ -175,7 +196,13 @@ def _unloaded_view(state: FleetState, profile: Profile) -> UnloadedView:
         reason = "; ".join(f"{name}: {why}" for name, why in verdicts.items()) or "no nodes"
     else:
         reason = None
-    return UnloadedView(id=profile.id, harness=profile.harness, feasible_on=feasible, reason=reason)
+    return UnloadedView(
+        id=profile.id,
+        harness=profile.harness,
+        feasible_on=feasible,
+        vram_bytes=profile.vram_bytes,
+        reason=reason,
+    )
 
 
 def _last_failure(state: FleetState, model: ModelId) -> tuple[NodeName, LoadFailure] | None:

@@ -257,6 +257,14 @@ def with_load_failure(
     return _next(state, failures={**state.failures, replica: failure})
 
 
+def without_failures(state: FleetState, model: ModelId) -> FleetState:
+    """Return the fleet with the failed loads of `model` forgiven, so that it is tried again."""
+    if not any(replica.model == model for replica in state.failures):
+        return state
+    kept = {replica: one for replica, one in state.failures.items() if replica.model != model}
+    return _next(state, failures=kept)
+
+
 def with_request_failure(state: FleetState, replica: ReplicaId, now: float) -> FleetState:
     """Return the fleet after a request failed at a replica for the replica's own fault."""
     if replica.node not in state.nodes:

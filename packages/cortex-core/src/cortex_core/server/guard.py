@@ -9,6 +9,7 @@ heads and slow callers are bounded.
 import asyncio
 import functools
 
+import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cortex_core.errors import DrainingError, RequestError, UpgradeRequiredError
@@ -50,6 +51,10 @@ class Guard:
             self._limits.write_stall_s, self._limits.body_timeout_s, self._limits.body_grace_s
         )
         self._period_s = min(1.0, shortest / 4)
+
+    def limit_bodies(self, max_body_bytes: int) -> None:
+        """Bound the bodies of requests that come from now on."""
+        self._limits = msgspec.structs.replace(self._limits, max_body_bytes=max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""

@@ -15,7 +15,7 @@ def protect(
     drain: Drain | None = None,
     limits: Limits | None = None,
     new_request_id: NewRequestId = random_request_id,
-) -> ASGIApp:
+) -> Guard:
     """Return `app` behind the guard, with its failures answered and its requests counted.
 
     Args:

@@ -1,9 +1,8 @@
 """The control API of a neuron, as a client."""
 
 import asyncio
-import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -11,19 +10,7 @@ import aiohttp
 import msgspec
 
 from cortex_core.codec import encode_json
-from cortex_core.errors import (
-    ConflictError,
-    DrainingError,
-    EngineError,
-    InsufficientVramError,
-    InvalidRequestError,
-    NotFoundError,
-    RequestError,
-    UnavailableError,
-    UpstreamCutError,
-    UpstreamError,
-    UpstreamTimeoutError,
-)
+from cortex_core.errors import NotFoundError, UpstreamError
 from cortex_core.ids import BootId, ModelId, NodeName
 from cortex_core.node import (
     NodeFacts,
@@ -50,6 +37,7 @@ from cortex_core.wire.neuron import (
     UnloadRequest,
     WakeRequest,
 )
+from cortex_gateway.clients.node_errors import NOT_THERE, as_errors, command_error
 from cortex_gateway.ports import NodeNews
 
 POLL_TIMEOUT_S = 1.0
@@ -60,11 +48,6 @@ MARK_TIMEOUT_S = 5.0
 
 EVENTS_SILENCE_S = 6.0
 """A neuron sends its readings every second, and a comment after 5 s if it has none."""
-
-MAX_REASON_CHARACTERS = 300
-
-# The statuses with which servers say that they do not have a path or method.
-_NOT_THERE = frozenset({404, 405, 501})
 
 _EVENTS = frozenset({SNAPSHOT_EVENT, MODEL_EVENT, HEALTH_EVENT})
 
@@ -82,22 +65,11 @@ _MODEL = msgspec.json.Decoder(ModelReport, strict=False)
 _SNAPSHOT = msgspec.json.Decoder(Snapshot, strict=False)
 
 
-class _ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
-    message: str = ""
-    code: str | int | None = None
-    needed_bytes: int = 0
-    free_bytes: int = 0
-
-
 class _Nothing(msgspec.Struct, frozen=True):
     """The body of a command that takes none."""
 
 
 _NOTHING = _Nothing()
-
-
-class _ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    error: _ErrorDetail | str = ""
 
 
 class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,14 +85,20 @@ class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
     """For the answer to a load, and to an unload once its requests have ended."""
 
 
-def node_clients(
-    endpoints: Mapping[NodeName, str], session: aiohttp.ClientSession, patience: NodePatience
-) -> dict[NodeName, "HttpNodeClient"]:
-    """Return a client for each node, in the order of `endpoints`."""
-    return {
-        name: HttpNodeClient(name=name, endpoint=url, session=session, patience=patience)
-        for name, url in endpoints.items()
-    }
+def node_client_maker(
+    session: aiohttp.ClientSession, patience: Callable[[], NodePatience]
+) -> Callable[[NodeName, str], "HttpNodeClient"]:
+    """Return what makes the client of a node from its name and base URL.
+
+    Args:
+        session: of the process.
+        patience: returns what holds at the moment.
+    """
+
+    def make(name: NodeName, url: str) -> HttpNodeClient:
+        return HttpNodeClient(name=name, endpoint=url, session=session, patience=patience)
+
+    return make
 
 
 class HttpNodeClient:
@@ -136,7 +114,7 @@ class HttpNodeClient:
         name: NodeName,
         endpoint: str,
         session: aiohttp.ClientSession,
-        patience: NodePatience,
+        patience: Callable[[], NodePatience],
     ) -> None:
         self._name = name
         self._endpoint = endpoint.rstrip("/")
@@ -168,8 +146,8 @@ class HttpNodeClient:
         Each item has a full report: single events are joined with what came before them.
         """
         stream = _EventState()
-        with _as_errors(self._name):
-            async with asyncio.timeout(self._patience.poll_s):
+        with as_errors(self._name):
+            async with asyncio.timeout(self._patience().poll_s):
                 response = await self._session.get(
                     f"{self._endpoint}/events",
                     headers={"Accept": "text/event-stream"},
@@ -179,7 +157,7 @@ class HttpNodeClient:
             _check_is_stream(self._name, response)
             async with aclosing(self._decoded(response)) as events:
                 async for event in events:
-                    with _as_errors(self._name):
+                    with as_errors(self._name):
                         discovery = stream.take(event)
                     if stream.health is not None:
                         facts = None if discovery is None else self._facts(discovery)
@@ -190,36 +168,36 @@ class HttpNodeClient:
 
     async def load(self, request: LoadRequest) -> None:
         """Load a model; see `NodeClient`."""
-        await self._command("/models/load", request, self._patience.load_s)
+        await self._command("/models/load", request, self._patience().load_s)
 
     async def unload(self, request: UnloadRequest) -> None:
         """Unload a model; see `NodeClient`."""
-        limit_s = self._patience.load_s + (request.drain_timeout_s or 0.0)
+        limit_s = self._patience().load_s + (request.drain_timeout_s or 0.0)
         await self._command("/models/unload", request, limit_s)
 
     async def sleep(self, request: SleepRequest) -> None:
         """Put a model to sleep; see `NodeClient`."""
-        limit_s = self._patience.load_s + (request.drain_timeout_s or 0.0)
+        limit_s = self._patience().load_s + (request.drain_timeout_s or 0.0)
         await self._command("/models/sleep", request, limit_s)
 
     async def wake(self, request: WakeRequest) -> None:
         """Wake a model; see `NodeClient`."""
-        await self._command("/models/wake", request, self._patience.load_s)
+        await self._command("/models/wake", request, self._patience().load_s)
 
     async def pin(self, request: PinRequest) -> None:
         """Mark a model as one that stays; see `NodeClient`."""
-        await self._command("/models/pin", request, self._patience.mark_s)
+        await self._command("/models/pin", request, self._patience().mark_s)
 
     async def cordon(self, request: CordonRequest) -> None:
         """Mark the node as one that takes no new models; see `NodeClient`."""
-        await self._command("/cordon", request, self._patience.mark_s)
+        await self._command("/cordon", request, self._patience().mark_s)
 
     async def recycle(self) -> None:
         """Have the node's engine processes replaced; see `NodeClient`."""
-        await self._command("/recycle", _NOTHING, self._patience.load_s)
+        await self._command("/recycle", _NOTHING, self._patience().load_s)
 
     async def _command(self, path: str, request: msgspec.Struct, limit_s: float) -> None:
-        with _as_errors(self._name):
+        with as_errors(self._name):
             async with (
                 asyncio.timeout(limit_s),
                 self._session.post(
@@ -231,7 +209,7 @@ class HttpNodeClient:
             ):
                 body = await response.read()
         if response.status >= 300:
-            raise _command_error(response.status, body)
+            raise command_error(self._name, path, response.status, body)
 
     async def _with_endpoint(self, replica: Replica) -> Replica:
         """Ask once for the address of a model, for as long as it stays loaded."""
@@ -249,9 +227,9 @@ class HttpNodeClient:
         return msgspec.structs.replace(replica, endpoint=self._endpoints[model])
 
     async def _get(self, path: str, decoder: msgspec.json.Decoder[T]) -> T:
-        with _as_errors(self._name):
+        with as_errors(self._name):
             async with (
-                asyncio.timeout(self._patience.poll_s),
+                asyncio.timeout(self._patience().poll_s),
                 self._session.get(self._endpoint + path, allow_redirects=False) as response,
             ):
                 body = await response.read()
@@ -262,8 +240,8 @@ class HttpNodeClient:
     async def _decoded(self, response: aiohttp.ClientResponse) -> AsyncGenerator[SseEvent, None]:
         decoder = SseDecoder()
         while True:
-            with _as_errors(self._name):
-                async with asyncio.timeout(self._patience.events_s):
+            with as_errors(self._name):
+                async with asyncio.timeout(self._patience().events_s):
                     chunk = await response.content.readany()
             if not chunk:
                 return
@@ -337,61 +315,9 @@ def _encode_command(request: msgspec.Struct) -> bytes:
 
 
 def _check_is_stream(name: NodeName, response: aiohttp.ClientResponse) -> None:
-    if response.status in _NOT_THERE:
+    if response.status in NOT_THERE:
         raise NotFoundError(f"{name} has no event stream")
     if response.status != 200 or response.content_type != "text/event-stream":
         raise UpstreamError(
             f"{name} answers /events with status {response.status}, {response.content_type}"
         )
-
-
-@contextmanager
-def _as_errors(name: NodeName) -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError:
-        raise UpstreamTimeoutError(f"{name} is silent") from None
-    except aiohttp.ClientConnectorError as error:
-        # The library's own text has the address in it, and these texts reach callers.
-        code = error.errno or 0
-        why = os.strerror(code) if code > 0 else "its name does not resolve"
-        raise UpstreamError(f"{name} cannot be reached: {why}") from None
-    except aiohttp.ClientPayloadError:
-        raise UpstreamCutError(f"{name} cut its answer") from None
-    except aiohttp.ClientConnectionError:
-        raise UpstreamCutError(f"{name} cut the connection") from None
-    except aiohttp.ClientError as error:
-        raise UpstreamError(f"{name} gave no HTTP answer: {type(error).__name__}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UpstreamError(f"{name} gave an answer that cannot be read: {error}") from None
-
-
-def _command_error(status: int, body: bytes) -> RequestError:
-    detail = _error_detail(body)
-    lines = detail.message.strip().splitlines() or [f"the neuron answered with status {status}"]
-    message = lines[0][:MAX_REASON_CHARACTERS]
-    match status:
-        case 400 | 422:
-            return InvalidRequestError(message)
-        case 404:
-            return NotFoundError(message)
-        case 409:
-            return ConflictError(message)
-        case 507:
-            return InsufficientVramError(
-                message, needed_bytes=detail.needed_bytes, free_bytes=detail.free_bytes
-            )
-        case 503 if detail.code == DrainingError.code:
-            return DrainingError(message)
-        case 503:
-            return UnavailableError(message)
-        case _:
-            return EngineError(message)
-
-
-def _error_detail(body: bytes) -> _ErrorDetail:
-    try:
-        error = msgspec.json.decode(body, type=_ErrorBody).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _ErrorDetail()
-    return _ErrorDetail(message=error) if isinstance(error, str) else error

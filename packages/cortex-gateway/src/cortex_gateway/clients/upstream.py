@@ -4,21 +4,35 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Protocol
 
 import aiohttp
 
 from cortex_core.routing.retry import Failure
 from cortex_gateway.ports import UpstreamAnswer, UpstreamFailure
-from cortex_gateway.settings import Timeouts
 
 # aiohttp warns when it is given more than this as plain bytes, and sends files in pieces.
 _PIECEWISE_BYTES = 1 << 20
 
 
+class Patience(Protocol):
+    """How long a node may be silent, as it is at the moment of the question."""
+
+    @property
+    def first_byte_s(self) -> float:
+        """For the head of its answer."""
+        ...
+
+    @property
+    def idle_s(self) -> float:
+        """Between two chunks of its answer."""
+        ...
+
+
 class HttpUpstream:
     """`Upstream` over aiohttp."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeouts: Timeouts) -> None:
+    def __init__(self, session: aiohttp.ClientSession, timeouts: Patience) -> None:
         self._session = session
         self._timeouts = timeouts
 

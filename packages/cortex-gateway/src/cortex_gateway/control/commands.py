@@ -52,8 +52,8 @@ class Commands:
         self._metrics = metrics
         self._clock = clock
 
-    async def load(self, step: Load) -> None:
-        """Load a model, and note why when it fails."""
+    async def load(self, step: Load) -> RequestError | None:
+        """Load a model; note and return why when it fails."""
         replica = step.replica
         logger.info("loading %s, devices %s", replica, list(step.command.devices))
         began = self._clock.now()
@@ -68,12 +68,16 @@ class Commands:
                 logger.warning("loading %s failed: %s", replica, error.message)
                 is_for_room = isinstance(error, InsufficientVramError)
                 self._failed(replica, error.message, is_for_room=is_for_room)
+            return error
         finally:
             self._store.update(partial(without_command, replica=replica))
             self._store.refresh(replica.node)
 
-    async def make_room(self, step: Evict) -> None:
-        """Unload those who give way; the next plan sees the room, and loads."""
+    async def make_room(self, step: Evict) -> RequestError | None:
+        """Unload those who give way; the next plan sees the room, and loads.
+
+        What goes wrong is noted and returned.
+        """
         swap = step.swap
         logger.info(
             "making room for %s on %s: unloading %s",
@@ -86,6 +90,7 @@ class Commands:
             errors = await asyncio.gather(*(self._unload(victim) for victim in swap.replicas))
             failures = [error for error in errors if error is not None]
             if failures:
+                # The first is noted, and stands for all.
                 wanted = ReplicaId(node=swap.node, model=step.model)
                 self._failed(wanted, f"room could not be made: {failures[0].message}")
             else:
@@ -96,6 +101,7 @@ class Commands:
                     swap.node,
                     lambda state: all(is_gone(state, victim) for victim in swap.replicas),
                 )
+            return failures[0] if failures else None
         finally:
             self._store.update(partial(without_swap, model=step.model))
             if has_room:

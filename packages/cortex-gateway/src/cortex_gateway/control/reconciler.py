@@ -29,7 +29,7 @@ class Reconciler:
         self._store = store
         self._commands = commands
         self._clock = clock
-        self._running: dict[asyncio.Task[None], NodeName] = {}
+        self._running: dict[asyncio.Task[object], NodeName] = {}
         self._alarms: list[float] = []
         """When something changes with time alone."""
 
@@ -75,7 +75,7 @@ class Reconciler:
         self,
         tasks: asyncio.TaskGroup,
         node: NodeName,
-        work: Coroutine[None, None, None],
+        work: Coroutine[None, None, object],
         name: str,
     ) -> None:
         task = tasks.create_task(work, name=name)

@@ -1,8 +1,8 @@
-"""Upstreams that are no neurons, as nodes that have what the settings say and never change."""
+"""Upstreams that are no neurons, as nodes that have what the settings say and report nothing."""
 
 from collections.abc import Iterable
 
-from cortex_core.fleet.reducers import with_report
+from cortex_core.fleet.reducers import with_node, with_report
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.harness import Limit
 from cortex_core.ids import ModelId, ReplicaId
@@ -19,8 +19,7 @@ def with_upstreams(state: FleetState, entries: Iterable[UpstreamEntry], now: flo
     """
     for entry in entries:
         endpoint = entry.base_url.rstrip("/").removesuffix("/v1")
-        node = NodeState(name=entry.name, endpoint=endpoint)
-        state = FleetState(nodes={**state.nodes, entry.name: node})
+        state = with_node(state, NodeState(name=entry.name, endpoint=endpoint))
         replicas = tuple(
             Replica(
                 id=ReplicaId(node=entry.name, model=ModelId(model)),

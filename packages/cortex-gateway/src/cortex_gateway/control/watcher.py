@@ -29,6 +29,9 @@ class WatchPace(msgspec.Struct, frozen=True, kw_only=True):
     """The interval varies by so much in both directions, so that polls do not fall together."""
 
 
+DEFAULT_PACE = WatchPace()
+
+
 class NodeWatcher:
     """Keeps the snapshot of one node true; the only writer of what the node reports."""
 

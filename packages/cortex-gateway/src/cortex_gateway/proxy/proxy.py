@@ -76,7 +76,8 @@ class Proxy:
             clock=clock,
             in_flight=self.in_flight,
             lines=self.lines,
-            accesses=accesses or {},
+            # An empty mapping of the caller's may be filled later.
+            accesses={} if accesses is None else accesses,
         )
 
     def endpoint(self, read: ReadAsked) -> ASGIApp:
