@@ -28,6 +28,7 @@ from cortex_gateway.settings import GatewaySettings
 from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
 from neuron.api.health import HealthApi
+from neuron.api.marks import MarksApi
 from neuron.devices.declared import DeclaredSource
 from neuron.lifespan import node_of
 from neuron.settings import HarnessEntry, NeuronSettings
@@ -52,6 +53,8 @@ NEURON: Sequence[type[msgspec.Struct]] = (
     wire.UnloadRequest,
     wire.SleepRequest,
     wire.WakeRequest,
+    wire.PinRequest,
+    wire.CordonRequest,
     wire.Measured,
     wire.StatusAnswer,
     wire.EndpointAnswer,
@@ -144,6 +147,7 @@ async def test_neuron_page_has_every_path() -> None:
     ):
         routes = [
             *ControlApi(node, settings, parts.clock).routes(),
+            *MarksApi(node).routes(),
             *EventsApi(node.feed).routes(),
             *HealthApi(node, parts.metrics, parts.harnesses.values()).routes(),
         ]

@@ -17,6 +17,7 @@ from neuron.settings import NeuronSettings
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.lease import NotAdmittedError
 from neuron.supervisor.memory import Memory
+from neuron.supervisor.notebook import Notebook
 from neuron.supervisor.parts import Parts
 from tests.fakes.clock import FakeClock
 from tests.fakes.harness import FakeHarness
@@ -40,6 +41,8 @@ class Bench:
             is_declared=True,
         )
         self.memory = Memory(facts, None, self.clock, 60.0, HOST_BYTES)
+        metrics = NeuronMetrics(CollectorRegistry())
+        self.notebook = Notebook(None, metrics)
         self.workers = DeviceWorkers((device.index for device in facts.devices), tasks)
         self.changes: list[tuple[ModelId, str | None]] = []
         self.supervisor = Supervisor(
@@ -48,9 +51,10 @@ class Bench:
                 harnesses={"fake": self.harness},
                 facts=facts,
                 memory=self.memory,
+                notebook=self.notebook,
                 lanes=self.workers,
                 clock=self.clock,
-                metrics=NeuronMetrics(CollectorRegistry()),
+                metrics=metrics,
                 tasks=tasks,
             ),
             lambda model, state, reason: self.changes.append(

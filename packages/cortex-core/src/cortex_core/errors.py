@@ -188,6 +188,12 @@ class ConflictError(RequestError):
     anthropic_type = "conflict_error"
 
 
+class CordonedError(ConflictError):
+    """The node takes no new models, because an operator said so."""
+
+    code = "cordoned"
+
+
 class BodyTooLargeError(RequestError):
     """The request body is over the limit."""
 

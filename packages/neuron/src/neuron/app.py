@@ -14,6 +14,7 @@ from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
 from neuron.api.health import HealthApi
 from neuron.api.inference import InferenceEndpoint, mark_not_admitted
+from neuron.api.marks import MarksApi
 from neuron.supervisor.node import Node
 from neuron.supervisor.parts import Parts
 
@@ -43,6 +44,7 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
     app = Starlette(
         routes=[
             *control.routes(),
+            *MarksApi(node).routes(),
             *EventsApi(node.feed).routes(),
             *health.routes(),
             *inference,

@@ -30,6 +30,7 @@ from neuron.settings import NeuronSettings
 from neuron.supervisor.feed import EventFeed
 from neuron.supervisor.memory import Memory
 from neuron.supervisor.node import Node
+from neuron.supervisor.notebook import Notebook, notes_path
 from neuron.supervisor.parts import Parts
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ async def run(
     Raises:
         StartError: it cannot start.
     """
-    node_context = node_of(settings, source=source, clock=clock, stop=shutdown.is_wanted)
+    node_context = node_of(
+        settings, source=source, clock=clock, environ=environ, stop=shutdown.is_wanted
+    )
     async with node_context as (node, parts):
         drain = WatchedDrain(node.feed)
         app = make_app(node, parts, drain)
@@ -99,6 +102,7 @@ async def node_of(
     *,
     source: DeviceSource,
     clock: Clock,
+    environ: Mapping[str, str] | None = None,
     stop: asyncio.Event | None = None,
 ) -> AsyncIterator[tuple[Node, Parts]]:
     """Open a node without its HTTP surface; all engines are closed at the end.
@@ -107,39 +111,43 @@ async def node_of(
         settings: of this neuron.
         source: where its devices come from.
         clock: times everything.
+        environ: where systemd says which folder keeps the state; `None` says nothing.
         stop: hastens the start, which may take a while, because the end is wanted already.
     """
     # Reads files.
     identity = await asyncio.to_thread(_identity)
     monitor = DeviceMonitor(source, clock, settings.reading_interval_s)
     facts = await _discovered(monitor)
-    sleep_bytes = await asyncio.to_thread(_sleep_bytes, settings)
+    memory = await _memory(facts, monitor, settings, clock)
     async with asyncio.TaskGroup() as tasks:
         workers = DeviceWorkers((device.index for device in facts.devices), tasks)
         harnesses = make_harnesses(settings, clock, tasks)
+        metrics = NeuronMetrics(CollectorRegistry())
+        notebook = await _notebook(settings, environ or {}, metrics)
         unusable = await prepare_harnesses(harnesses, stop or asyncio.Event())
         parts = Parts(
             settings=settings,
             harnesses={name: harnesses[name] for name in harnesses if name not in unusable},
             unusable=unusable,
             facts=facts,
-            memory=_memory(facts, monitor, settings, clock, sleep_bytes),
+            memory=memory,
+            notebook=notebook,
             lanes=workers,
             clock=clock,
-            metrics=NeuronMetrics(CollectorRegistry()),
+            metrics=metrics,
             tasks=tasks,
         )
         node = Node(parts, identity, monitor.latest)
-        background = (
-            tasks.create_task(node.run(), name="health-events"),
-            tasks.create_task(monitor.run(node.health_changed), name="device-readings"),
-        )
+        works = (node.run(), notebook.run(), monitor.run(node.health_changed))
         try:
-            yield node, parts
+            async with _in_background(*works):
+                try:
+                    yield node, parts
+                finally:
+                    await _close(node, harnesses)
+                    # While its task still runs: no write under way may come after this one.
+                    await notebook.flush()
         finally:
-            await _close(node, harnesses)
-            for task in background:
-                task.cancel()
             workers.close()
             monitor.close()
 
@@ -151,15 +159,20 @@ async def _discovered(monitor: DeviceMonitor) -> DeviceFacts:
     return facts
 
 
-def _memory(
-    facts: DeviceFacts,
-    monitor: DeviceMonitor,
-    settings: NeuronSettings,
-    clock: Clock,
-    sleep_bytes: int,
+async def _notebook(
+    settings: NeuronSettings, environ: Mapping[str, str], metrics: NeuronMetrics
+) -> Notebook:
+    notebook = Notebook(notes_path(settings.state_path, environ), metrics)
+    await notebook.read()
+    return notebook
+
+
+async def _memory(
+    facts: DeviceFacts, monitor: DeviceMonitor, settings: NeuronSettings, clock: Clock
 ) -> Memory:
     # Nobody can measure what is only declared.
     gauge = None if facts.is_declared else monitor
+    sleep_bytes = await asyncio.to_thread(_sleep_bytes, settings)
     return Memory(facts, gauge, clock, settings.memory_wait_s, sleep_bytes)
 
 

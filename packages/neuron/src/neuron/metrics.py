@@ -63,6 +63,11 @@ class NeuronMetrics:
             ["kind"],
             registry=registry,
         )
+        self.state_write_failures = Counter(
+            "neuron_state_write_failures_total",
+            "Times that the state file could not be written.",
+            registry=registry,
+        )
         self.device_memory = Gauge(
             "neuron_device_memory_bytes",
             "Memory of a device: total, used and free as the driver says, held by the budget.",

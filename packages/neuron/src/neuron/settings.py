@@ -144,6 +144,9 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Time between two readings of the devices."""
     heartbeat_s: Period = 5.0
     """Silence on an event stream after which a comment is sent."""
+    state_path: str | None = None
+    """File that keeps pins, the cordon and what loads measured; absent takes `state.json` in
+    systemd's STATE_DIRECTORY, and without that keeps them until the neuron ends."""
     max_body_mb: Count = 64
     """Largest request body, in MiB."""
     log_format: Literal["text", "json"] = "text"

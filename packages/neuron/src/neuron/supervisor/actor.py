@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from cortex_core.errors import (
+    CordonedError,
     DrainingError,
     InvalidRequestError,
     ModelLoadFailedError,
@@ -116,6 +117,11 @@ class Supervisor:
         after = _obeyed(step(known.state if known is not None else None, asked))
         is_new = any(isinstance(effect, StartLoad) for effect in after.effects)
         if after.state is not None and is_new:
+            if self._parts.notebook.notes.is_cordoned:
+                raise CordonedError(
+                    f"this neuron is cordoned and takes no new models; load {spec.model!r} "
+                    "elsewhere"
+                )
             return self._begin(after.state)
         life = self._life(spec.model)
         self._apply(life, asked)

@@ -121,6 +121,11 @@ class Memory:
             told_bytes = sum(max(0, size) for size in taken) or None
         self._set(self.budget.with_measured(model, told_bytes))
 
+    def measured_bytes(self, model: ModelId) -> int | None:
+        """Return what was measured of `model`; `None` when it is an estimate, or not here."""
+        holding = self.budget.holdings.get(model)
+        return holding.size_bytes if holding is not None and holding.is_measured else None
+
     def hold_host(self, model: ModelId, size_bytes: int) -> None:
         """Take host memory for a model that is put to sleep.
 

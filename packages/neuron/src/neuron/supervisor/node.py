@@ -75,6 +75,7 @@ class Node:
         """Return how busy everything is; waits for nothing."""
         supervisor = self.supervisor
         sleep = self._parts.memory.sleep_budget
+        notes = self._parts.notebook.notes
         can_sleep = any(harness.can_sleep for harness in self._parts.harnesses.values())
         return Health(
             uptime_secs=round(self._parts.clock.now() - self._started, 3),
@@ -89,14 +90,15 @@ class Node:
                 for engine in (supervisor.engine(state.asked.model),)
             ),
             draining=supervisor.is_draining,
+            cordoned=notes.is_cordoned,
+            measured=reports.measured(notes),
             sleep_budget_mb=mib_from_bytes(sleep.total_bytes) if can_sleep else None,
             sleep_used_mb=mib_from_bytes(sleep.used_bytes) if can_sleep else None,
         )
 
     def models(self) -> tuple[ModelReport, ...]:
         """Return all models in the order in which they came."""
-        budget = self._parts.memory.budget
-        return tuple(reports.model_report(state, budget) for state in self.supervisor.states())
+        return tuple(self._report(state) for state in self.supervisor.states())
 
     def snapshot(self) -> Snapshot:
         """Return everything."""
@@ -105,6 +107,21 @@ class Node:
     def health_changed(self) -> None:
         """Have a health event sent soon."""
         self._dirty.set()
+
+    async def pin(self, model: ModelId, is_pinned: bool) -> None:
+        """Mark a model as one that stays, or no longer; it need not be here."""
+        notebook = self._parts.notebook
+        notebook.change(notebook.notes.with_pin(model, is_pinned))
+        if self.supervisor.has(model):
+            self._model_changed(model, self.supervisor.state(model), None)
+        await notebook.flush()
+
+    async def cordon(self, is_cordoned: bool) -> None:
+        """Mark the node as one that takes no new models, or no longer."""
+        notebook = self._parts.notebook
+        notebook.change(notebook.notes.with_cordon(is_cordoned))
+        self.health_changed()
+        await notebook.flush()
 
     def start_draining(self) -> None:
         """Take no new work."""
@@ -154,12 +171,16 @@ class Node:
             if told is not None:
                 self._tell(reports.gone_report(told, refused_reason))
         else:
-            report = reports.model_report(state, self._parts.memory.budget)
+            report = self._report(state)
             last_used = told.last_used if told is not None else None
             if told != msgspec.structs.replace(report, last_used=last_used):
                 self._told[model] = report
                 self._tell(report)
         self.health_changed()
+
+    def _report(self, state: ReplicaState) -> ModelReport:
+        is_pinned = state.asked.model in self._parts.notebook.notes.pinned
+        return reports.model_report(state, self._parts.memory.budget, is_pinned=is_pinned)
 
     def _tell_last_used(self) -> None:
         for report in self.models():

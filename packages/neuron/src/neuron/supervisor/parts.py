@@ -12,6 +12,7 @@ from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts, DeviceLanes
 from neuron.settings import NeuronSettings
 from neuron.supervisor.memory import Memory
+from neuron.supervisor.notebook import Notebook
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     harnesses: Mapping[str, Harness]
     facts: DeviceFacts
     memory: Memory
+    notebook: Notebook
     lanes: DeviceLanes
     clock: Clock
     metrics: NeuronMetrics

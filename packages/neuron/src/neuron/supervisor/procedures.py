@@ -112,7 +112,16 @@ class Procedures:
     async def _load(self, life: Life) -> Engine:
         harness = self._parts.harnesses[life.state.asked.harness]
         spec = await harness.check(life.state.asked)
-        devices = await self._memory.reserve(spec, lambda: self._wait_for_memory(life))
+        # What such a load held before is worth more than anybody's estimate.
+        measured = self._parts.notebook.notes.vram_bytes(life.state.asked)
+        needed = spec.vram_bytes if measured is None else measured
+        devices = await self._memory.reserve(
+            msgspec.structs.replace(spec, vram_bytes=needed), lambda: self._wait_for_memory(life)
+        )
+        if measured is not None:
+            # The engine is not told less than at first: it takes what it is told, and would be
+            # given less from load to load.
+            spec = msgspec.structs.replace(spec, vram_bytes=max(measured, spec.vram_bytes or 0))
         life.has_reserved = True
         life.accepted.set()
         self._apply(life, LoadPlaced(devices=devices))
@@ -138,6 +147,11 @@ class Procedures:
             self._end_load(life, interrupted_error(life, "loading"), "cancelled")
             return
         self._parts.metrics.loads.labels("ok").inc()
+        self._parts.notebook.learn(
+            life.state.asked,
+            vram_bytes=self._memory.measured_bytes(life.model),
+            load_s=life.state.load_s,
+        )
         self._parts.metrics.load_seconds.observe(life.state.load_s or 0)
         life.tasks = [self._parts.spawn(self._watch(life, engine), f"watch {life.model}")]
         life.loaded.set_result(None)

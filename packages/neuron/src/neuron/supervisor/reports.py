@@ -10,6 +10,7 @@ from cortex_core.wire.neuron import (
     DeviceHealth,
     DiscoveredDevice,
     Discovery,
+    Measured,
     ModelLoad,
     ModelReport,
     Progress,
@@ -17,6 +18,7 @@ from cortex_core.wire.neuron import (
 )
 from neuron.lifecycle.admission import refusal
 from neuron.lifecycle.budget import Budget
+from neuron.lifecycle.notes import Notes
 from neuron.lifecycle.replica import ReplicaState
 from neuron.ports import DeviceFacts, NodeIdentity
 
@@ -56,7 +58,7 @@ def device_health(
     return tuple(_device_health(facts, reading, budget) for reading in readings)
 
 
-def model_report(state: ReplicaState, budget: Budget) -> ModelReport:
+def model_report(state: ReplicaState, budget: Budget, *, is_pinned: bool) -> ModelReport:
     """Return one model's report."""
     holding = budget.holdings.get(state.asked.model)
     # An estimate of nothing is no estimate, but what sleeps may well hold nothing.
@@ -81,10 +83,24 @@ def model_report(state: ReplicaState, budget: Budget) -> ModelReport:
         wake_s=state.wake_s,
         sleep_level=state.sleep_level if is_asleep else None,
         host_used_mb=None if host_bytes is None else mib_from_bytes(host_bytes),
+        pinned=is_pinned,
         max_in_flight=None if info is None else info.max_in_flight,
         servable=Servable(ok=refused is None, reason=refused.message if refused else None),
         progress=progress(state.progress),
         error=state.error,
+    )
+
+
+def measured(notes: Notes) -> tuple[Measured, ...]:
+    """Return what loads came to, one entry per model."""
+    return tuple(
+        Measured(
+            id=model,
+            vram_mb=None if known.vram_bytes is None else mib_from_bytes(known.vram_bytes),
+            load_s=known.load_s,
+            wake_s=known.wake_s,
+        )
+        for model, known in notes.latest().items()
     )
 
 

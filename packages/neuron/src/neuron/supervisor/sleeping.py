@@ -147,6 +147,7 @@ class Sleeping:
             life.fail_loaded(interrupted_error(life, "waking"))
             return
         self._parts.metrics.wakes.labels("ok").inc()
+        self._parts.notebook.learn(life.state.asked, wake_s=life.state.wake_s)
         self._parts.metrics.wake_seconds.observe(life.state.wake_s or 0)
         life.loaded.set_result(None)
         logger.info("model awake", extra={"model": life.model, "wake_s": life.state.wake_s})

@@ -1,0 +1,93 @@
+"""What a neuron knows over its restarts: what operators marked, and what loads came to."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Self, TypeVar
+
+import msgspec
+
+from cortex_core.harness import ModelSpec
+from cortex_core.ids import ModelId
+
+T = TypeVar("T")
+
+MAX_EXPERIENCES = 1000
+"""Of models and their options; enough for every one that a machine may ever serve."""
+
+
+class Experience(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model came to here, loaded with one set of options; `None` is not known."""
+
+    model: ModelId
+    fingerprint: str
+    """Of its options; see `fingerprint`."""
+    vram_bytes: int | None = None
+    """Over all its devices."""
+    load_s: float | None = None
+    wake_s: float | None = None
+
+
+class Notes(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is kept. On the disk as JSON; fields of other versions are read over."""
+
+    pinned: tuple[ModelId, ...] = ()
+    """Models that operators want to stay here, loaded or not."""
+    is_cordoned: bool = False
+    """Operators want nothing new loaded here."""
+    experiences: tuple[Experience, ...] = ()
+    """The latest last."""
+
+    def with_pin(self, model: ModelId, is_pinned: bool) -> Self:
+        """Return the notes with a pin, or without it."""
+        rest = tuple(name for name in self.pinned if name != model)
+        return msgspec.structs.replace(self, pinned=(*rest, model) if is_pinned else rest)
+
+    def with_cordon(self, is_cordoned: bool) -> Self:
+        """Return the notes with the cordon, or without it."""
+        return msgspec.structs.replace(self, is_cordoned=is_cordoned)
+
+    def with_experience(self, latest: Experience) -> Self:
+        """Return the notes with what `latest` knows in place of what was known before."""
+        known = self._find(latest.model, latest.fingerprint)
+        if known is not None:
+            latest = Experience(
+                model=latest.model,
+                fingerprint=latest.fingerprint,
+                vram_bytes=_or(latest.vram_bytes, known.vram_bytes),
+                load_s=_or(latest.load_s, known.load_s),
+                wake_s=_or(latest.wake_s, known.wake_s),
+            )
+        rest = tuple(entry for entry in self.experiences if entry is not known)
+        kept = (*rest, latest)[-MAX_EXPERIENCES:]
+        return msgspec.structs.replace(self, experiences=kept)
+
+    def vram_bytes(self, spec: ModelSpec) -> int | None:
+        """Return what a load like `spec` held, or `None` when that was never measured."""
+        known = self._find(spec.model, fingerprint(spec))
+        return None if known is None else known.vram_bytes
+
+    def latest(self) -> Mapping[ModelId, Experience]:
+        """Return the latest experience with each model."""
+        return {entry.model: entry for entry in self.experiences}
+
+    def _find(self, model: ModelId, options: str) -> Experience | None:
+        for entry in self.experiences:
+            if (entry.model, entry.fingerprint) == (model, options):
+                return entry
+        return None
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """Return what tells apart loads of one model that may differ in time and memory.
+
+    Which devices they are does not matter, only how many, nor does the estimate of the memory.
+    """
+    parallel = spec.tensor_parallel or max(1, len(spec.devices))
+    options = msgspec.json.encode(
+        (spec.harness, spec.quant, parallel, dict(spec.engine)), order="sorted"
+    )
+    return hashlib.sha256(options).hexdigest()[:16]
+
+
+def _or(new: T | None, old: T | None) -> T | None:
+    return old if new is None else new
