@@ -139,7 +139,7 @@ async def node_of(
         )
         node = Node(parts, identity, monitor.latest)
         works = (node.run(), notebook.run(), monitor.run(node.health_changed))
-        try:
+        with contextlib.closing(monitor), contextlib.closing(workers):
             async with _in_background(*works):
                 try:
                     yield node, parts
@@ -147,9 +147,6 @@ async def node_of(
                     await _close(node, harnesses)
                     # While its task still runs: no write under way may come after this one.
                     await notebook.flush()
-        finally:
-            workers.close()
-            monitor.close()
 
 
 async def _discovered(monitor: DeviceMonitor) -> DeviceFacts:
