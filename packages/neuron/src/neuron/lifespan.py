@@ -114,16 +114,14 @@ async def node_of(
         environ: where systemd says which folder keeps the state; `None` says nothing.
         stop: hastens the start, which may take a while, because the end is wanted already.
     """
-    # Reads files.
-    identity = await asyncio.to_thread(_identity)
     monitor = DeviceMonitor(source, clock, settings.reading_interval_s)
     facts = await _discovered(monitor)
     memory = await _memory(facts, monitor, settings, clock)
     async with asyncio.TaskGroup() as tasks:
         workers = DeviceWorkers((device.index for device in facts.devices), tasks)
-        harnesses = make_harnesses(settings, clock, tasks)
         metrics = NeuronMetrics(CollectorRegistry())
         notebook = await _notebook(settings, environ or {}, metrics)
+        harnesses = make_harnesses(settings, clock, tasks)
         unusable = await prepare_harnesses(harnesses, stop or asyncio.Event())
         parts = Parts(
             settings=settings,
@@ -137,7 +135,8 @@ async def node_of(
             metrics=metrics,
             tasks=tasks,
         )
-        node = Node(parts, identity, monitor.latest)
+        # Reads files.
+        node = Node(parts, await asyncio.to_thread(_identity), monitor.latest)
         works = (node.run(), notebook.run(), monitor.run(node.health_changed))
         with contextlib.closing(monitor), contextlib.closing(workers):
             async with _in_background(*works):
