@@ -13,13 +13,14 @@ from cortex_core import harness
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet import overview, views
 from cortex_core.fleet.state import FleetState
-from cortex_core.routing import explain
+from cortex_core.routing import explain, record
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
 from cortex_core.wire import admin, neuron as wire
 from cortex_core.wire.openai import models
 from cortex_gateway.api.background import Background
 from cortex_gateway.app import build_app
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.ports import UpstreamAnswer
@@ -70,6 +71,9 @@ GATEWAY: Sequence[type[msgspec.Struct]] = (
     overview.DeviceView,
     overview.ReplicaView,
     overview.UnloadedView,
+    record.DecisionsAnswer,
+    record.Record,
+    record.Considered,
     explain.Explanation,
     explain.NodeOutlook,
     admin.ModelCommand,
@@ -119,6 +123,7 @@ async def test_gateway_page_has_every_path() -> None:
         settings=GatewaySettings().proxy,
         metrics=GatewayMetrics(CollectorRegistry()),
         clock=clock,
+        journal=Journal(clock.wall, lambda kind: None),
         random=lambda: 0.0,
     )
     async with control_without_nodes(store) as control:

@@ -29,6 +29,7 @@ from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.control import Control, open_control
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.roster import Roster
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.upstreams import with_upstreams
@@ -177,6 +178,7 @@ async def gateway(
             settings=settings.proxy,
             metrics=recorder,
             clock=SystemClock(),
+            journal=Journal(SystemClock().wall, lambda kind: None),
             random=lambda: 0.0,
             accesses=load_accesses(settings, catalogue, environ or {}),
         )
@@ -256,6 +258,7 @@ async def ask(
     body: object = None,
     *,
     path: str = "/v1/chat/completions",
+    method: str = "POST",
     headers: Mapping[str, str] | None = None,
     limit_s: float = 10,
 ) -> Answer:
@@ -265,6 +268,7 @@ async def ask(
         url: of the gateway.
         body: bytes as they are, or fields beside `model`.
         path: where to.
+        method: of HTTP.
         headers: further ones.
         limit_s: for the whole call; more where many share a busy machine.
 
@@ -275,7 +279,7 @@ async def ask(
     async with (
         asyncio.timeout(limit_s),
         aiohttp.ClientSession(auto_decompress=False) as session,
-        session.post(url + path, data=data, headers=headers) as response,
+        session.request(method, url + path, data=data, headers=headers) as response,
     ):
         return Answer(
             status=response.status,

@@ -15,6 +15,7 @@ from cortex_core.server.clock import Clock, SystemClock
 from cortex_gateway.clients.node import NodePatience, node_client_maker
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.control.control import Control
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.watcher import WatchPace
 from cortex_gateway.lifespan import control_plane
@@ -63,6 +64,7 @@ async def control_of(
     metrics: GatewayMetrics | None = None,
     clock: Clock | None = None,
     policy: EvictionPolicy | None = None,
+    journal: Journal | None = None,
 ) -> AsyncIterator[FleetStore]:
     """Run watchers and reconciler over the given nodes."""
     async with operated(
@@ -73,6 +75,7 @@ async def control_of(
         metrics=metrics,
         clock=clock,
         policy=policy,
+        journal=journal,
     ) as control:
         yield control.store
 
@@ -87,6 +90,7 @@ async def operated(
     metrics: GatewayMetrics | None = None,
     clock: Clock | None = None,
     policy: EvictionPolicy | None = None,
+    journal: Journal | None = None,
 ) -> AsyncIterator[Control]:
     """Run the same, with what operators may have done."""
     nodes = {NodeName(name): url for name, url in endpoints.items()}
@@ -97,6 +101,7 @@ async def operated(
             catalogue,
             make_client=node_client_maker(session, lambda: patience),
             metrics=metrics or GatewayMetrics(CollectorRegistry()),
+            journal=journal or Journal(SystemClock().wall, lambda kind: None),
             clock=clock or SystemClock(),
             pace=pace,
             policy=policy or EvictionPolicy(),

@@ -142,4 +142,5 @@ async def test_two_hundred_streams_at_once() -> None:
     assert g.recorder.open == []
     assert g.proxy.in_flight.requests == 0
     assert not g.proxy.in_flight.replicas
-    assert abs(len(a.wires) - len(b.wires)) <= 20
+    # The favourite of their conversation may be a quarter busier than the average.
+    assert max(len(a.wires), len(b.wires)) <= 130

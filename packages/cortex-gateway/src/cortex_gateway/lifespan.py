@@ -43,6 +43,7 @@ from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.control import Control, open_control
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.reconciler import Reconciler
 from cortex_gateway.control.roster import MakeClient, Roster
 from cortex_gateway.control.store import FleetStore
@@ -144,12 +145,14 @@ async def open_gateway(
     settings = configuration.settings
     live = LiveSettings(settings)
     metrics = GatewayMetrics(registry)
+    journal = Journal(clock.wall, metrics.decided)
     async with (
         open_session(settings.gateway.timeouts) as session,
         control_plane(
             configuration.catalogue,
             make_client=node_client_maker(session, lambda: NodePatience(load_s=live.load_s)),
             metrics=metrics,
+            journal=journal,
             clock=clock,
             policy=settings.eviction.policy,
             load_limit_s=lambda: live.load_s,
@@ -159,7 +162,7 @@ async def open_gateway(
         registry.register(FleetCollector(lambda: control.store.state))
         levers = Levers(control=control, live=live, accesses=dict(configuration.accesses))
         upstream = HttpUpstream(session, live)
-        proxy = levers.proxy(upstream, metrics, clock)
+        proxy = levers.proxy(upstream, metrics, journal, clock)
         reloader = Reloader(configuration, file=file, read=read, apply=levers.apply, clock=clock)
         keeps = settings.gateway.responses
         opening = open_api(
@@ -187,7 +190,9 @@ class Levers:
         self._control = control
         self._live = live
 
-    def proxy(self, upstream: Upstream, metrics: GatewayMetrics, clock: Clock) -> Proxy:
+    def proxy(
+        self, upstream: Upstream, metrics: GatewayMetrics, journal: Journal, clock: Clock
+    ) -> Proxy:
         """Return the data path over what a reload moves."""
         return Proxy(
             store=self._control.store,
@@ -195,6 +200,7 @@ class Levers:
             settings=self._live,
             metrics=metrics,
             clock=clock,
+            journal=journal,
             random=random.random,
             accesses=self._accesses,
         )
@@ -280,6 +286,7 @@ async def control_plane(
     *,
     make_client: MakeClient,
     metrics: GatewayMetrics,
+    journal: Journal,
     clock: Clock,
     policy: EvictionPolicy,
     load_limit_s: Callable[[], float],
@@ -290,7 +297,7 @@ async def control_plane(
     async with asyncio.TaskGroup() as tasks:
         roster = Roster(store=store, make_client=make_client, clock=clock, pace=pace, tasks=tasks)
         commands = Commands(store=store, clients=roster.clients, metrics=metrics, clock=clock)
-        reconciler = Reconciler(store=store, commands=commands, clock=clock)
+        reconciler = Reconciler(store=store, commands=commands, journal=journal, clock=clock)
         reconciling = tasks.create_task(reconciler.run(), name="reconcile")
         try:
             async with open_control(

@@ -48,9 +48,6 @@ class _Counters:
         self.cold_starts = counter(
             "cortex_cold_starts_total", "Requests that waited for their model to be loaded."
         )
-        self.evictions = counter(
-            "cortex_evictions_total", "Replicas that were unloaded to make room."
-        )
         self.attempts = counter(
             "cortex_upstream_attempts_total",
             "Attempts at a node: `ok`, or how they failed.",
@@ -112,6 +109,18 @@ class GatewayMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._counters = _Counters(registry)
+        self._evictions = Counter(
+            "cortex_evictions_total",
+            "Replicas that were unloaded to make room.",
+            _REPLICA,
+            registry=registry,
+        )
+        self._decisions = Counter(
+            "cortex_decisions_total",
+            "Decisions about requests and models; `/admin/decisions` has the latest.",
+            ("kind",),
+            registry=registry,
+        )
         self._histograms = _Histograms(registry)
         self._in_flight = Gauge(
             "cortex_requests_in_flight",
@@ -132,9 +141,13 @@ class GatewayMetrics:
         """Count a load that this gateway asked for and that succeeded."""
         self._histograms.load.labels(model, node).observe(load_s)
 
+    def decided(self, kind: str) -> None:
+        """Count a decision."""
+        self._decisions.labels(kind).inc()
+
     def evicted(self, *, model: str, node: str) -> None:
         """Count a replica that gave way to another model."""
-        self._counters.evictions.labels(model, node).inc()
+        self._evictions.labels(model, node).inc()
 
     def ended(
         self,

@@ -109,15 +109,17 @@ class Commands:
                 self._store.want(step.model)
             self._store.refresh(swap.node)
 
-    async def retire(self, step: Retire) -> None:
-        """Unload what nobody uses."""
+    async def retire(self, step: Retire) -> RequestError | None:
+        """Unload what nobody uses; return why it could not be, or `None`."""
         replica = step.replica
         logger.info("unloading %s, which nobody has used for long", replica)
         try:
-            if await self._unload(replica) is None:
+            error = await self._unload(replica)
+            if error is None:
                 await self._shown(replica.node, lambda state: is_gone(state, replica))
             else:
                 await self._clock.sleep(RETRY_S)
+            return error
         finally:
             self._store.update(partial(without_unloads, replicas=(replica,)))
             self._store.refresh(replica.node)

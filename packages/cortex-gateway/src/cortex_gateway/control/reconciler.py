@@ -5,6 +5,7 @@ import math
 from collections.abc import Coroutine
 from functools import partial
 
+from cortex_core.errors import RequestError
 from cortex_core.fleet.reducers import with_command, with_swap, with_unloads
 from cortex_core.fleet.state import NodeHealth
 from cortex_core.ids import NodeName
@@ -13,6 +14,7 @@ from cortex_core.placement.plan import plan
 from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step
 from cortex_core.server.clock import Clock
 from cortex_gateway.control.commands import Commands
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 
 
@@ -22,11 +24,15 @@ class Reconciler:
     Args:
         store: the fleet.
         commands: does what is decided.
+        journal: where steps are noted.
         clock: monotonic seconds.
     """
 
-    def __init__(self, *, store: FleetStore, commands: Commands, clock: Clock) -> None:
+    def __init__(
+        self, *, store: FleetStore, commands: Commands, journal: Journal, clock: Clock
+    ) -> None:
         self._store = store
+        self._journal = journal
         self._commands = commands
         self._clock = clock
         self._running: dict[asyncio.Task[object], NodeName] = {}
@@ -57,19 +63,34 @@ class Reconciler:
 
     def _begin(self, tasks: asyncio.TaskGroup, step: Step) -> None:
         commands, store = self._commands, self._store
+        self._journal.step(step)
         match step:
             case Load(replica=replica, command=command):
                 store.update(partial(with_command, replica=replica, command=command))
-                self._run(tasks, replica.node, commands.load(step), f"load {replica}")
+                self._run(
+                    tasks, replica.node, self._noted(step, commands.load(step)), f"load {replica}"
+                )
             case Evict(model=model, swap=swap):
                 store.update(partial(with_swap, model=model, swap=swap))
                 name = f"make room for {model} on {swap.node}"
-                self._run(tasks, swap.node, commands.make_room(step), name)
+                self._run(tasks, swap.node, self._noted(step, commands.make_room(step)), name)
             case Retire(replica=replica):
                 store.update(partial(with_unloads, replicas=(replica,)))
-                self._run(tasks, replica.node, commands.retire(step), f"unload {replica}")
+                self._run(
+                    tasks,
+                    replica.node,
+                    self._noted(step, commands.retire(step)),
+                    f"unload {replica}",
+                )
             case Hold():
                 pass
+
+    async def _noted(self, step: Step, work: Coroutine[None, None, RequestError | None]) -> None:
+        """Do the work of a step, and note what it cost and came to."""
+        began = self._clock.now()
+        error = await work
+        took_s = self._clock.now() - began
+        self._journal.ended(step, took_s, None if error is None else error.message)
 
     def _run(
         self,

@@ -139,6 +139,7 @@ class Lines:
         *,
         deadline: float,
         beat: Beat | None,
+        on_wait: Callable[[Wait], None] = lambda wait: None,
     ) -> Turn:
         """Wait for the turn of a request. The caller must count the attempt before it awaits.
 
@@ -149,6 +150,7 @@ class Lines:
             deadline: by the clock.
             beat: called while it waits, after `FIRST_HEARTBEAT_S` and then every `heartbeat_s`;
                 `None` waits silently.
+            on_wait: told why it waits, if it does.
 
         Raises:
             OverloadedError: the line is full, or its turn did not come in time.
@@ -161,6 +163,7 @@ class Lines:
                 if not isinstance(decision, Wait):
                     return Turn(decision=decision)
                 line = self._open(model, decision)
+            on_wait(line.wait)
             turn = await self._stand(line, model, ticket, hints, deadline, beat)
             if turn is not None:
                 return turn

@@ -20,6 +20,7 @@ from cortex_core.routing.resolve import Resolved, resolve
 from cortex_core.routing.route import RouteHints
 from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import ClientGoneError, Cut, exchange_of
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.ports import ProxySettings, RequestMetrics, Store, Upstream
 from cortex_gateway.proxy.access import Accesses
 from cortex_gateway.proxy.account import Account
@@ -48,6 +49,7 @@ class Proxy:
         settings: the waits.
         metrics: where requests are counted.
         clock: monotonic seconds.
+        journal: where decisions are noted.
         random: draws from [0, 1), for the choice between replicas.
         accesses: how upstreams that are no neurons are spoken to.
     """
@@ -60,9 +62,11 @@ class Proxy:
         settings: ProxySettings,
         metrics: RequestMetrics,
         clock: Clock,
+        journal: Journal,
         random: Callable[[], float],
         accesses: Accesses | None = None,
     ) -> None:
+        self.journal = journal
         self.in_flight = InFlight()
         self.lines = Lines(
             store=store, in_flight=self.in_flight, settings=settings, clock=clock, random=random
@@ -76,6 +80,7 @@ class Proxy:
             clock=clock,
             in_flight=self.in_flight,
             lines=self.lines,
+            journal=journal,
             # An empty mapping of the caller's may be filled later.
             accesses={} if accesses is None else accesses,
         )

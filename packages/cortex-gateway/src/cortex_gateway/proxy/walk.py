@@ -12,6 +12,7 @@ from cortex_core.routing.queue import Ticket
 from cortex_core.routing.retry import Failure, may_retry
 from cortex_core.routing.route import Decision, Refuse, Serve, Wait
 from cortex_core.server.clock import Clock
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.metrics import OK
 from cortex_gateway.ports import (
     ProxySettings,
@@ -55,6 +56,7 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     in_flight: InFlight
     lines: Lines
+    journal: Journal
     accesses: Accesses
 
 
@@ -117,20 +119,30 @@ class Walk:
             decision = await self._anew(deadline, beat)
         else:
             turn = await self._doors.lines.turn(
-                self._search.model, self._ticket, self._search.hints, deadline=deadline, beat=beat
+                self._search.model,
+                self._ticket,
+                self._search.hints,
+                deadline=deadline,
+                beat=beat,
+                on_wait=self._note,
             )
             decision = turn.decision
             self._search.is_cold |= turn.is_cold
             self._account.load_s += turn.load_s
         self._account.is_cold_start = self._search.is_cold
+        self._note(decision)
         if isinstance(decision, Refuse):
             raise decision.error
         return decision
+
+    def _note(self, decision: Decision) -> None:
+        self._doors.journal.request(decision, self._search.model, self._reply.request_id)
 
     async def _anew(self, deadline: float, beat: Beat | None) -> Serve | Refuse:
         """Return where to send a request that was sent out before."""
         decision = self._decide()
         if isinstance(decision, Wait):
+            self._note(decision)
             doors = self._doors
             hold = Hold(doors.store, doors.clock, doors.settings.heartbeat_s)
             with self._account.loading():
