@@ -11,7 +11,12 @@ from neuron import __main__ as neuron_main
 from tests.docs.tables import rows_of
 from tests.repository.checkout import ROOT
 
-COMMANDS = {"up": "cortex up", "status": "cortex status", "explain": "cortex explain"}
+COMMANDS = {
+    "up": "cortex up",
+    "status": "cortex status",
+    "explain": "cortex explain",
+    "simulate": "cortex simulate",
+}
 
 
 def click_options(command: click.Command) -> dict[str, str]:

@@ -10,6 +10,7 @@ import click
 
 from cortex_cli.commands.config import config
 from cortex_cli.commands.explain import explain
+from cortex_cli.commands.simulate import simulate
 from cortex_cli.commands.status import status
 from cortex_cli.commands.up.command import up
 from cortex_cli.context import surroundings
@@ -75,7 +76,7 @@ def cortex(context: click.Context) -> None:
     context.obj = surroundings()
 
 
-for _command in (config, explain, status, up):
+for _command in (config, explain, simulate, status, up):
     cortex.add_command(_command)
 
 
