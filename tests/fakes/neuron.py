@@ -11,6 +11,13 @@ from aiohttp import web
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def open_gate() -> asyncio.Event:
+    """Return an event that holds nobody up until it is cleared."""
+    gate = asyncio.Event()
+    gate.set()
+    return gate
+
+
 class FakeNeuron:
     """What the node holds, what it was asked, and how it misbehaves; set by the test."""
 
@@ -34,17 +41,17 @@ class FakeNeuron:
         self.refusals: dict[str, tuple[int, dict[str, object]]] = {}
         """Status and body with which a command path answers."""
         self.is_cordoned = False
-        self.unload_may_end = asyncio.Event()
-        self.unload_may_end.set()
+        self.streams_may_end = open_gate()
+        """While it is not set, streams stop after their first piece."""
+        self.open_streams = 0
+        self.unload_may_end = open_gate()
         self.shows_unloads = True
         """Else an unload that was answered is reported only when the test says so."""
         self.unload_error: tuple[int, dict[str, object]] | None = None
-        self.load_may_end = asyncio.Event()
-        self.load_may_end.set()
+        self.load_may_end = open_gate()
         self.load_error: tuple[int, dict[str, object]] | None = None
-        self.models_may_leave = asyncio.Event()
+        self.models_may_leave = open_gate()
         """While it is not set, answers of `/models` are made but not sent."""
-        self.models_may_leave.set()
         self.cuts_loads = False
         """Close the connection instead of answering a load."""
         self.hidden_paths: set[str] = set()
@@ -113,7 +120,7 @@ class FakeNeuron:
         return answer if self.is_given_only else {**answer, **more}
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[self._misbehave])
+        app = web.Application(middlewares=[self._misbehave], client_max_size=64 << 20)
         app.router.add_get("/discovery", self._answer(self.discovery))
         app.router.add_get("/health", self._answer(self.health))
         app.router.add_get("/models", self._models)
@@ -221,9 +228,12 @@ class FakeNeuron:
         return web.json_response({"status": "loaded"})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        model = (await request.json())["model"]
+        body = await request.json()
+        model = body["model"]
         if self.models.get(model, {}).get("status") != "loaded":
             return web.json_response({"error": {"message": "not loaded"}}, status=503)
+        if body.get("stream"):
+            return await self._stream(request)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": "hello"},
@@ -240,6 +250,18 @@ class FakeNeuron:
                 "usage": usage,
             }
         )
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        self.open_streams += 1
+        for piece, finish in (("one ", None), ("two", "stop")):
+            choice = {"index": 0, "delta": {"content": piece}, "finish_reason": finish}
+            chunk = {"id": "c", "object": "chat.completion.chunk", "choices": [choice]}
+            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            await self.streams_may_end.wait()
+        await response.write(b"data: [DONE]\n\n")
+        return response
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -285,6 +307,7 @@ async def running(neuron: FakeNeuron) -> AsyncIterator[FakeNeuron]:
         neuron.thaw()
         neuron.load_may_end.set()
         neuron.unload_may_end.set()
+        neuron.streams_may_end.set()
         neuron.models_may_leave.set()
         neuron.end_events()
         await runner.cleanup()

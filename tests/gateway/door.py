@@ -1,6 +1,8 @@
 """A whole gateway in the process of the test, over real sockets, that an operator speaks to."""
 
 import asyncio
+import io
+import json
 import pathlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -47,12 +49,22 @@ class Door:
         """Return the nodes of `/admin/fleet` by name."""
         return {node["name"]: node for node in (await self.get("/admin/fleet"))["nodes"]}
 
+    async def chat(self, model: str, *, stream: bool = False, pad: int = 0) -> tuple[int, str]:
+        """Ask a model and return status and body."""
+        messages = [{"role": "user", "content": "x" * pad}]
+        body = {"model": model, "stream": stream, "messages": messages}
+        url = f"{self.url}/v1/chat/completions"
+        # Large bodies are sent in pieces from a file, or aiohttp warns.
+        data = io.BytesIO(json.dumps(body).encode())
+        async with asyncio.timeout(WAIT_S), self.session.post(url, data=data) as answer:
+            return answer.status, await answer.text()
+
     async def until_up(self, *nodes: str) -> None:
         """Wait until nodes have reported, and been discovered."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 fleet = await self.fleet()
-                if all(name in fleet and fleet[name]["devices"] for name in nodes):
+                if all(name in fleet and fleet[name]["hostname"] for name in nodes):
                     return
                 await asyncio.sleep(0.01)
 
@@ -124,7 +136,7 @@ async def door(file: pathlib.Path) -> AsyncIterator[Door]:
     configuration = await asyncio.to_thread(read_configuration, file, {})
     socket = open_listener("127.0.0.1:0")
     async with (
-        aiohttp.ClientSession() as session,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
         open_gateway(
             configuration,
             file=file,

@@ -228,6 +228,43 @@ async def test_catalogue_that_is_not_there_is_named(tmp_path: pathlib.Path) -> N
     assert said.startswith(f"cortex-gateway: {tmp_path / 'models.toml'}: cannot be read: ")
 
 
+async def test_hangup_reloads_and_a_bad_file_changes_nothing(tmp_path: pathlib.Path) -> None:
+    """Issue: SIGHUP logs why a file cannot be used, and goes on with what was in force."""
+    neuron = FakeNeuron()
+    neuron.set_model(MODEL, "loaded")
+
+    async with running(neuron), aiohttp.ClientSession() as session:
+        path = write_settings(tmp_path, neuron.url)
+        async with started(path) as gateway:
+            good = path.read_text()
+            path.write_text(good.replace("[gateway]", "[gate_way]"))
+            gateway.handle.send_signal(signal.SIGHUP)
+            refused = await said(gateway, "not reloaded")
+            async with session.get(gateway.url + "/readyz") as answer:
+                status = answer.status
+            path.write_text(good + "[eviction]\nstrategy = 'cost'\n")
+            gateway.handle.send_signal(signal.SIGHUP)
+            told = await said(gateway, "settings reloaded")
+            async with session.get(gateway.url + "/admin/config") as answer:
+                view = await answer.json()
+
+    assert f"{path}: gate_way: unknown key; did you mean 'gateway'?" in refused
+    assert status == 200
+    assert "1 changes" in told
+    assert view["settings"]["eviction"]["strategy"] == "cost"
+
+
+async def said(gateway: Process, text: str) -> str:
+    """Wait for a line of the log."""
+    assert gateway.handle.stderr is not None
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            line = (await gateway.handle.stderr.readline()).decode()
+            assert line, "the gateway ended"
+            if text in line:
+                return line
+
+
 async def test_recycling_that_is_set_is_said_to_have_no_effect(tmp_path: pathlib.Path) -> None:
     """Ours: the file format has the key, nothing is recycled, and nobody shall wonder."""
     path = write_settings(
