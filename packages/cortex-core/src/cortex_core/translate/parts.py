@@ -153,6 +153,21 @@ class Translator:
         self._writer = writer
         self.failure: RequestError | None = None
         """What the stream broke with, once the bytes that say so were returned."""
+        self.has_thought = False
+        """Whether the caller was shown a `thought`."""
+        self._is_thinking = False
+
+    def thought(self, text: str) -> bytes:
+        """Show the caller `text` as reasoning, before the answer begins; may return nothing."""
+        events: list[PartEvent] = [Delta(text=text)]
+        if not self.has_thought:
+            events = [Begin(), Open(index=0, kind=PartKind.REASONING), *events]
+        self.has_thought = self._is_thinking = True
+        return self._writer.write(events)
+
+    def read_with(self, reader: Reader) -> None:
+        """Read another upstream's answer; what the caller was shown so far stands."""
+        self._reader = reader
 
     def feed(self, data: bytes) -> bytes:
         """Translate the next bytes of a stream; may return nothing."""
@@ -181,4 +196,16 @@ class Translator:
     def _write(self, events: list[PartEvent]) -> bytes:
         if events and isinstance(events[-1], Fail):
             self.failure = events[-1].error
-        return self._writer.write(events)
+        return self._writer.write(self._after_thoughts(events) if self.has_thought else events)
+
+    def _after_thoughts(self, events: Iterable[PartEvent]) -> Iterable[PartEvent]:
+        """Yield what makes one legal sequence with the thoughts that were shown."""
+        for event in events:
+            if isinstance(event, Begin):
+                continue
+            if self._is_thinking:
+                self._is_thinking = False
+                yield Close()
+            if isinstance(event, Open):
+                event = msgspec.structs.replace(event, index=event.index + 1)
+            yield event

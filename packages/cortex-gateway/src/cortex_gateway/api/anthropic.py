@@ -17,8 +17,8 @@ from cortex_core.translate.target import PdfReader, Target
 from cortex_core.wire.anthropic.request import MESSAGES_REQUEST_DECODER, MessagesRequest
 from cortex_gateway.api.counting import CountAsked
 from cortex_gateway.api.documents import RememberedPdfs, may_have_pdf
-from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, renamed
-from cortex_gateway.proxy.asked import EVENT_STREAM, Answering, Head, Outbound
+from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, anew, renamed
+from cortex_gateway.proxy.asked import EVENT_STREAM, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
 
 _ONWARD = ("anthropic-version", "anthropic-beta")
@@ -78,7 +78,7 @@ class MessagesAsked:
         self._body = body
         self.request = request
         self._read_pdf = read_pdf
-        self._answer: Answering | None = None
+        self._answer: Translator | None = None
 
     def outbound(self, target: Target, dialect: Dialect) -> Outbound:
         """Send a chat request, or the caller's own bytes to who speaks this dialect.
@@ -95,7 +95,7 @@ class MessagesAsked:
             )
         asked = messages_to_chat(self.request, target, read_pdf=self._read_pdf)
         refuse_unable(asked.chat, target.capabilities, fields=MESSAGES_FIELDS)
-        self._answer = Translator(ChatReader(limit=target.limit), self._writer())
+        self._answer = anew(self._answer, ChatReader(limit=target.limit), self._writer)
         return Outbound(
             path=CHAT_PATH,
             body=encode_json(asked.chat),

@@ -113,3 +113,7 @@ class CountAnswer:
     def keep_alive(self) -> bytes:
         """Return nothing: a count is no stream."""
         return b""
+
+    def thought(self, text: str) -> bytes:
+        """Return nothing: a count is no stream."""
+        return b""

@@ -24,9 +24,9 @@ from cortex_core.units import bytes_from_mib
 from cortex_core.wire.ollama import OllamaMessage, OllamaRequest
 from cortex_core.wire.openai.models import ModelObject
 from cortex_gateway.api.counting import CountAsked
-from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH
+from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, anew
 from cortex_gateway.ports import Store
-from cortex_gateway.proxy.asked import Answering, Asked, Head, Outbound
+from cortex_gateway.proxy.asked import Asked, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
 
 VERSION = "0.13.0"
@@ -125,7 +125,7 @@ class OllamaAsked:
         self._request = request
         self._clock = clock
         self._asked_at = clock.now()
-        self._answer: Answering | None = None
+        self._answer: Translator | None = None
 
     def outbound(self, target: Target, dialect: Dialect) -> Outbound:
         """Send a chat request, or a message to who speaks Anthropic's dialect.
@@ -142,9 +142,10 @@ class OllamaAsked:
             path, body = MESSAGES_PATH, encode_json(message.request)
             ignored += message.ignored
             reader = MessagesReader()
-        answer = Translator(reader, self._writer())
-        self._answer = answer
-        return Outbound(path=path, body=body, answer=answer, is_translated=True, ignored=ignored)
+        self._answer = anew(self._answer, reader, self._writer)
+        return Outbound(
+            path=path, body=body, answer=self._answer, is_translated=True, ignored=ignored
+        )
 
     def failed(self, error: RequestError) -> bytes:
         """Return the line that ends the stream."""

@@ -11,14 +11,14 @@ from starlette.routing import Route
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.dialect import Dialect, error_event
 from cortex_core.errors import InvalidRequestError, RequestError
-from cortex_core.sse import encode_comment
+from cortex_core.sse import encode_comment, encode_event
 from cortex_core.translate.capability import refuse_unable
 from cortex_core.translate.chat_normal import normalise, within
 from cortex_core.translate.chat_reader import ChatReader
 from cortex_core.translate.chat_request import chat_to_messages
 from cortex_core.translate.chat_writer import ChatWriter
 from cortex_core.translate.messages_reader import MessagesReader
-from cortex_core.translate.parts import Translator
+from cortex_core.translate.parts import Reader, Translator, Writer
 from cortex_core.translate.reasoning_alias import with_reasoning_alias
 from cortex_core.translate.target import Target
 from cortex_core.wire.openai.chat import CHAT_REQUEST_DECODER
@@ -119,6 +119,7 @@ class ChatAsked:
         self._envelope: Envelope = self._normal.envelope
         self.model = self._envelope.model
         self.is_stream = bool(self._envelope.stream)
+        self._answer: Translator | None = None
 
     def outbound(self, target: Target, dialect: Dialect) -> Outbound:
         """Send the caller's bytes, or what they come to for an upstream of another dialect.
@@ -129,9 +130,9 @@ class ChatAsked:
         refuse_unable(self._normal.asks, target.capabilities)
         if dialect is Dialect.ANTHROPIC:
             return self._to_messages(target)
-        answer: Answering = ChatPassage(self._head.request_id)
+        answer: Answering = ChatPassage(self._head.request_id, self.model, self._created)
         if self._normal.legacy_functions:
-            answer = Translator(ChatReader(limit=target.limit), self._writer())
+            answer = self._translator(ChatReader(limit=target.limit))
         return Outbound(
             path=CHAT_PATH,
             body=renamed(within(self._normal, target.limit), self.model, target.model),
@@ -150,10 +151,14 @@ class ChatAsked:
         return Outbound(
             path=MESSAGES_PATH,
             body=encode_json(asked.request),
-            answer=Translator(MessagesReader(), self._writer()),
+            answer=self._translator(MessagesReader()),
             is_translated=True,
             ignored=asked.ignored,
         )
+
+    def _translator(self, reader: Reader) -> Translator:
+        self._answer = anew(self._answer, reader, self._writer)
+        return self._answer
 
     def _writer(self) -> ChatWriter:
         options = self._envelope.stream_options
@@ -169,9 +174,11 @@ class ChatAsked:
 class ChatPassage:
     """Chat answers as the engine wrote them, with thoughts under both names that clients read."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, model: str, created: int) -> None:
         self.failure: RequestError | None = None
         self._request_id = request_id
+        self._model = model
+        self._created = created
 
     def feed(self, data: bytes) -> bytes:
         """Pass on whole events."""
@@ -192,6 +199,32 @@ class ChatPassage:
     def keep_alive(self) -> bytes:
         """Return a comment."""
         return encode_comment("the answer is being made")
+
+    def thought(self, text: str) -> bytes:
+        """Return a chunk of reasoning, under both names that clients read."""
+        delta = {"role": "assistant", "reasoning": text, "reasoning_content": text}
+        chunk = {
+            "id": "chatcmpl-" + self._request_id.removeprefix("req_"),
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": None}],
+        }
+        return encode_event(encode_json(chunk))
+
+
+def anew(before: Translator | None, reader: Reader, writer: Callable[[], Writer]) -> Translator:
+    """Return what reads an answer with `reader`, and goes on from what the caller was shown.
+
+    Args:
+        before: what was to read the answer of an earlier attempt.
+        reader: of the next one.
+        writer: makes the caller's side, where it was shown nothing.
+    """
+    if before is None or not before.has_thought:
+        return Translator(reader, writer())
+    before.read_with(reader)
+    return before
 
 
 def renamed(body: bytes, requested: str, model: str) -> bytes:

@@ -11,7 +11,7 @@ from cortex_core.translate.capability import RESPONSES_FIELDS, refuse_unable
 from cortex_core.translate.chat_reader import ChatReader
 from cortex_core.translate.chat_request import chat_to_messages
 from cortex_core.translate.messages_reader import MessagesReader
-from cortex_core.translate.parts import Translator
+from cortex_core.translate.parts import Reader, Translator
 from cortex_core.translate.responses_request import responses_to_chat
 from cortex_core.translate.responses_writer import ResponsesWriter
 from cortex_core.translate.target import PdfReader, Target, ToChat
@@ -19,7 +19,7 @@ from cortex_core.wire.responses.answer import Response
 from cortex_core.wire.responses.items import decode_items
 from cortex_core.wire.responses.request import ResponsesRequest
 from cortex_gateway.api.documents import RememberedPdfs
-from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH
+from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, anew
 from cortex_gateway.proxy.asked import EVENT_STREAM, Outbound
 from cortex_gateway.records.schema import RESPONSE, KeptItem, Record
 from cortex_gateway.records.store import RecordStore
@@ -82,15 +82,15 @@ class ResponsesAsked:
         """
         asked = self.translated(target, self._read_pdf)
         refuse_unable(asked.chat, target.capabilities, fields=RESPONSES_FIELDS)
-        self._writer = self._new_writer()
+        reader: Reader = ChatReader(limit=target.limit)
         if dialect is Dialect.ANTHROPIC:
             theirs = chat_to_messages(asked.chat, target)
-            self._translator = Translator(MessagesReader(), self._writer)
+            reader = MessagesReader()
             path, body = MESSAGES_PATH, encode_json(theirs.request)
             ignored = (*asked.ignored, *theirs.ignored)
         else:
-            self._translator = Translator(ChatReader(limit=target.limit), self._writer)
             path, body, ignored = CHAT_PATH, encode_json(asked.chat), asked.ignored
+        self._translator = anew(self._translator, reader, self._begin_writing)
         return Outbound(
             path=path, body=body, answer=self._translator, is_translated=True, ignored=ignored
         )
@@ -147,6 +147,10 @@ class ResponsesAsked:
         ended = msgspec.structs.replace(self.response, status=status, **changes)
         self._writer.response = ended
         return ended
+
+    def _begin_writing(self) -> ResponsesWriter:
+        self._writer = self._new_writer()
+        return self._writer
 
     def _new_writer(self) -> ResponsesWriter:
         return ResponsesWriter(self._request, self._begun, self._now)

@@ -60,6 +60,10 @@ class Answering(Protocol):
         """Return bytes that may be sent between two events."""
         ...
 
+    def thought(self, text: str) -> bytes:
+        """Return what shows a streaming caller `text` as reasoning, before its answer begins."""
+        ...
+
 
 class Outbound(msgspec.Struct, frozen=True, kw_only=True):
     """What is sent to an upstream, and how its answer is read."""

@@ -30,6 +30,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority
     session: str | None
     """What the caller calls its conversation."""
+    shows_progress: bool
+    """Whether the caller wants to see in its reasoning what it waits for."""
     wait_s: float | None
     """How long the caller is willing to wait for one; `None` when it does not say."""
 
@@ -54,6 +56,7 @@ def read_call(scope: Scope, request_id: str) -> Call:
         caller=_caller(headers, scope.get("client")),
         priority=read_priority(headers.get("x-cortex-priority")),
         session=headers.get("x-cortex-session"),
+        shows_progress=_shows_progress(headers),
         wait_s=_wait_s(headers),
     )
 
@@ -80,6 +83,15 @@ def _onward(pairs: Sequence[tuple[str, str]], request_id: str) -> list[tuple[str
     # The body was decoded, so it is JSON, whatever curl called it.
     onward += (("content-type", "application/json"), ("x-request-id", request_id))
     return onward
+
+
+def _shows_progress(headers: Mapping[str, str]) -> bool:
+    asked = headers.get("x-cortex-progress")
+    if asked is not None and asked.strip().lower() != "reasoning":
+        raise InvalidRequestError(
+            f"{asked[:20]!r} is no way to show progress; use reasoning", param="x-cortex-progress"
+        )
+    return asked is not None
 
 
 def _caller(headers: Mapping[str, str], client: tuple[str, int] | None) -> str:

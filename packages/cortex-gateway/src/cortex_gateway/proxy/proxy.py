@@ -135,11 +135,11 @@ class Proxy:
         account.begin(resolved.model)
         # What cannot work is refused before anybody waits for a load.
         target, dialect = foreseen_target(doors.store.state, resolved.model, doors.accesses)
-        asked.outbound(target, dialect)
+        foreseen = asked.outbound(target, dialect)
         affinity = affinity_of(call.session, body)
         search = Search(resolved.model, RouteHints(cold_ok=call.cold_ok, affinity=affinity))
         ticket = self._ticket(call, len(body))
-        await Walk(doors, call, asked, ticket, search, reply, account).run()
+        await Walk(doors, call, asked, ticket, foreseen, search, reply, account).run()
 
     def _ticket(self, call: Call, body_bytes: int) -> Ticket:
         # Callers choose their requests' ids, and may give the same one twice.

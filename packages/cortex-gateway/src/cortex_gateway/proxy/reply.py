@@ -56,6 +56,11 @@ class Reply:
         if self.stream_type is EVENT_STREAM:
             await self._body(encode_comment(text))
 
+    async def show(self, chunk: bytes) -> None:
+        """Send bytes of ours that come before a node's answer; it may still come from anywhere."""
+        if chunk:
+            await self._body(chunk)
+
     async def write(self, chunk: bytes) -> None:
         """Send bytes of a node's answer; returns when the caller's side took them."""
         self.has_content = True

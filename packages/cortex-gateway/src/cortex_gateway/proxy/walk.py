@@ -68,6 +68,7 @@ class Walk:
         call: the head of the request.
         asked: what it asks for.
         ticket: its place in the line for its model.
+        foreseen: what will probably be sent.
         search: its search for a replica.
         reply: the caller's side.
         account: its figures.
@@ -79,6 +80,7 @@ class Walk:
         call: Call,
         asked: Asked,
         ticket: Ticket,
+        foreseen: Outbound,
         search: Search,
         reply: Reply,
         account: Account,
@@ -86,6 +88,8 @@ class Walk:
         self._doors = doors
         self._call = call
         self._ticket = ticket
+        self._thoughts = foreseen.answer if call.shows_progress else None
+        self._shown = ""
         self._asked = asked
         self._search = search
         self._reply = reply
@@ -114,7 +118,7 @@ class Walk:
 
     async def _choose(self, deadline: float) -> Serve:
         """Return where to send the request, after a wait if need be."""
-        beat = self._beat if self._asked.is_stream else None
+        beat = self._show_wait if self._asked.is_stream else None
         if self._search.has_begun:
             decision = await self._anew(deadline, beat)
         else:
@@ -186,6 +190,13 @@ class Walk:
     ) -> contextlib.AbstractAsyncContextManager[UpstreamAnswer]:
         headers = headers_for(access, self._call.onward, outbound.headers)
         return self._doors.upstream.post(endpoint + outbound.path, headers, outbound.body)
+
+    async def _show_wait(self, text: str, is_load: bool) -> None:
+        """Show a streaming caller what it waits for, as reasoning if it wants that."""
+        await self._beat(text, is_load)
+        if self._thoughts is not None and text != self._shown:
+            self._shown = text
+            await self._reply.show(self._thoughts.thought(text + "\n"))
 
     async def _beat(self, text: str, is_load: bool) -> None:
         self._search.is_cold |= is_load
