@@ -260,6 +260,24 @@ def test_loading_and_unloading_again_and_again_leaves_nothing(own_neuron: Neuron
     assert left_behind(own_neuron) == []
 
 
+def test_recycling_replaces_engine_and_fork_server(own_neuron: NeuronProcess) -> None:
+    """Ours: the model is back in new processes, and later loads work as before."""
+    assert own_neuron.load(CHAT).status_code == 200
+    before = own_neuron.descendants()
+
+    answer = own_neuron.post("/recycle", {})
+
+    assert (answer.status_code, answer.json()) == (200, {"status": "recycled"})
+    left = [pathlib.Path(f"/proc/{it.pid}/cmdline").read_text() for it in processes.alive(before)]
+    # Python's own, which looks after semaphores for as long as the daemon lives.
+    assert all("resource_tracker" in command for command in left)
+    assert is_answering(own_neuron)
+    assert own_neuron.http.get("/health").json()["cycles"] == 0
+    assert own_neuron.unload(CHAT).status_code == 200
+    assert own_neuron.load(CHAT).status_code == 200
+    own_neuron.unload(CHAT)
+
+
 def test_everything_ends_with_a_daemon_that_is_killed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

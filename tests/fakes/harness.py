@@ -14,6 +14,7 @@ from cortex_core.harness import (
     Route,
 )
 from cortex_core.ids import RequestId
+from tests.fakes.gauge import FakeGauge
 
 
 class FakeEngine:
@@ -33,8 +34,15 @@ class FakeEngine:
         self.sleep_error: Exception | None = None
         self.wake_error: Exception | None = None
         self.checks = 0
+        self.awake_bytes = 0
+        self.asleep_bytes = 0
+        """What the gauge shows of it while it sleeps."""
         self.sleep_level: int | None = None
         self.is_closed = False
+        self.gauge: FakeGauge | None = None
+        self.held_bytes = 0
+        """What the gauge shows of it; `leak_bytes` are not given back."""
+        self.leak_bytes = 0
         self._died = asyncio.Event()
 
     def die(self, reason: str) -> None:
@@ -70,6 +78,8 @@ class FakeEngine:
         if self.sleep_error is not None:
             raise self.sleep_error
         self.sleep_level = level
+        self.awake_bytes = self.held_bytes
+        self._hold(self.asleep_bytes)
 
     async def wake(self) -> None:
         """Wake, when it may."""
@@ -77,12 +87,20 @@ class FakeEngine:
         if self.wake_error is not None:
             raise self.wake_error
         self.sleep_level = None
+        self._hold(self.awake_bytes)
+
+    def _hold(self, size_bytes: int) -> None:
+        if self.gauge is not None:
+            self.gauge.move(self.spec.devices, size_bytes - self.held_bytes)
+            self.held_bytes = size_bytes
 
     async def close(self, timeout_s: float) -> None:
         """Close, when it may."""
         if self.close_error is not None:
             raise self.close_error
         await self.may_close.wait()
+        if not self.is_closed and self.gauge is not None:
+            self.gauge.move(self.spec.devices, self.leak_bytes - self.held_bytes)
         self.is_closed = True
 
 
@@ -106,6 +124,11 @@ class FakeHarness:
         self.obeys_cancel = True
         """Whether a cancelled load ends without an engine."""
         self.measured_bytes: int | None = None
+        self.recycles = 0
+        self.gauge: FakeGauge | None = None
+        """Shows what its engines hold, `size_bytes` each, of which `leak_bytes` stay."""
+        self.size_bytes = 0
+        self.leak_bytes = 0
         self.specs: list[ModelSpec] = []
         """As they were loaded, in order."""
         self.engines: list[FakeEngine] = []
@@ -127,8 +150,17 @@ class FakeHarness:
             raise self.load_error
         engine = FakeEngine(spec, self.measured_bytes)
         engine.check_error = self.check_error
+        if self.gauge is not None:
+            engine.gauge, engine.held_bytes = self.gauge, self.size_bytes
+            engine.leak_bytes = self.leak_bytes
+            self.gauge.move(spec.devices, self.size_bytes)
         self.engines.append(engine)
         return engine
+
+    async def recycle(self) -> None:
+        """Count it."""
+        assert all(engine.is_closed for engine in self.engines)
+        self.recycles += 1
 
     def metrics(self) -> bytes:
         """Return nothing."""

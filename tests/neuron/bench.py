@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 
 from prometheus_client import CollectorRegistry
 
-from cortex_core.device import Device
+from cortex_core.device import Device, DeviceReading
 from cortex_core.errors import RequestError
 from cortex_core.harness import ModelSpec, Route
 from cortex_core.ids import DeviceIndex, ModelId, RequestId
@@ -20,6 +20,7 @@ from neuron.supervisor.memory import Memory
 from neuron.supervisor.notebook import Notebook
 from neuron.supervisor.parts import Parts
 from tests.fakes.clock import FakeClock
+from tests.fakes.gauge import FakeGauge
 from tests.fakes.harness import FakeHarness
 
 HOST_BYTES = 100
@@ -29,25 +30,31 @@ HOST_BYTES = 100
 class Bench:
     """A supervisor and all that it stands on."""
 
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, tasks: asyncio.TaskGroup, gauge: FakeGauge | None = None, total_bytes: int = 100
+    ) -> None:
         self.tasks = tasks
         self.clock = FakeClock()
         self.harness = FakeHarness()
+        self.harness.gauge = gauge
+        self.gauge = gauge
         facts = DeviceFacts(
             devices=tuple(
-                Device(index=DeviceIndex(number), name="d", vram_total_bytes=100)
+                Device(index=DeviceIndex(number), name="d", vram_total_bytes=total_bytes)
                 for number in range(2)
             ),
-            is_declared=True,
+            is_declared=gauge is None,
         )
-        self.memory = Memory(facts, None, self.clock, 60.0, HOST_BYTES)
+        self.memory = Memory(facts, gauge, self.clock, 60.0, HOST_BYTES)
         metrics = NeuronMetrics(CollectorRegistry())
         self.notebook = Notebook(None, metrics)
         self.workers = DeviceWorkers((device.index for device in facts.devices), tasks)
         self.changes: list[tuple[ModelId, str | None]] = []
         self.supervisor = Supervisor(
             Parts(
-                settings=NeuronSettings(close_timeout_s=0.01, sleep_timeout_s=0.01),
+                settings=NeuronSettings(
+                    close_timeout_s=0.01, sleep_timeout_s=0.01, leak_recycle_mb=2
+                ),
                 harnesses={"fake": self.harness},
                 facts=facts,
                 memory=self.memory,
@@ -61,6 +68,26 @@ class Bench:
                 (model, state.status.value if state is not None else None)
             ),
         )
+
+    def gauge_of(self, device: DeviceIndex, used_bytes: int) -> None:
+        """Have the driver show so much in use on `device`."""
+        assert self.gauge is not None
+        self.gauge.used[device] = used_bytes
+
+    def read(self) -> None:
+        """Take the gauge's reading, as if it came now."""
+        used = self.gauge.used if self.gauge is not None else {}
+        readings = [
+            DeviceReading(index=index, vram_used_bytes=size) for index, size in used.items()
+        ]
+        self.memory.reconcile(readings, self.clock.now())
+
+    async def close(self) -> None:
+        """End everything."""
+        closing = self.tasks.create_task(self.supervisor.close())
+        await self.clock.advance(60)
+        await closing
+        self.workers.close()
 
     async def load(self, model: ModelId, size: int = 10, parallel: int | None = None) -> None:
         """Load a model and wait for it."""

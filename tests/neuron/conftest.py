@@ -156,7 +156,4 @@ async def bench() -> AsyncIterator[Bench]:
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         bench = Bench(tasks)
         yield bench
-        closing = tasks.create_task(bench.supervisor.close())
-        await bench.clock.advance(60)
-        await closing
-        bench.workers.close()
+        await bench.close()

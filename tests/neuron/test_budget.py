@@ -7,7 +7,7 @@ from cortex_core.device import Device
 from cortex_core.errors import InsufficientVramError, InvalidRequestError
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
-from neuron.lifecycle.budget import Budget
+from neuron.lifecycle.budget import Budget, SleepBudget
 from neuron.lifecycle.selection import select_devices
 
 MODEL = ModelId("org/model")
@@ -79,6 +79,67 @@ def test_fullest_device_that_has_room_is_chosen() -> None:
     spec = msgspec.structs.replace(SPEC, vram_bytes=40)
 
     assert select_devices(spec, devices, Budget.from_devices(devices)) == (2,)
+
+
+@given(
+    st.integers(1, 64),
+    st.lists(st.tuples(sizes, st.booleans()), max_size=6),
+    sizes,
+    sizes,
+    sizes,
+)
+def test_budget_that_is_reconciled_gives_nothing_that_is_in_use(
+    total: int, held: list[tuple[int, bool]], leak: int, used: int, later: int
+) -> None:
+    """Ours: free is what neither the ledger nor the driver counts; a leak is part of what is used."""
+    device = DeviceIndex(0)
+    budget = Budget(totals={device: total})
+    for number, (size, is_measured) in enumerate(held):
+        model = ModelId(f"m{number}")
+        budget = budget.with_reserved(model, (device,), size)
+        budget = budget.with_measured(model, size if is_measured else None)
+    is_certain = all(is_measured for _, is_measured in held)
+
+    leaked = budget.with_leak(device, leak)
+    after = leaked.with_used(device, used)
+    again = after.with_used(device, later)
+
+    assert leaked.free_bytes(device) == max(0, total - budget.held_bytes(device) - leak)
+    if is_certain:
+        assert after.free_bytes(device) == max(0, total - max(used, budget.held_bytes(device)))
+        assert after.leaked[device] <= min(leak, after.unheld[device])
+        assert again.leaked[device] <= after.leaked[device]
+    else:
+        assert after == leaked
+    assert again.without_leak(device).free_bytes(device) == again.free_bytes(device)
+
+
+@given(sizes, sizes)
+def test_model_that_sleeps_holds_what_is_left_and_then_what_it_held(size: int, left: int) -> None:
+    """Ours: no memory is made or lost by a nap."""
+    device = DeviceIndex(0)
+    awake = Budget(totals={device: 200}).with_reserved(MODEL, (device,), size)
+
+    asleep = awake.with_asleep(MODEL, left)
+
+    assert asleep.held_bytes(device) == left
+    assert asleep.with_awake(MODEL) == awake
+    assert asleep.with_released(MODEL).held_bytes(device) == 0
+
+
+@given(st.integers(0, 20), st.lists(st.tuples(st.integers(0, 3), sizes, st.booleans())))
+def test_models_that_sleep_never_hold_more_than_their_budget(
+    total: int, wishes: list[tuple[int, int, bool]]
+) -> None:
+    """Ours: of host memory."""
+    budget = SleepBudget(total_bytes=total)
+    for number, size, is_released in wishes:
+        model = ModelId(f"m{number}")
+        budget = budget.with_released(model)
+        if not is_released and budget.has_room(size):
+            budget = budget.with_held(model, size)
+
+        assert budget.used_bytes <= total
 
 
 def test_measured_memory_takes_the_place_of_the_estimate() -> None:

@@ -154,6 +154,7 @@ async def test_health_and_discovery_show_what_the_driver_says(start: Start) -> N
         "vram_free_mb": 18 << 10,
         "utilization_pct": 25.0,
         "temp_c": 40.0,
+        "leaked_mb": 0,
     }
     assert health["devices"][1]["vram_used_mb"] is None
     assert 'neuron_device_utilization_ratio{device="0"} 0.25' in text

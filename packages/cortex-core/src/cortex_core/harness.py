@@ -208,6 +208,14 @@ class Harness(Protocol):
         """
         ...
 
+    async def recycle(self) -> None:
+        """End what outlives engines and start it anew; none of its engines is up.
+
+        Raises:
+            RequestError: it could not be done.
+        """
+        ...
+
     def metrics(self) -> bytes:
         """Return the engines' own series in Prometheus' text format, possibly empty."""
         ...

@@ -137,7 +137,7 @@ async def node_of(
         )
         # Reads files.
         node = Node(parts, await asyncio.to_thread(_identity), monitor.latest)
-        works = (node.run(), notebook.run(), monitor.run(node.health_changed))
+        works = (node.run(), notebook.run(), _read(monitor, memory, node))
         with contextlib.closing(monitor), contextlib.closing(workers):
             async with _in_background(*works):
                 try:
@@ -146,6 +146,14 @@ async def node_of(
                     await _close(node, harnesses)
                     # While its task still runs: no write under way may come after this one.
                     await notebook.flush()
+
+
+async def _read(monitor: DeviceMonitor, memory: Memory, node: Node) -> None:
+    def on_reading() -> None:
+        memory.reconcile(monitor.latest(), monitor.begun_at)
+        node.health_changed()
+
+    await monitor.run(on_reading)
 
 
 async def _discovered(monitor: DeviceMonitor) -> DeviceFacts:
@@ -169,7 +177,9 @@ async def _memory(
     # Nobody can measure what is only declared.
     gauge = None if facts.is_declared else monitor
     sleep_bytes = await asyncio.to_thread(_sleep_bytes, settings)
-    return Memory(facts, gauge, clock, settings.memory_wait_s, sleep_bytes)
+    memory = Memory(facts, gauge, clock, settings.memory_wait_s, sleep_bytes)
+    memory.reconcile(monitor.latest(), monitor.begun_at)
+    return memory
 
 
 def _sleep_bytes(settings: NeuronSettings) -> int:

@@ -43,6 +43,9 @@ class NeuronMetrics:
             buckets=_LOAD_BUCKETS,
             registry=registry,
         )
+        self.recycles = Counter(
+            "neuron_recycles_total", "Times that engines were replaced.", registry=registry
+        )
         self.sleeps = Counter(
             "neuron_sleeps_total", "Sleeps that began, or did not.", ["outcome"], registry=registry
         )
@@ -66,6 +69,12 @@ class NeuronMetrics:
         self.state_write_failures = Counter(
             "neuron_state_write_failures_total",
             "Times that the state file could not be written.",
+            registry=registry,
+        )
+        self.leaked = Gauge(
+            "neuron_leaked_bytes",
+            "Memory of a device that closed engines did not give back.",
+            ["device"],
             registry=registry,
         )
         self.device_memory = Gauge(

@@ -140,6 +140,9 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sleep_budget_mb: Mib | None = None
     """Host memory that sleeping models may hold together, in MiB; absent takes half of what the
     machine has available at the start."""
+    leak_recycle_mb: Mib = 2048
+    """Memory of one device that closed engines may fail to give back, in MiB, before the engines
+    on it are replaced; 0 never replaces them."""
     reading_interval_s: Period = 1.0
     """Time between two readings of the devices."""
     heartbeat_s: Period = 5.0

@@ -58,6 +58,8 @@ class DeviceHealth(msgspec.Struct, frozen=True, kw_only=True):
     vram_free_mb: int | None = None
     utilization_pct: float | None = None
     temp_c: float | None = None
+    leaked_mb: int | None = None
+    """What engines that are closed did not give back."""
 
 
 class ActivationFailure(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,6 +63,7 @@ class ControlApi:
             Route("/models/unload", self.unload, methods=["POST"]),
             Route("/models/sleep", self.sleep, methods=["POST"]),
             Route("/models/wake", self.wake, methods=["POST"]),
+            Route("/recycle", self.recycle, methods=["POST"]),
             Route("/models/{model:path}/endpoint", self.endpoint, methods=["GET"]),
         ]
 
@@ -113,6 +114,11 @@ class ControlApi:
             return EventStream(self._progress(life, request_id_of(request.scope)))
         await asyncio.shield(life.loaded)
         return json_answer(StatusAnswer(status="loaded"))
+
+    async def recycle(self, request: Request) -> Response:
+        """Replace all engines, and answer when their models are back."""
+        await self._node.supervisor.recycle()
+        return json_answer(StatusAnswer(status="recycled"))
 
     async def endpoint(self, request: Request) -> Response:
         """Answer where a loaded model is served: at the address that was just asked."""

@@ -43,6 +43,8 @@ class DeviceMonitor:
         self._thread = DriverThread()
         self._readings: tuple[DeviceReading, ...] = ()
         self._read_at = 0.0
+        self.begun_at = 0.0
+        """Monotonic seconds at which the latest reading was begun to be taken."""
         self.facts = DeviceFacts()
 
     async def discover(self) -> DeviceFacts:
@@ -66,7 +68,9 @@ class DeviceMonitor:
 
     async def refresh(self) -> None:
         """Take one reading."""
+        begun_at = self._clock.now()
         self._readings = await self._thread.call(self._source.read)
+        self.begun_at = begun_at
         self._read_at = self._clock.now()
 
     def latest(self) -> tuple[DeviceReading, ...]:

@@ -86,6 +86,10 @@ class SimulatedHarness:
         self._engines[spec.model] = engine
         return engine
 
+    async def recycle(self) -> None:
+        """Forget the weights in host memory."""
+        self._in_host_memory.clear()
+
     def metrics(self) -> bytes:
         """Return the series of all engines that live."""
         alive = [

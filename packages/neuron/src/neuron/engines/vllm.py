@@ -30,6 +30,7 @@ from neuron.engines.vllm_engine import VllmEngine
 from neuron.engines.vllm_environment import (
     forget_engines,
     prepare_environment,
+    restart_fork_server,
     start_fork_server,
 )
 from neuron.engines.vllm_hub import check_hub, is_offline, unreachable
@@ -163,6 +164,11 @@ class VllmHarness:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         return await self._assemble(spec, scratch, llm, parts, weights)
+
+    async def recycle(self) -> None:
+        """Replace the fork server, where there is one."""
+        if self._import is not None:
+            await self._in_thread(restart_fork_server)
 
     def metrics(self) -> bytes:
         """Return the engines' own series in Prometheus' text format, possibly empty."""

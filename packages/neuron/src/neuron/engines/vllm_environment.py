@@ -87,6 +87,17 @@ def start_fork_server() -> None:
         forkserver.ensure_running()
 
 
+def restart_fork_server() -> None:
+    """End the server from which engines are forked and begin a new one; blocks.
+
+    None of its engines may be up: it is their parent, and tells how they ended.
+    """
+    if is_cpu_build():
+        # There is no public way; this one is what Python's own tests use.
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]  # private, so not in the stubs
+        start_fork_server()
+
+
 @contextlib.contextmanager
 def own_log_records() -> Iterator[None]:
     """Keep vLLM from adding a field of its own to every log record of this process."""

@@ -17,7 +17,7 @@ from neuron.lifecycle.replica import ReplicaState
 
 
 def refusal(
-    model: ModelId, state: ReplicaState | None, *, is_draining: bool
+    model: ModelId, state: ReplicaState | None, *, is_draining: bool, is_back_soon: bool = False
 ) -> RequestError | None:
     """Return why a request for `model` is not admitted, or `None` when it is.
 
@@ -25,9 +25,12 @@ def refusal(
         model: as the caller named it.
         state: of that model; `None` when the node does not have it.
         is_draining: whether the whole neuron is going down.
+        is_back_soon: whether the model is away for as long as its engine is being replaced.
     """
     if is_draining:
         return DrainingError("this neuron is shutting down; ask another one")
+    if is_back_soon and (state is None or state.status is not ReplicaStatus.LOADED):
+        return RecoveringError(f"the engine of {model!r} is being replaced")
     if state is None:
         return ModelNotFoundError(model)
     return _status_refusal(model, state)

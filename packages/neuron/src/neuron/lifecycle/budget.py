@@ -37,6 +37,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     unheld: Mapping[DeviceIndex, int] = msgspec.field(default_factory=dict)
     """Bytes in use on each device that no model here accounts for: of other processes, or not
     given back. Absent is none."""
+    leaked: Mapping[DeviceIndex, int] = msgspec.field(default_factory=dict)
+    """What of `unheld` closed engines did not give back. Absent is none."""
 
     @classmethod
     def from_devices(cls, devices: Iterable[Device]) -> Self:
@@ -106,7 +108,25 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         if is_estimated or device not in self.totals:
             return self
         unheld = max(0, used_bytes - self.held_bytes(device))
-        return msgspec.structs.replace(self, unheld={**self.unheld, device: unheld})
+        # What came back late was no leak.
+        leaked = min(self.leaked.get(device, 0), unheld)
+        return msgspec.structs.replace(
+            self,
+            unheld={**self.unheld, device: unheld},
+            leaked={**self.leaked, device: leaked},
+        )
+
+    def with_leak(self, device: DeviceIndex, size_bytes: int) -> Self:
+        """Return the budget with memory that a closed engine did not give back."""
+        return msgspec.structs.replace(
+            self,
+            unheld={**self.unheld, device: self.unheld.get(device, 0) + size_bytes},
+            leaked={**self.leaked, device: self.leaked.get(device, 0) + size_bytes},
+        )
+
+    def without_leak(self, device: DeviceIndex) -> Self:
+        """Return the budget with nobody blamed for what is in use and not held."""
+        return msgspec.structs.replace(self, leaked={**self.leaked, device: 0})
 
     def _with(self, model: ModelId, holding: Holding) -> Self:
         return msgspec.structs.replace(self, holdings={**self.holdings, model: holding})

@@ -7,6 +7,7 @@ Therefore nothing is ever checked first and acted upon later.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 
 from cortex_core.errors import (
@@ -15,10 +16,12 @@ from cortex_core.errors import (
     InvalidRequestError,
     ModelLoadFailedError,
     ModelNotFoundError,
+    RequestError,
 )
 from cortex_core.harness import Engine, ModelSpec
-from cortex_core.ids import ModelId
+from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.replica import ReplicaStatus
+from cortex_core.units import bytes_from_mib
 from neuron.lifecycle.admission import refusal
 from neuron.lifecycle.budget import host_bytes
 from neuron.lifecycle.events import (
@@ -45,8 +48,11 @@ from neuron.supervisor.lease import Lease, NotAdmittedError
 from neuron.supervisor.life import Life
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.procedures import Procedures
+from neuron.supervisor.recycling import Recycling
 from neuron.supervisor.sleeping import Sleeping
 from neuron.supervisor.waiting import within
+
+logger = logging.getLogger(__name__)
 
 OnChange = Callable[[ModelId, ReplicaState | None, str | None], None]
 """Takes a model, its state (`None` when it is gone) and why its load was refused, if it was."""
@@ -64,11 +70,13 @@ class Supervisor:
         self._parts = parts
         self._clock = parts.clock
         self._on_change = on_change
-        self._procedures = Procedures(parts, self._apply)
+        self._procedures = Procedures(parts, self._apply, self._closed)
+        self.recycling = Recycling(parts, self._all_lives, self.unload, self._start_load)
         self._sleeping = Sleeping(parts, self._apply)
         self._lives: dict[ModelId, Life] = {}
         self._leaving: dict[ModelId, Life] = {}
         self.is_draining = False
+        self._mending: asyncio.Task[None] | None = None
 
     def states(self) -> tuple[ReplicaState, ...]:
         """Return all models in the order in which they came."""
@@ -112,12 +120,15 @@ class Supervisor:
         check_devices(spec, self._parts.facts.devices)
         await self._wait_for_unload(spec.model)
         self._check_draining()
+        return self._start_load(spec, is_new_taken=not self._parts.notebook.notes.is_cordoned)
+
+    def _start_load(self, spec: ModelSpec, *, is_new_taken: bool = True) -> Life:
         known = self._lives.get(spec.model)
         asked = LoadAsked(spec=spec, now=self._clock.now())
         after = _obeyed(step(known.state if known is not None else None, asked))
         is_new = any(isinstance(effect, StartLoad) for effect in after.effects)
         if after.state is not None and is_new:
-            if self._parts.notebook.notes.is_cordoned:
+            if not is_new_taken:
                 raise CordonedError(
                     f"this neuron is cordoned and takes no new models; load {spec.model!r} "
                     "elsewhere"
@@ -136,6 +147,7 @@ class Supervisor:
             InsufficientSleepMemoryError: the others that sleep hold too much.
             RequestError: it does not fall asleep, and is of no use any more.
         """
+        await self.recycling.wait(self._parts.settings.memory_wait_s)
         life = self._life(model)
         self._check_draining()
         asked = SleepAsked(level=level, now=self._clock.now(), drain_timeout_s=drain_timeout_s)
@@ -183,7 +195,12 @@ class Supervisor:
             RequestError: the request was cut.
         """
         life = self._lives.get(model)
-        refused = refusal(model, None if life is None else life.state, is_draining=self.is_draining)
+        refused = refusal(
+            model,
+            None if life is None else life.state,
+            is_draining=self.is_draining,
+            is_back_soon=model in self.recycling.models,
+        )
         if refused is not None:
             raise NotAdmittedError(refused)
         if life is None or life.engine is None:
@@ -201,13 +218,37 @@ class Supervisor:
     async def close(self) -> None:
         """Cut what still runs, close all engines, and return when they are gone."""
         self.is_draining = True
-        lives = [*self._lives.values(), *self._leaving.values()]
+        lives = self._all_lives()
         for life in lives:
             life.is_shutting_down = True
             life.cut(DrainingError("this neuron is shutting down"))
             self._apply(life, UnloadAsked(now=self._clock.now(), drain_timeout_s=0))
         for life in lives:
             await life.gone.wait()
+
+    async def recycle(self) -> None:
+        """Replace all engines; see `Recycling.recycle`."""
+        self._check_draining()
+        await self.recycling.recycle()
+
+    def _closed(self) -> None:
+        """Count an engine that is gone, and have engines replaced where too much is missing."""
+        self.recycling.cycles += 1
+        bound_mb = self._parts.settings.leak_recycle_mb
+        if not bound_mb or self.is_draining or self.recycling.is_running:
+            return
+        leaky = self._parts.memory.leaky(bytes_from_mib(bound_mb))
+        if leaky:
+            self._mending = self._parts.spawn(self._recycle(leaky), "recycle for a leak")
+
+    async def _recycle(self, devices: frozenset[DeviceIndex]) -> None:
+        try:
+            await self.recycling.recycle(devices)
+        except RequestError as error:
+            logger.warning("engines not replaced", extra={"reason": error.message})
+
+    def _all_lives(self) -> tuple[Life, ...]:
+        return (*self._lives.values(), *self._leaving.values())
 
     def _life(self, model: ModelId) -> Life:
         life = self._lives.get(model)
@@ -216,6 +257,7 @@ class Supervisor:
         return life
 
     async def _wait_for_unload(self, model: ModelId) -> None:
+        await self.recycling.wait(self._parts.settings.memory_wait_s)
         life = self._lives.get(model)
         if life is not None and life.state.status is ReplicaStatus.UNLOADING:
             await within(self._clock, self._parts.settings.memory_wait_s, life.until_settled())

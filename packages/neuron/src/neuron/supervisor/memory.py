@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 import msgspec
 
+from cortex_core.device import DeviceReading
 from cortex_core.errors import InsufficientSleepMemoryError, InsufficientVramError
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
@@ -15,6 +18,8 @@ from neuron.lifecycle.budget import Budget, Holding, SleepBudget
 from neuron.lifecycle.selection import select_devices
 from neuron.ports import DeviceFacts, MemoryGauge
 from neuron.supervisor.waiting import within
+
+logger = logging.getLogger(__name__)
 
 # An engine's processes are gone when it is closed; the driver needs a moment to notice.
 _SETTLE_TIMEOUT_S = 10.0
@@ -52,6 +57,7 @@ class Memory:
         self._wait_s = wait_s
         self._freeing: set[ModelId] = set()
         self._changed = asyncio.Event()
+        self._changed_at = -math.inf
         self.budget = Budget.from_devices(facts.devices)
         self.sleep_budget = SleepBudget(total_bytes=sleep_bytes)
 
@@ -201,18 +207,55 @@ class Memory:
             return
         before = await self._gauge.used_bytes(holding.devices)
         yield
-        await self._until_back(self._gauge, holding, before)
+        self._note_leaks(model, await self._until_back(self._gauge, holding, before))
+
+    def reconcile(self, readings: Iterable[DeviceReading], begun_at: float) -> None:
+        """Take what the driver says for what it is, where nothing moves.
+
+        Args:
+            readings: of the devices.
+            begun_at: monotonic seconds at which they were begun to be taken; those that are older
+                than the latest change say nothing.
+        """
+        if self._gauge is None or self._freeing or begun_at <= self._changed_at:
+            return
+        for reading in readings:
+            if reading.vram_used_bytes is not None:
+                self.budget = self.budget.with_used(reading.index, reading.vram_used_bytes)
+        self._changed.set()
+
+    def leaky(self, bound_bytes: int) -> frozenset[DeviceIndex]:
+        """Return the devices on which more than `bound_bytes` were not given back."""
+        leaked = self.budget.leaked.items()
+        return frozenset(device for device, size in leaked if size > bound_bytes)
+
+    def forget_leaks(self, devices: frozenset[DeviceIndex] | None) -> None:
+        """Blame nobody any more for what is left on `devices`; `None` means all."""
+        for device in self.budget.totals if devices is None else devices:
+            self.budget = self.budget.without_leak(device)
 
     async def _until_back(
         self, gauge: MemoryGauge, holding: Holding, before: dict[DeviceIndex, int]
-    ) -> None:
+    ) -> dict[DeviceIndex, int]:
+        """Return what is not back in time, by device; empty when all is."""
         back = _SETTLE_SHARE * holding.share_bytes
         deadline = self._clock.now() + _SETTLE_TIMEOUT_S
+        now: dict[DeviceIndex, int] = {}
         while self._clock.now() < deadline:
             now = await gauge.used_bytes(holding.devices)
             if all(now[index] <= before.get(index, 0) - back for index in now if index in before):
-                return
+                return {}
             await self._clock.sleep(_SETTLE_INTERVAL_S)
+        due = {index: now[index] - before[index] + holding.share_bytes for index in now}
+        return {index: min(size, holding.share_bytes) for index, size in due.items() if size > 0}
+
+    def _note_leaks(self, model: ModelId, left: Mapping[DeviceIndex, int]) -> None:
+        for device, size in left.items():
+            logger.warning(
+                "memory not given back",
+                extra={"model": model, "device": device, "leaked_bytes": size},
+            )
+            self.budget = self.budget.with_leak(device, size)
 
     async def _in_time(
         self, take: Callable[[], tuple[DeviceIndex, ...]], on_wait: Callable[[], None]
@@ -232,4 +275,5 @@ class Memory:
 
     def _set(self, budget: Budget) -> None:
         self.budget = budget
+        self._changed_at = self._clock.now()
         self._changed.set()

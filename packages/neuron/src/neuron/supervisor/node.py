@@ -90,6 +90,7 @@ class Node:
                 for engine in (supervisor.engine(state.asked.model),)
             ),
             draining=supervisor.is_draining,
+            cycles=supervisor.recycling.cycles,
             cordoned=notes.is_cordoned,
             measured=reports.measured(notes),
             sleep_budget_mb=mib_from_bytes(sleep.total_bytes) if can_sleep else None,
@@ -153,6 +154,7 @@ class Node:
             memory = metrics.device_memory
             memory.labels(name, "total").set(device.vram_total_bytes)
             memory.labels(name, "held").set(budget.held_bytes(device.index))
+            metrics.leaked.labels(name).set(budget.leaked.get(device.index, 0))
         for health in reports.device_health(self._parts.facts, self._readings(), budget):
             name = str(health.index)
             for kind, size_mb in (("used", health.vram_used_mb), ("free", health.vram_free_mb)):

@@ -55,10 +55,17 @@ class Procedures:
     Args:
         parts: what they need.
         apply: takes the events with which they come back.
+        on_closed: called when an engine that had served is gone and its memory free.
     """
 
-    def __init__(self, parts: Parts, apply: Callable[[Life, Event], None]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        apply: Callable[[Life, Event], None],
+        on_closed: Callable[[], None],
+    ) -> None:
         self._parts = parts
+        self._on_closed = on_closed
         self._clock = parts.clock
         self._memory = parts.memory
         self._apply = apply
@@ -199,6 +206,7 @@ class Procedures:
             self._memory.release(life.model)
             self._apply(life, UnloadEnded())
             life.gone.set()
+            self._on_closed()
         logger.info("model unloaded", extra={"model": life.model})
 
     async def _hasten(self, life: Life, hastened: asyncio.Event, drain_timeout_s: float) -> None:
@@ -213,6 +221,7 @@ class Procedures:
         finally:
             self._memory.release(life.model)
             life.gone.set()
+            self._on_closed()
 
     async def _close_engine(self, life: Life) -> None:
         """Close the engine, bounded, and wait for its memory."""

@@ -144,11 +144,12 @@ def _device_health(facts: DeviceFacts, reading: DeviceReading, budget: Budget) -
     used, free = reading.vram_used_bytes, reading.vram_free_bytes
     if facts.is_declared:
         used, free = budget.held_bytes(reading.index), budget.free_bytes(reading.index)
-    busy = reading.utilization_ratio
+    busy, leaked = reading.utilization_ratio, budget.leaked.get(reading.index, 0)
     return DeviceHealth(
         index=reading.index,
         vram_used_mb=None if used is None else mib_from_bytes(used),
         vram_free_mb=None if free is None else mib_from_bytes(free),
         utilization_pct=None if busy is None else round(100 * busy, 1),
         temp_c=reading.temp_c,
+        leaked_mb=None if facts.is_declared else mib_from_bytes(leaked),
     )
