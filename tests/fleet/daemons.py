@@ -38,7 +38,7 @@ name = "simulated"
 [harness.simulated]
 load_s = {load_s}
 decode_tok_per_s = {rate}
-max_in_flight = 256
+max_in_flight = {together}
 [[devices]]
 index = 0
 name = "SIM-24"
@@ -140,11 +140,16 @@ def _address(lines: queue.Queue[str], listens: str, log: list[str]) -> str:
 
 @contextlib.contextmanager
 def simulated_neuron(
-    folder: pathlib.Path, *, port: int = 0, load_s: float = 0.1, rate: float = 200
+    folder: pathlib.Path,
+    *,
+    port: int = 0,
+    load_s: float = 0.1,
+    rate: float = 200,
+    together: int = 256,
 ) -> Iterator[Daemon]:
     """Run a neuron with the simulated engine on 24 GiB."""
     config = folder / "neuron-simulated.toml"
-    config.write_text(SIMULATED.format(port=port, load_s=load_s, rate=rate))
+    config.write_text(SIMULATED.format(port=port, load_s=load_s, rate=rate, together=together))
     with started("neuron", config, r"ready: http://(\S+)") as daemon:
         yield daemon
 

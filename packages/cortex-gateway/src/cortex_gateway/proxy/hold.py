@@ -15,8 +15,8 @@ from cortex_core.server.exchange import ClientGoneError
 from cortex_core.units import mib_from_bytes
 from cortex_gateway.ports import Store
 
-FIRST_HEARTBEAT_S = 1.0
-"""When a held caller first sees that it is heard; clients show a stall from some seconds on."""
+FIRST_HEARTBEAT_S = 0.5
+"""When a held caller first sees that it is heard; promised within a second."""
 
 MAX_RETRY_AFTER_S = 60.0
 """Bound on advice that comes from an estimate; openai-py does not retry at all above 120 s."""
