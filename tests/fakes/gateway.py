@@ -23,6 +23,7 @@ from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
 from cortex_core.server.listen import open_listener
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
+from cortex_core.simulation.trace import Arrival
 from cortex_core.wire.admin import ConfigView, ReloadAnswer
 from cortex_gateway.clients.accesses import load_accesses
 from cortex_gateway.clients.session import open_session
@@ -144,6 +145,7 @@ async def gateway(
     upstreams: Sequence[UpstreamEntry] = (),
     environ: Mapping[str, str] | None = None,
     keeps: ResponsesSettings | None = None,
+    trace: Callable[[Arrival], None] | None = None,
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> AsyncIterator[Gateway]:
     """Serve the data path on a free port.
@@ -157,6 +159,7 @@ async def gateway(
         upstreams: services that are no neurons.
         environ: where their keys are.
         keeps: what is kept of responses; `None` takes the defaults.
+        trace: takes every request at its end.
         wrap: put around the application, to look at what it is asked.
     """
     have = [replica(name) for name in nodes] if replicas is None else list(replicas)
@@ -169,8 +172,7 @@ async def gateway(
         gateway=ApiSettings(timeouts=timeouts, queue=queue or QueueSettings()),
         upstreams=tuple(upstreams),
     )
-    recorder = Recorder()
-    drain = Drain()
+    recorder, drain = Recorder(), Drain()
     async with open_session(timeouts) as session, control_without_nodes(store) as control:
         proxy = Proxy(
             store=store,
@@ -181,6 +183,7 @@ async def gateway(
             journal=Journal(SystemClock().wall, lambda kind: None),
             random=lambda: 0.0,
             accesses=load_accesses(settings, catalogue, environ or {}),
+            trace=trace,
         )
         kept, clock = keeps or ResponsesSettings(), SystemClock()
         opening = open_api(control, proxy, kept, NoFiles(), clock=clock, drain=drain, version="0")

@@ -8,7 +8,7 @@ import random
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -57,7 +57,13 @@ from cortex_gateway.records.store import RecordStore, open_store
 from cortex_gateway.reload.configuration import Configuration, read_configuration
 from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.reload.reloader import Reloader
-from cortex_gateway.settings import ApiSettings, EvictionSettings, ResponsesSettings
+from cortex_gateway.settings import (
+    ApiSettings,
+    EvictionSettings,
+    ResponsesSettings,
+    TraceSettings,
+)
+from cortex_gateway.trace import TraceRecorder, open_trace
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +154,7 @@ async def open_gateway(
     journal = Journal(clock.wall, metrics.decided)
     async with (
         open_session(settings.gateway.timeouts) as session,
+        _trace(settings.trace, metrics) as trace,
         control_plane(
             configuration.catalogue,
             make_client=node_client_maker(session, lambda: NodePatience(load_s=live.load_s)),
@@ -162,7 +169,7 @@ async def open_gateway(
         registry.register(FleetCollector(lambda: control.store.state))
         levers = Levers(control=control, live=live, accesses=dict(configuration.accesses))
         upstream = HttpUpstream(session, live)
-        proxy = levers.proxy(upstream, metrics, journal, clock)
+        proxy = levers.proxy(upstream, metrics, journal, clock, trace)
         reloader = Reloader(configuration, file=file, read=read, apply=levers.apply, clock=clock)
         keeps = settings.gateway.responses
         opening = open_api(
@@ -191,7 +198,12 @@ class Levers:
         self._live = live
 
     def proxy(
-        self, upstream: Upstream, metrics: GatewayMetrics, journal: Journal, clock: Clock
+        self,
+        upstream: Upstream,
+        metrics: GatewayMetrics,
+        journal: Journal,
+        clock: Clock,
+        trace: TraceRecorder | None,
     ) -> Proxy:
         """Return the data path over what a reload moves."""
         return Proxy(
@@ -203,6 +215,7 @@ class Levers:
             journal=journal,
             random=random.random,
             accesses=self._accesses,
+            trace=None if trace is None else trace.note,
         )
 
     def protected(self, app: ASGIApp, settings: ApiSettings, drain: Drain) -> ASGIApp:
@@ -278,6 +291,18 @@ async def records(settings: ResponsesSettings, clock: Clock) -> AsyncIterator[Re
         max_bytes=bytes_from_mib(settings.max_mb),
     ) as store:
         yield store
+
+
+def _trace(
+    settings: TraceSettings, metrics: GatewayMetrics
+) -> AbstractAsyncContextManager[TraceRecorder | None]:
+    return open_trace(
+        settings.path,
+        max_bytes=bytes_from_mib(settings.max_mb),
+        # Another one with each start: a trace tells callers apart, and not who they are.
+        key=secrets.token_bytes(16),
+        lost=metrics.trace_lost,
+    )
 
 
 @asynccontextmanager

@@ -121,6 +121,11 @@ class GatewayMetrics:
             ("kind",),
             registry=registry,
         )
+        self._trace_lost = Counter(
+            "cortex_trace_lines_lost_total",
+            "Lines of `trace.record` that could not be written, or not as fast as they came.",
+            registry=registry,
+        )
         self._histograms = _Histograms(registry)
         self._in_flight = Gauge(
             "cortex_requests_in_flight",
@@ -136,6 +141,10 @@ class GatewayMetrics:
     def attempted(self, outcome: str) -> None:
         """Count one attempt at a node: `ok` or a `Failure`'s value."""
         self._counters.attempts.labels(outcome).inc()
+
+    def trace_lost(self, lines: int) -> None:
+        """Count lines of the trace that were lost."""
+        self._trace_lost.inc(lines)
 
     def loaded(self, *, model: str, node: str, load_s: float) -> None:
         """Count a load that this gateway asked for and that succeeded."""

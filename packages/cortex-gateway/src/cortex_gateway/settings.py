@@ -130,6 +130,22 @@ class EvictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         )
 
 
+class TraceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[trace]`: whether requests are recorded for `cortex simulate`."""
+
+    record: str | None = None
+    """File that gets a line for each request, relative to the file that names it: model, sizes
+    and times, a hash of the caller and no content. None records nothing."""
+    max_mb: Count = 64
+    """How large that file may become, in MiB; then it begins anew, and the one before is kept with
+    `.1` behind its name."""
+
+    @property
+    def path(self) -> pathlib.Path | None:
+        """The file, resolved; `None` when there is none."""
+        return None if self.record is None else pathlib.Path(self.record)
+
+
 class NeuronEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `[[neurons]]` entry: a node of the fleet."""
 
@@ -174,6 +190,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The catalogue file, relative to the file that names it; absent serves what nodes have."""
     gateway: ApiSettings = ApiSettings()
     eviction: EvictionSettings = EvictionSettings()
+    trace: TraceSettings = TraceSettings()
     neurons: tuple[NeuronEntry, ...] = ()
     upstreams: tuple[UpstreamEntry, ...] = ()
 
@@ -252,6 +269,9 @@ def _anchor(table: Table, folder: pathlib.Path) -> None:
     gateway = table.get("gateway")
     if isinstance(gateway, dict) and isinstance(gateway.get("responses"), dict):
         _anchor_key(gateway["responses"], "path", folder)
+    trace = table.get("trace")
+    if isinstance(trace, dict):
+        _anchor_key(trace, "record", folder)
     upstreams = table.get("upstreams")
     for entry in upstreams if isinstance(upstreams, list) else ():
         if isinstance(entry, dict):

@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
 
+import msgspec
+
 from cortex_core.errors import RequestError
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.server.clock import Clock
+from cortex_core.simulation.trace import Arrival
 from cortex_gateway.metrics import CLIENT_GONE, OK, UNKNOWN
 from cortex_gateway.ports import RequestMetrics
 from cortex_gateway.proxy.watch import Findings, Usage
@@ -48,6 +51,8 @@ class Account:
         self.findings = Findings()
         self.ignored: tuple[str, ...] = ()
         """Paths in the request that were left out of what the upstream was sent."""
+        self.arrival: Arrival | None = None
+        """The request as a trace has it, its sizes guessed; only where one is recorded."""
         self._metrics = metrics
         self._clock = clock
         self._request_id = request_id
@@ -120,6 +125,19 @@ class Account:
             headers.append(("x-cortex-queue-ms", str(round(self._queue_s() * 1000))))
             headers.append(("x-cortex-load-ms", str(round(self.load_s * 1000))))
         return headers
+
+    def traced(self) -> Arrival | None:
+        """Return the request as a trace has it, with its sizes as far as they are known."""
+        usage, arrival = self.findings.usage, self.arrival
+        if arrival is None or usage is None:
+            return arrival
+        prompt_tokens = usage.prompt_tokens
+        return msgspec.structs.replace(
+            arrival,
+            prompt_tokens=arrival.prompt_tokens if prompt_tokens is None else prompt_tokens,
+            # An embedding has a prompt alone.
+            completion_tokens=usage.completion_tokens or 0,
+        )
 
     def close(self, status: int) -> None:
         """Write the line and count; called once, at the very end.

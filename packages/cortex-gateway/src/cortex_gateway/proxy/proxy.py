@@ -14,12 +14,14 @@ from cortex_core.errors import (
     ModelNotFoundError,
     RequestError,
 )
+from cortex_core.ids import ModelId
 from cortex_core.routing.choose import affinity_of
-from cortex_core.routing.queue import Ticket, cost_of
+from cortex_core.routing.queue import ANSWER_TOKENS, BYTES_PER_TOKEN, Ticket, cost_of
 from cortex_core.routing.resolve import Resolved, resolve
 from cortex_core.routing.route import RouteHints
 from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import ClientGoneError, Cut, exchange_of
+from cortex_core.simulation.trace import Arrival
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.ports import ProxySettings, RequestMetrics, Store, Upstream
 from cortex_gateway.proxy.access import Accesses
@@ -52,6 +54,7 @@ class Proxy:
         journal: where decisions are noted.
         random: draws from [0, 1), for the choice between replicas.
         accesses: how upstreams that are no neurons are spoken to.
+        trace: takes every request for a known model at its end; `None` records none.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class Proxy:
         journal: Journal,
         random: Callable[[], float],
         accesses: Accesses | None = None,
+        trace: Callable[[Arrival], None] | None = None,
     ) -> None:
         self.journal = journal
+        self._trace = trace
         self.in_flight = InFlight()
         self.lines = Lines(
             store=store, in_flight=self.in_flight, settings=settings, clock=clock, random=random
@@ -114,6 +119,8 @@ class Proxy:
             await reply.fail(bug)
         finally:
             account.close(reply.status)
+            if self._trace is not None and (arrival := account.traced()) is not None:
+                self._trace(arrival)
 
     async def _drained(self, reply: Reply, account: Account) -> None:
         """Tell a caller whose request is cut by the drain, unless the guard will."""
@@ -139,6 +146,8 @@ class Proxy:
         affinity = affinity_of(call.session, body)
         search = Search(resolved.model, RouteHints(cold_ok=call.cold_ok, affinity=affinity))
         ticket = self._ticket(call, len(body))
+        if self._trace is not None:
+            account.arrival = self._arrival(resolved.model, call, len(body))
         await Walk(doors, call, asked, ticket, foreseen, search, reply, account).run()
 
     def _ticket(self, call: Call, body_bytes: int) -> Ticket:
@@ -149,6 +158,17 @@ class Proxy:
             priority=call.priority,
             cost=cost_of(body_bytes),
             entered_at=self._doors.clock.now(),
+        )
+
+    def _arrival(self, model: ModelId, call: Call, body_bytes: int) -> Arrival:
+        return Arrival(
+            at=self._doors.clock.wall(),
+            model=model,
+            caller=call.caller,
+            prompt_tokens=round(body_bytes / BYTES_PER_TOKEN),
+            completion_tokens=round(ANSWER_TOKENS),
+            priority=call.priority,
+            session=call.session,
         )
 
     async def _resolve(self, requested: str) -> Resolved:
