@@ -1,23 +1,59 @@
 """The pure rooms: the memory budget and the choice of devices."""
 
+import itertools
+from collections.abc import Iterable, Sequence
+
 import msgspec
+import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.device import Device
 from cortex_core.errors import InsufficientVramError, InvalidRequestError
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
+from cortex_core.wire.neuron import Link
 from neuron.lifecycle.budget import Budget, SleepBudget
 from neuron.lifecycle.selection import select_devices
 
 MODEL = ModelId("org/model")
 SPEC = ModelSpec(model=MODEL, harness="simulated")
 
+
+def _alike(count: int, total: int) -> tuple[Device, ...]:
+    return tuple(
+        Device(
+            index=DeviceIndex(number), name="d", vram_total_bytes=total, compute_capability="9.0"
+        )
+        for number in range(count)
+    )
+
+
+def _is_alike(team: Sequence[Device]) -> bool:
+    totals = [device.vram_total_bytes for device in team]
+    return len(team) == 1 or (
+        max(totals) <= 1.1 * min(totals)
+        and len({(device.mig, device.compute_capability) for device in team}) == 1
+    )
+
+
+def _clique(one: Device, other: Device, size: int) -> bool:
+    return one.index // size == other.index // size
+
+
 sizes = st.integers(0, 64)
-nodes = st.lists(st.integers(0, 64), max_size=6).map(
-    lambda totals: tuple(
-        Device(index=DeviceIndex(number), name="d", vram_total_bytes=total)
-        for number, total in enumerate(totals)
+kinds = st.tuples(
+    st.sampled_from([0, 20, 22, 23, 48, 64]), st.booleans(), st.sampled_from(["8.9", "9.0"])
+)
+nodes = st.lists(kinds, max_size=6).map(
+    lambda found: tuple(
+        Device(
+            index=DeviceIndex(number),
+            name="d",
+            vram_total_bytes=total,
+            mig=mig,
+            compute_capability=capability,
+        )
+        for number, (total, mig, capability) in enumerate(found)
     )
 )
 
@@ -43,24 +79,104 @@ def test_budget_never_gives_more_than_a_device_has(
             assert budget.held_bytes(device.index) <= device.vram_total_bytes
 
 
-@given(nodes, sizes, st.integers(1, 3))
+@given(nodes, sizes, st.integers(1, 4))
 def test_model_that_fits_somewhere_is_placed(
     devices: tuple[Device, ...], size: int, parallel: int
 ) -> None:
-    """Ours: as many different devices as wanted, and a refusal only when there is no way."""
+    """Ours: as many alike devices with room as wanted, and a refusal only when there is no way."""
     spec = ModelSpec(model=MODEL, harness="h", tensor_parallel=parallel, vram_bytes=size)
     budget = Budget.from_devices(devices)
     share = -(-size // parallel)
-    roomy = [d for d in devices if not d.vram_total_bytes or d.vram_total_bytes >= share]
+    teams = [team for team in itertools.combinations(devices, parallel) if _is_alike(team)]
+    fitting = [
+        team
+        for team in teams
+        if all(not d.vram_total_bytes or d.vram_total_bytes >= share for d in team)
+    ]
     try:
         chosen = select_devices(spec, devices, budget)
     except InvalidRequestError:
-        assert 0 < len(devices) < parallel
+        assert devices
+        assert not teams
     except InsufficientVramError:
-        assert len(roomy) < parallel
+        assert teams
+        assert not fitting
     else:
-        assert len(set(chosen)) == (parallel if devices else 0)
-        assert not devices or len(roomy) >= parallel
+        assert not devices or chosen in [tuple(d.index for d in team) for team in fitting]
+
+
+@given(
+    st.lists(st.sampled_from([40, 50, 60]), min_size=4, max_size=8),
+    st.integers(2, 4),
+    st.integers(2, 4),
+    sizes,
+)
+def test_devices_with_most_links_between_each_other_go_first(
+    frees: list[int], clique: int, parallel: int, size: int
+) -> None:
+    """Ours: bridges join pairs, switches all; as many links as any other choice would have."""
+    devices = _alike(len(frees), 64)
+    budget = Budget.from_devices(devices)
+    for device, free in zip(devices, frees, strict=True):
+        budget = budget.with_used(device.index, 64 - free)
+    links = {
+        one.index: tuple(
+            Link(peer=other.index, kind="nvlink" if _clique(one, other, clique) else "pcie")
+            for other in devices
+            if other is not one
+        )
+        for one in devices
+    }
+    spec = ModelSpec(model=MODEL, harness="h", tensor_parallel=parallel, vram_bytes=size)
+    share = -(-size // parallel)
+
+    chosen = select_devices(spec, devices, budget, links)
+
+    def joined(group: Iterable[Device]) -> int:
+        return sum(_clique(a, b, clique) for a, b in itertools.combinations(group, 2))
+
+    roomy = [d for d, free in zip(devices, frees, strict=True) if free >= share]
+    best = max(joined(group) for group in itertools.combinations(roomy, parallel))
+    assert joined(devices[index] for index in chosen) == best
+
+
+def test_links_do_not_make_room() -> None:
+    """Ours: a pair with NVLink that is full is passed over."""
+    devices = _alike(4, 100)
+    links = {
+        DeviceIndex(0): (Link(peer=1, kind="nvlink"),),
+        DeviceIndex(1): (Link(peer=0, kind="nvlink"),),
+    }
+    budget = Budget.from_devices(devices).with_used(DeviceIndex(0), 90)
+    spec = msgspec.structs.replace(SPEC, tensor_parallel=2, vram_bytes=60)
+
+    assert select_devices(spec, devices, Budget.from_devices(devices), links) == (0, 1)
+    assert select_devices(spec, devices, budget, links) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"mig": True},
+        {"compute_capability": "8.6"},
+        {"vram_total_bytes": 112},
+    ],
+)
+def test_devices_that_differ_do_not_share_a_model_by_themselves(others: dict[str, object]) -> None:
+    """Ours: 400 with the cure; whoever names them gets them."""
+    (first,) = _alike(1, 100)
+    second = msgspec.structs.replace(first, index=DeviceIndex(1), **others)
+    budget = Budget.from_devices((first, second))
+    spec = msgspec.structs.replace(SPEC, tensor_parallel=2, vram_bytes=60)
+
+    with pytest.raises(InvalidRequestError, match="alike"):
+        select_devices(spec, (first, second), budget)
+
+    named = msgspec.structs.replace(spec, devices=(DeviceIndex(1), DeviceIndex(0)))
+    assert select_devices(named, (first, second), budget) == (1, 0)
+    assert select_devices(
+        msgspec.structs.replace(spec, tensor_parallel=1), (first, second), budget
+    ) in [(0,), (1,)]
 
 
 def test_node_without_devices_takes_every_model() -> None:

@@ -1,23 +1,34 @@
 """Which devices a model gets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cortex_core.device import Device
 from cortex_core.errors import InsufficientVramError, InvalidRequestError
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import DeviceIndex
 from cortex_core.units import mib_from_bytes
+from cortex_core.wire.neuron import Link
 from neuron.lifecycle.budget import Budget, share_bytes
+
+_ALIKE_RATIO = 1.1
+"""How much more memory a device may have than another with which it shares a model: products of
+one name differ by a few per cent, neighbouring ones by a third or more."""
+
+Links = Mapping[DeviceIndex, tuple[Link, ...]]
+"""Direct connections of each device, as far as they are known."""
+
+_NO_LINKS: Links = {}
 
 
 def select_devices(
-    spec: ModelSpec, devices: Sequence[Device], budget: Budget
+    spec: ModelSpec, devices: Sequence[Device], budget: Budget, links: Links = _NO_LINKS
 ) -> tuple[DeviceIndex, ...]:
     """Return the devices for `spec`, in rank order; empty on a node without devices.
 
     Named devices are taken as they are. Otherwise the fullest devices that still have room are
-    chosen, so that the emptiest stay free for larger models; the lower index wins a tie. A spec
-    without an estimate needs nothing, and a device of unknown size has room.
+    chosen, so that the emptiest stay free for larger models; the lower index wins a tie. Several
+    that share one model are alike, and those with the most fast links between each other go
+    first. A spec without an estimate needs nothing, and a device of unknown size has room.
 
     Raises:
         InvalidRequestError: the devices do not exist, or are not as many as are needed.
@@ -30,12 +41,20 @@ def select_devices(
         return ()
     count = spec.tensor_parallel or 1
     share = share_bytes(spec.vram_bytes or 0, count)
-    free = {device.index: budget.free_bytes(device.index) for device in devices}
-    roomy = [index for index in free if _has_room(free[index], share)]
-    if len(roomy) >= count:
-        return tuple(sorted(roomy, key=lambda index: (_rank(free[index]), index))[:count])
-    freest = sorted(free, key=lambda index: (-_rank(free[index]), index))[:count]
-    return _checked(spec, tuple(sorted(freest)), budget)
+    free = {device.index: _rank(budget.free_bytes(device.index)) for device in devices}
+    teams = [team for team in _teams(devices, count) if len(team) >= count]
+    found = [
+        _picked(seed, roomy, count, free, links)
+        for team in teams
+        for roomy in ([index for index in team if free[index] >= share],)
+        if len(roomy) >= count
+        for seed in roomy
+    ]
+    if found:
+        return min(found, key=lambda group: (-_joined(group, links), _sum(group, free), group))
+    freest = [sorted(team, key=lambda index: (-free[index], index))[:count] for team in teams]
+    nearest = max(freest, key=lambda group: free[group[-1]])
+    return _checked(spec, tuple(sorted(nearest)), budget)
 
 
 def check_devices(spec: ModelSpec, devices: Sequence[Device]) -> None:
@@ -64,6 +83,61 @@ def check_devices(spec: ModelSpec, devices: Sequence[Device]) -> None:
         raise InvalidRequestError(
             f"it needs {wanted} devices and this node has {len(known)}", param="tensor_parallel"
         )
+    if known and not spec.devices and max(map(len, _teams(devices, wanted))) < wanted:
+        raise InvalidRequestError(
+            f"it needs {wanted} devices that are alike, and those of this node differ in memory, "
+            "capability or slices; name `devices` to mix them",
+            param="tensor_parallel",
+        )
+
+
+def _teams(devices: Sequence[Device], count: int) -> Iterator[list[DeviceIndex]]:
+    """Yield sets of devices that may share a model: of one kind and about one size.
+
+    One that stands alone may be any; a slice never shares with a whole device.
+    """
+    if count == 1:
+        yield [device.index for device in devices]
+        return
+    for least in devices:
+        yield [
+            device.index
+            for device in devices
+            if (device.mig, device.compute_capability) == (least.mig, least.compute_capability)
+            and least.vram_total_bytes
+            <= device.vram_total_bytes
+            <= _ALIKE_RATIO * least.vram_total_bytes
+        ]
+
+
+def _picked(
+    seed: DeviceIndex,
+    team: Sequence[DeviceIndex],
+    count: int,
+    free: Mapping[DeviceIndex, float],
+    links: Links,
+) -> tuple[DeviceIndex, ...]:
+    """Return `count` of `team` around `seed`: each next one has the most links to those before."""
+    group = [seed]
+    while len(group) < count:
+        rest = (index for index in team if index not in group)
+        group.append(
+            min(rest, key=lambda index: (-_links_to(index, group, links), free[index], index))
+        )
+    return tuple(sorted(group))
+
+
+def _joined(group: Sequence[DeviceIndex], links: Links) -> int:
+    """Count the fast links within `group`."""
+    return sum(_links_to(index, group[:place], links) for place, index in enumerate(group))
+
+
+def _links_to(index: DeviceIndex, others: Sequence[DeviceIndex], links: Links) -> int:
+    return sum(link.kind == "nvlink" and link.peer in others for link in links.get(index, ()))
+
+
+def _sum(group: Sequence[DeviceIndex], free: Mapping[DeviceIndex, float]) -> float:
+    return sum(free[index] for index in group)
 
 
 def _checked(
@@ -71,7 +145,7 @@ def _checked(
 ) -> tuple[DeviceIndex, ...]:
     share = share_bytes(spec.vram_bytes or 0, len(chosen))
     frees = [budget.free_bytes(index) for index in chosen]
-    if all(_has_room(free, share) for free in frees):
+    if all(_rank(free) >= share for free in frees):
         return chosen
     needed = share * len(chosen)
     free_bytes = sum(free or 0 for free in frees)
@@ -84,12 +158,8 @@ def _checked(
     )
 
 
-def _has_room(free_bytes: int | None, share: int) -> bool:
-    return free_bytes is None or free_bytes >= share
-
-
 def _rank(free_bytes: int | None) -> float:
-    # Unknown sizes sort as endless: first choice only when nothing else has room.
+    # Unknown sizes count as endless: first choice only when nothing else has room.
     return float("inf") if free_bytes is None else free_bytes
 
 

@@ -76,7 +76,7 @@ class Memory:
         """
 
         def take() -> tuple[DeviceIndex, ...]:
-            devices = select_devices(spec, self._facts.devices, self.budget)
+            devices = select_devices(spec, self._facts.devices, self.budget, self._facts.links)
             self._set(self.budget.with_reserved(spec.model, devices, spec.vram_bytes or 0))
             return devices
 
