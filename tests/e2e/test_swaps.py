@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from neuron.engines import processes
 from tests.e2e.conftest import CHAT, EMBED
 from tests.fleet.daemons import Daemon, gateway, started
 
@@ -29,7 +30,10 @@ CATALOGUE = "".join(
 
 EVICTION = "[eviction]\nmin_residency_s = 1\n"
 
-ROUNDS, CALLERS = 2, 4
+ROUNDS, CALLERS = 3, 4
+
+GROWTH_BYTES = 24 << 20
+"""What the neuron may keep of the swaps after the first round."""
 
 
 @pytest.fixture
@@ -56,13 +60,19 @@ def embed(client: openai.OpenAI) -> int:
     return len(client.embeddings.create(model=EMBED, input="a cat").data[0].embedding)
 
 
+def engines(neuron: Daemon) -> int:
+    """Return how many processes the neuron has below it: engines and what starts them."""
+    return len(processes.family([neuron.process.pid])) - 1
+
+
 def test_both_models_are_served_in_turns(tmp_path: pathlib.Path, small: Daemon) -> None:
-    """Issue: A, B, A, B under concurrent load, every request answered."""
+    """Issue: A, B, A, B under load, all answered, memory is back, times are told."""
     with (
         gateway(tmp_path, CATALOGUE, more=EVICTION, small=small.url) as door,
         door.sdk() as client,
         concurrent.futures.ThreadPoolExecutor(2 * CALLERS) as pool,
     ):
+        sizes, counts = [], []
         for _ in range(ROUNDS):
             texts = [pool.submit(chat, client) for _ in range(CALLERS)]
             vectors = [pool.submit(embed, client) for _ in range(CALLERS)]
@@ -70,7 +80,16 @@ def test_both_models_are_served_in_turns(tmp_path: pathlib.Path, small: Daemon) 
                 "Hello! How can I help you today?"
             }
             assert len({job.result(timeout=120) for job in vectors}) == 1
-        held = [model["status"] for model in small.get("/models").json()]
+            for model in (CHAT, EMBED):
+                door.post(f"/admin/models/{model}/unload")
+            sizes.append(small.rss_bytes())
+            counts.append(engines(small))
+        decided = door.get("/admin/decisions?limit=1000").json()["decisions"]
 
-    assert held == ["loaded"]
-    assert sum("model unloaded" in line for line in small.log) >= ROUNDS
+    assert sum("model unloaded" in line for line in small.log) >= 2 * ROUNDS
+    # The first round imports what the engine needs; after it everything is back where it was.
+    assert sizes[-1] - sizes[0] < GROWTH_BYTES
+    assert counts[-1] == counts[0]
+    ended = [(one["kind"], one["took_s"]) for one in decided if "took_s" in one]
+    assert {kind for kind, _ in ended} >= {"load", "evict"}
+    assert all(took_s > 0 for _, took_s in ended)

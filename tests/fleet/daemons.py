@@ -70,6 +70,10 @@ class Daemon:
         """Ask a path of the daemon's API."""
         return httpx.get(self.url + path, timeout=5.0)
 
+    def post(self, path: str) -> httpx.Response:
+        """Have the daemon do something that needs no body."""
+        return httpx.post(self.url + path, timeout=60.0)
+
     def load(self, model: str, harness: str) -> object:
         """Have a neuron load a model, and return its answer."""
         body = {"model_id": model, "harness": harness}
