@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from cortex_core.device import Device
 from cortex_core.errors import InsufficientVramError, InvalidRequestError
@@ -111,6 +111,7 @@ def test_model_that_fits_somewhere_is_placed(
     st.integers(2, 4),
     sizes,
 )
+@example(frees=[50, 50, 50, 50, 40], clique=2, parallel=4, size=0)
 def test_devices_with_most_links_between_each_other_go_first(
     frees: list[int], clique: int, parallel: int, size: int
 ) -> None:

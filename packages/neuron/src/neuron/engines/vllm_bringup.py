@@ -81,7 +81,10 @@ def can_sleep() -> bool:
     """Return whether engines can sleep on this platform; vLLM must have been imported."""
     from vllm.platforms import current_platform
 
-    return bool(current_platform.is_sleep_mode_available())
+    if not current_platform.is_sleep_mode_available():
+        return False
+    # Where vLLM needs its own allocator for it, it refuses every load without that one.
+    return not current_platform.is_cuda_alike() or current_platform.is_cumem_allocator_available()
 
 
 def load_errors() -> tuple[type[Exception], ...]:

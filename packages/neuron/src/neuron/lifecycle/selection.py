@@ -117,13 +117,18 @@ def _picked(
     free: Mapping[DeviceIndex, float],
     links: Links,
 ) -> tuple[DeviceIndex, ...]:
-    """Return `count` of `team` around `seed`: each next one has the most links to those before."""
+    """Return `count` of `team` around `seed`: each next one has the most links to those before.
+
+    Where none has any, the one with the most links to the rest begins another island.
+    """
     group = [seed]
     while len(group) < count:
-        rest = (index for index in team if index not in group)
-        group.append(
-            min(rest, key=lambda index: (-_links_to(index, group, links), free[index], index))
+        rest = [index for index in team if index not in group]
+        ranked = (
+            (-_links_to(index, group, links), -_links_to(index, rest, links), free[index], index)
+            for index in rest
         )
+        group.append(min(ranked)[-1])
     return tuple(sorted(group))
 
 

@@ -104,9 +104,7 @@ class Sleeping:
 
     async def _wake(self, life: Life) -> None:
         try:
-            await self._memory.reserve_again(
-                life.state.asked, lambda: self._progress(life, "memory")
-            )
+            await self._memory.reserve_again(life.state.asked, lambda: self._wait_for_memory(life))
             life.accepted.set()
             try:
                 await self._resume(life)
@@ -160,6 +158,10 @@ class Sleeping:
             "model not awake",
             extra={"model": life.model, "outcome": outcome, "reason": error.message},
         )
+
+    def _wait_for_memory(self, life: Life) -> None:
+        life.accepted.set()
+        self._progress(life, "memory")
 
     def _progress(self, life: Life, stage: str) -> None:
         now = self._clock.now()
