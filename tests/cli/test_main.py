@@ -113,7 +113,7 @@ def test_nobody_replaces_a_command_of_ours(capsys: pytest.CaptureFixture[str]) -
         (["fail", "x"], 1, "cortex: a bug of cortex: KeyError: 'x'"),
         (["broken"], 1, "cortex: a bug of cortex: ModuleNotFoundError"),
         (["wait"], 130, ""),
-        (["nope"], 2, "cortex: No such command 'nope'. (see 'cortex --help')"),
+        (["fly"], 2, "cortex: No such command 'fly'. (see 'cortex --help')"),
         (["status", "--nope"], 2, "cortex: No such option '--nope'. (see 'cortex status --help')"),
         (["up", "--nodes", "0"], 2, "cortex: Invalid value for '--nodes'"),
         (["up", "--listen", "here"], 2, "cortex: Invalid value for '--listen': 'here' is no HOST"),

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cortex_cli.context import Style
-from cortex_cli.render import BAR_CELLS, bar, render_fleet, table
+from cortex_cli.render.fleet import render_fleet
+from cortex_cli.render.text import BAR_CELLS, bar, table
 from cortex_core.fleet.overview import (
     DeviceView,
     FleetOverview,

@@ -191,20 +191,21 @@ class FakeNeuron:
 
         return handler
 
+    def _change(self, model: str, **fields: object) -> None:
+        self.models[model] |= fields
+        self._tell("model", self.models[model])
+
     def _sleep(self, body: dict[str, object]) -> str:
-        model = str(body["model_id"])
-        self.set_model(model, "sleeping", sleep_level=body["level"])
+        self._change(str(body["model_id"]), status="sleeping", sleep_level=body["level"])
         return "sleeping"
 
     def _wake(self, body: dict[str, object]) -> str:
-        self.set_model(str(body["model_id"]), "loaded")
+        self._change(str(body["model_id"]), status="loaded", sleep_level=None)
         return "loaded"
 
     def _pin(self, body: dict[str, object]) -> str:
-        known = self.models.get(str(body["model_id"]))
-        if known is not None:
-            known["pinned"] = body["pinned"]
-            self._tell("model", known)
+        if body["model_id"] in self.models:
+            self._change(str(body["model_id"]), pinned=body["pinned"])
         return "pinned" if body["pinned"] else "unpinned"
 
     def _cordon(self, body: dict[str, object]) -> str:

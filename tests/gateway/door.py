@@ -20,7 +20,8 @@ from cortex_core.sse import SseDecoder, SseEvent
 from cortex_gateway.lifespan import open_gateway
 from cortex_gateway.reload.configuration import read_configuration
 
-WAIT_S = 5.0
+WAIT_S = 20.0
+"""Replicas that have just come are given their requests at a ramp, and the machine may be busy."""
 
 SMALL = {"harness": "simulated", "vram_mb": 8000}
 

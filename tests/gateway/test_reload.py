@@ -18,8 +18,7 @@ from cortex_gateway.reload.configuration import Configuration
 from cortex_gateway.settings import GatewaySettings
 from tests.fakes.neuron import FakeNeuron, running
 from tests.fakes.upstream import ScriptedNode, streams, words
-from tests.gateway.door import Door, door, write
-from tests.gateway.fleet import until_true
+from tests.gateway.door import WAIT_S, Door, door, write
 
 A, B = "org/a", "org/b"
 STREAMS = 50
@@ -194,7 +193,9 @@ async def test_streams_go_on_while_nodes_come_and_go(tmp_path: pathlib.Path) -> 
             asked = [
                 tasks.create_task(d.chat(model, stream=True)) for model in (A, B) * (STREAMS // 2)
             ]
-            await until_true(lambda: old.open_streams + kept.open_streams == STREAMS)
+            async with asyncio.timeout(WAIT_S):
+                while old.open_streams + kept.open_streams < STREAMS:  # noqa: ASYNC110 - a count
+                    await asyncio.sleep(0.01)
             nodes = {"kept": kept.url, "new": new.url}
             await asyncio.to_thread(write, tmp_path, nodes, A, B)
             status, answer = await d.post("/admin/config/reload")

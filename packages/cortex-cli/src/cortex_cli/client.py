@@ -2,6 +2,8 @@
 
 import os
 import urllib.parse
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -11,6 +13,19 @@ import msgspec
 from cortex_cli.context import ConfigurationError, FleetError
 from cortex_core.fleet.overview import FleetOverview
 from cortex_core.routing.explain import Explanation
+from cortex_core.sse import SseDecoder, SseEvent
+from cortex_core.wire.admin import (
+    DONE_EVENT,
+    ERROR_EVENT,
+    Action,
+    CordonAnswer,
+    DrainAnswer,
+    LoadNews,
+    ModelAnswer,
+    ModelCommand,
+    NodeCommand,
+    ReloadAnswer,
+)
 from cortex_core.wire.openai.models import ModelList
 
 T = TypeVar("T")
@@ -19,6 +34,16 @@ ANSWER_TIMEOUT_S = 10.0
 """The gateway answers these questions from memory, so a longer silence means that it hangs."""
 
 CONNECT_TIMEOUT_S = 3.0
+
+SILENCE_S = 30.0
+"""A gateway tells how far a load is at least every 5 s."""
+
+FROM_MEMORY = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+
+NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+"""For commands that are answered when they are done: a model may take minutes to leave."""
+
+STREAM = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
 
 MAX_ANSWER_BYTES = 64 << 20
 """Far more than the biggest fleet fills; a wrong address must not fill the memory."""
@@ -29,8 +54,7 @@ class GatewayClient:
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = _checked(endpoint)
-        timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        self._session = aiohttp.ClientSession(timeout=timeout)
+        self._session = aiohttp.ClientSession()
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,46 +92,166 @@ class GatewayClient:
         """
         return await self._ask("POST", "/admin/explain", Explanation, body={"model": model})
 
+    async def perform(self, action: Action, model: str, command: ModelCommand) -> ModelAnswer:
+        """Have something done to a model, and return when it is done.
+
+        Raises:
+            FleetError: it was refused, or the gateway cannot be asked.
+        """
+        return await self._ask("POST", _model_path(action, model), ModelAnswer, command, NO_LIMIT)
+
+    async def load(
+        self, model: str, command: ModelCommand
+    ) -> AsyncIterator[LoadNews | ModelAnswer]:
+        """Have a model loaded, and yield how far it is; the last item is the answer.
+
+        Raises:
+            FleetError: it is not loaded, or the gateway cannot be asked.
+        """
+        url = f"{self.endpoint}{_model_path(Action.LOAD, model)}"
+        headers = {"Accept": "text/event-stream"}
+        decoder = SseDecoder()
+        with _as_fleet_errors(url):
+            async with self._session.post(
+                url, data=_encoded(command), headers=headers, timeout=STREAM, allow_redirects=False
+            ) as answer:
+                if answer.status != 200 or answer.content_type != "text/event-stream":
+                    raise _refusal(url, answer.status, await answer.read())
+                async for chunk in answer.content.iter_any():
+                    for event in decoder.feed(chunk):
+                        item = _loaded(url, event)
+                        yield item
+                        if isinstance(item, ModelAnswer):
+                            return
+        raise FleetError(f"{url}: the answer ended before the load did")
+
+    async def cordon(self, node: str, *, is_cordoned: bool, dry_run: bool) -> CordonAnswer:
+        """Have a node take no new models, or take them again.
+
+        Raises:
+            FleetError: it was refused, or the gateway cannot be asked.
+        """
+        path = _node_path("cordon" if is_cordoned else "uncordon", node)
+        command = NodeCommand(dry_run=dry_run)
+        return await self._ask("POST", path, CordonAnswer, command, NO_LIMIT)
+
+    async def drain(self, node: str, *, dry_run: bool) -> DrainAnswer:
+        """Have a node emptied, and return when it is.
+
+        Raises:
+            FleetError: it was refused, or the gateway cannot be asked.
+        """
+        command = NodeCommand(dry_run=dry_run)
+        return await self._ask("POST", _node_path("drain", node), DrainAnswer, command, NO_LIMIT)
+
+    async def reload(self) -> ReloadAnswer:
+        """Have the gateway read its files anew.
+
+        Raises:
+            ConfigurationError: they cannot be used.
+            FleetError: the gateway cannot be asked.
+        """
+        try:
+            return await self._ask("POST", "/admin/config/reload", ReloadAnswer)
+        except RefusedError as error:
+            if error.status == 400:
+                raise ConfigurationError(error.message) from None
+            raise
+
     async def _get(self, path: str, kind: type[T]) -> T:
         return await self._ask("GET", path, kind)
 
-    async def _ask(self, method: str, path: str, kind: type[T], body: object | None = None) -> T:
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        body: object | None = None,
+        limit: aiohttp.ClientTimeout = FROM_MEMORY,
+    ) -> T:
         url = f"{self.endpoint}{path}"
-        data = None if body is None else msgspec.json.encode(body)
-        try:
+        data = None if body is None else _encoded(body)
+        told = bytearray()
+        with _as_fleet_errors(url):
             async with self._session.request(
-                method, url, data=data, allow_redirects=False
+                method, url, data=data, timeout=limit, allow_redirects=False
             ) as answer:
                 status = answer.status
-                told = bytearray()
                 async for chunk in answer.content.iter_any():
                     told += chunk
                     if len(told) > MAX_ANSWER_BYTES:
                         raise FleetError(f"{url}: the answer is too large to be a gateway's")
-        except TimeoutError:
-            raise FleetError(f"{url}: no answer within {ANSWER_TIMEOUT_S:g} s") from None
-        except aiohttp.ClientError as error:
-            raise FleetError(f"{url}: {_reason(error)}") from None
-        refusal = _message_of(told) if 400 <= status < 500 else None
-        if refusal is not None:
-            raise FleetError(refusal)
-        if status != 200:
-            raise FleetError(f"{url}: answered {status}; is this the address of a cortex gateway?")
-        try:
-            return msgspec.json.decode(told, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise FleetError(
-                f"{url}: the answer cannot be read; is this the address of a cortex gateway?"
-            ) from None
+        if status not in (200, 202):
+            raise _refusal(url, status, told)
+        return _decoded(url, told, kind)
+
+
+class RefusedError(FleetError):
+    """A gateway's own refusal; its words are the message."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _Error(msgspec.Struct, frozen=True, kw_only=True):
     message: str
-    code: str
+    type: str = ""
 
 
 class _ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     error: _Error
+
+
+@contextmanager
+def _as_fleet_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise FleetError(f"{url}: no answer within {ANSWER_TIMEOUT_S:g} s") from None
+    except aiohttp.ClientError as error:
+        raise FleetError(f"{url}: {_reason(error)}") from None
+
+
+def _refusal(url: str, status: int, body: bytes | bytearray) -> FleetError:
+    message = _message_of(body) if status >= 400 else None
+    if message is not None:
+        return RefusedError(message, status)
+    return FleetError(f"{url}: answered {status}; is this the address of a cortex gateway?")
+
+
+def _decoded(url: str, body: bytes | bytearray | str, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise FleetError(
+            f"{url}: the answer cannot be read; is this the address of a cortex gateway?"
+        ) from None
+
+
+def _loaded(url: str, event: SseEvent) -> LoadNews | ModelAnswer:
+    """Return what an event of a load says.
+
+    Raises:
+        FleetError: that it failed.
+    """
+    if event.event == ERROR_EVENT:
+        raise FleetError(_message_of(event.data.encode()) or f"{url}: the load failed")
+    if event.event == DONE_EVENT:
+        return _decoded(url, event.data, ModelAnswer)
+    return _decoded(url, event.data, LoadNews)
+
+
+def _encoded(command: object) -> bytes:
+    return msgspec.json.encode(command)
+
+
+def _model_path(action: Action, model: str) -> str:
+    return f"/admin/models/{urllib.parse.quote(model, safe='/:@')}/{action}"
+
+
+def _node_path(action: str, node: str) -> str:
+    return f"/admin/nodes/{urllib.parse.quote(node, safe='')}/{action}"
 
 
 def _message_of(body: bytes | bytearray) -> str | None:

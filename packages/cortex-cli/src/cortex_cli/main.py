@@ -10,6 +10,10 @@ import click
 
 from cortex_cli.commands.config import config
 from cortex_cli.commands.explain import explain
+from cortex_cli.commands.load import load
+from cortex_cli.commands.models import models
+from cortex_cli.commands.nodes import nodes
+from cortex_cli.commands.residency import pin, sleep, unload, unpin, wake
 from cortex_cli.commands.simulate import simulate
 from cortex_cli.commands.status import status
 from cortex_cli.commands.up.command import up
@@ -76,7 +80,21 @@ def cortex(context: click.Context) -> None:
     context.obj = surroundings()
 
 
-for _command in (config, explain, simulate, status, up):
+for _command in (
+    config,
+    explain,
+    load,
+    models,
+    nodes,
+    pin,
+    simulate,
+    sleep,
+    status,
+    unload,
+    unpin,
+    up,
+    wake,
+):
     cortex.add_command(_command)
 
 

@@ -1,14 +1,19 @@
-"""`cortex config check`: whether settings files can be used, before a daemon is restarted."""
+"""`cortex config`: whether settings files can be used, and having a gateway use them."""
 
+import asyncio
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 import click
 
+from cortex_cli.client import GatewayClient
+from cortex_cli.commands.options import endpoint_option, gateway_of, json_option, show
 from cortex_cli.context import ConfigurationError, Surroundings
+from cortex_cli.render.answers import render_reload
 from cortex_core.config import load_toml
 from cortex_core.errors import SettingsError
+from cortex_core.wire.admin import ReloadAnswer
 
 GROUP = "cortex.settings"
 """Entry points `KIND = loader`; a loader takes `(path, environ)` and raises `SettingsError`."""
@@ -20,7 +25,7 @@ DEFAULT_FILES = (
 )
 
 KEYS: Mapping[str, frozenset[str]] = {
-    "cortex": frozenset({"models_config", "gateway", "eviction", "neurons"}),
+    "cortex": frozenset({"models_config", "gateway", "eviction", "neurons", "upstreams"}),
     "models": frozenset({"models", "aliases"}),
     "neuron": frozenset({"port", "host", "harnesses", "harness", "default_models", "devices"}),
 }
@@ -67,6 +72,26 @@ def check(context: click.Context, files: Sequence[pathlib.Path]) -> None:
             click.echo(error, err=True)
     if not is_well:
         context.exit(2)
+
+
+@config.command()
+@endpoint_option
+@json_option
+@click.pass_context
+def reload(context: click.Context, endpoint: str | None, as_json: bool) -> None:
+    """Have the gateway read its settings and its catalogue anew, and say what that changes.
+
+    Nobody's request is disturbed. Exit status 2 when the files cannot be used; nothing has changed
+    then.
+    """
+    around = context.ensure_object(Surroundings)
+    answer = asyncio.run(_reload(gateway_of(context, endpoint)))
+    show(answer, render_reload(answer, around.style), as_json=as_json)
+
+
+async def _reload(endpoint: str) -> ReloadAnswer:
+    async with GatewayClient(endpoint) as client:
+        return await client.reload()
 
 
 def check_files(

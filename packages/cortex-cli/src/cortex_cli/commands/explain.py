@@ -3,23 +3,18 @@
 import asyncio
 
 import click
-import msgspec
 
 from cortex_cli.client import GatewayClient
-from cortex_cli.context import DEFAULT_ENDPOINT, ENDPOINT_VARIABLE, Surroundings
-from cortex_cli.render import render_explanation
-from cortex_core.codec import encode_json
+from cortex_cli.commands.options import endpoint_option, gateway_of, json_option, show
+from cortex_cli.context import Surroundings
+from cortex_cli.render.answers import render_explanation
 from cortex_core.routing.explain import Explanation, Outcome
 
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--endpoint",
-    metavar="URL",
-    help=f"The gateway; else the variable {ENDPOINT_VARIABLE}, else {DEFAULT_ENDPOINT}.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, as the gateway gives it.")
+@endpoint_option
+@json_option
 @click.pass_context
 def explain(context: click.Context, model: str, endpoint: str | None, as_json: bool) -> None:
     """Tell what would become of a request for MODEL now, node by node; nothing is done.
@@ -28,14 +23,8 @@ def explain(context: click.Context, model: str, endpoint: str | None, as_json: b
     gateway cannot be asked.
     """
     around = context.ensure_object(Surroundings)
-    found = asyncio.run(
-        _ask(endpoint or around.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT, model)
-    )
-    if as_json:
-        click.echo(msgspec.json.format(encode_json(found), indent=2))
-    else:
-        # The colours were chosen with the stream in mind; click shall not take them out again.
-        click.echo(render_explanation(found, around.style), nl=False, color=True)
+    found = asyncio.run(_ask(gateway_of(context, endpoint), model))
+    show(found, render_explanation(found, around.style), as_json=as_json)
     if found.outcome is Outcome.REFUSE:
         context.exit(1)
 

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from cortex_cli.context import ConfigurationError, Style, Surroundings
-from cortex_cli.render import table
+from cortex_cli.render.text import table
 from cortex_core.catalogue import Catalogue, load_catalogue
 from cortex_core.codec import encode_json
 from cortex_core.config import load_toml, to_settings

@@ -1,0 +1,1 @@
+"""Answers of a gateway as text for a terminal. Pure."""
