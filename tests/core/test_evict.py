@@ -18,9 +18,9 @@ from cortex_core.fleet.reducers import (
 from cortex_core.fleet.state import FleetState, Resident
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeReport
+from cortex_core.placement.case import Case
 from cortex_core.placement.fit import free_bytes, shares
 from cortex_core.placement.idle import idle_replicas
-from cortex_core.placement.place import make_room
 from cortex_core.placement.plan import plan
 from cortex_core.placement.policy import EvictionPolicy, Strategy, priority_of
 from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step
@@ -28,7 +28,7 @@ from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.route import RouteHints, Wait, route
 from cortex_core.units import MIB
 from tests.core.strategies import MODELS, catalogues, fleets
-from tests.core.test_placement import fleet, gpu_node
+from tests.core.test_placement import fleet, gpu_node, make_room
 
 NOW = 1000.0
 NODE = NodeName("n")
@@ -78,6 +78,15 @@ def victims(step: Step) -> list[str]:
 
 def room(state: FleetState, catalogue: Catalogue, **more: Any) -> Step:
     return make_room(state, catalogue, WANTED, NOW, **more)
+
+
+def idle(
+    state: FleetState, catalogue: Catalogue, policy: EvictionPolicy, *wanted: str
+) -> list[str]:
+    """Return what is unloaded for want of use."""
+    needed = frozenset(map(ModelId, wanted))
+    case = Case(state=state, catalogue=catalogue, now=NOW, policy=policy, wanted=needed)
+    return [replica.model for replica in idle_replicas(case)]
 
 
 def by(strategy: Strategy) -> EvictionPolicy:
@@ -220,7 +229,7 @@ def test_an_upstream_is_never_unloaded() -> None:
     state = msgspec.structs.replace(state, nodes={NODE: upstream})
     policy = EvictionPolicy(idle_unload_s=1.0)
 
-    assert idle_replicas(state, models(), [], policy, NOW) == ()
+    assert idle(state, models(), policy) == []
 
 
 def test_room_that_is_being_made_is_kept_for_whom_it_is_made() -> None:
@@ -307,12 +316,12 @@ def test_what_nobody_uses_is_unloaded_after_its_time() -> None:
     policy = EvictionPolicy(idle_unload_s=60.0)
 
     steps = plan(state, catalogue, [], NOW, policy=policy)
-    wanted = idle_replicas(state, catalogue, [ModelId("idle")], policy, NOW)
-    never = idle_replicas(state, Catalogue(), [], policy, NOW)
+    wanted = idle(state, catalogue, policy, "idle")
+    never = idle(state, Catalogue(), policy)
 
     assert [step.replica.model for step in steps if isinstance(step, Retire)] == ["idle", "own"]
-    assert [replica.model for replica in wanted] == ["own"]
-    assert never == ()
+    assert wanted == ["own"]
+    assert never == []
 
 
 def test_reports_tell_since_when_a_replica_is_there_and_when_it_was_used() -> None:
@@ -378,7 +387,7 @@ def check_swap(state: FleetState, catalogue: Catalogue, step: Evict) -> None:
     """Check that those who give way may, and that it is enough."""
     node = state.nodes[step.swap.node]
     wanted = catalogue.profiles[step.model]
-    free = free_bytes(state, catalogue, node)
+    free = dict(free_bytes(state, catalogue, node))
     for victim in step.swap.replicas:
         replica, known = node.replicas[victim.model], catalogue.profiles.get(victim.model)
         assert replica.status is ReplicaStatus.LOADED
@@ -386,7 +395,7 @@ def check_swap(state: FleetState, catalogue: Catalogue, step: Evict) -> None:
         assert node.name not in known.pinned_on
         assert priority_of(known) <= priority_of(wanted)
         assert victim not in state.unloads
-        for index, size in shares(replica, known).items():
+        for index, size in shares(node, replica, known).items():
             free[index] = free.get(index, 0) + size
     assert len(step.swap.devices) == wanted.min_devices
     assert all(free[index] >= step.swap.share_bytes for index in step.swap.devices)

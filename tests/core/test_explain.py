@@ -11,7 +11,6 @@ from cortex_core.fleet.reducers import with_command, with_report, with_swap
 from cortex_core.fleet.state import FleetState, NodeHealth, Resident
 from cortex_core.ids import ModelId
 from cortex_core.node import NodeReport
-from cortex_core.placement.place import make_room
 from cortex_core.placement.plan import plan
 from cortex_core.placement.policy import NO_RATES, EvictionPolicy
 from cortex_core.placement.steps import Evict, Hold, Load
@@ -28,7 +27,7 @@ from tests.core.test_evict import (
     with_replicas,
     with_residents,
 )
-from tests.core.test_placement import fleet, gpu_node
+from tests.core.test_placement import fleet, gpu_node, make_room
 
 POLICY = EvictionPolicy()
 
@@ -65,7 +64,7 @@ def test_who_would_give_way_is_named() -> None:
     found = told(with_replicas(loaded("x", 20_000)), models())
 
     assert (found.outcome, found.node, found.victims) == (Outcome.EVICT, NODE, ("x",))
-    assert "x would give way" in found.summary
+    assert "others give way (x unloaded)" in found.summary
 
 
 def test_a_turn_is_waited_for() -> None:

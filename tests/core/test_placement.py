@@ -12,10 +12,13 @@ from cortex_core.fleet.reducers import with_command
 from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
 from cortex_core.ids import DeviceIndex, ModelId, NodeName
 from cortex_core.node import NodeFacts
+from cortex_core.placement.case import Case
 from cortex_core.placement.fit import free_bytes
-from cortex_core.placement.place import is_coming, place
+from cortex_core.placement.place import find_room, is_coming
 from cortex_core.placement.plan import plan
-from cortex_core.placement.steps import Hold, Load
+from cortex_core.placement.policy import DEFAULT_POLICY, NO_RATES, EvictionPolicy, Rates
+from cortex_core.placement.steps import Evict, Hold, Load, Wake
+from cortex_core.replica import ReplicaStatus
 from cortex_core.units import MIB
 from tests.core.strategies import MODELS, NOW, catalogues, fleets
 
@@ -45,6 +48,20 @@ def catalogue(**sizes_mb: int) -> Catalogue:
         for name, size in sizes_mb.items()
     }
     return Catalogue(profiles=profiles)
+
+
+def make_room(
+    state: FleetState,
+    catalogue: Catalogue,
+    model: ModelId,
+    now: float,
+    *,
+    policy: EvictionPolicy = DEFAULT_POLICY,
+    rates: Rates = NO_RATES,
+) -> Load | Wake | Evict | Hold:
+    """Return what would be done for one model, if nobody else wanted anything."""
+    case = Case(state=state, catalogue=catalogue, now=now, policy=policy, rates=rates)
+    return find_room(case, model)
 
 
 @given(fleets(), catalogues(), st.sets(st.sampled_from(MODELS)))
@@ -81,7 +98,7 @@ def test_loads_go_only_where_they_are_feasible_and_the_node_can_be_reached(
     state: FleetState, models: Catalogue, model: ModelId
 ) -> None:
     """Ours."""
-    step = place(state, models, model, NOW)
+    step = make_room(state, models, model, NOW)
 
     if isinstance(step, Load):
         node = state.nodes[step.replica.node]
@@ -91,7 +108,13 @@ def test_loads_go_only_where_they_are_feasible_and_the_node_can_be_reached(
         assert infeasible_reason(profile, node) is None
         assert node.facts is not None
         assert len(step.command.devices) == (profile.min_devices if node.facts.devices else 0)
+    elif isinstance(step, Wake):
+        node = state.nodes[step.replica.node]
+        assert node.takes_work
+        assert node.replicas[model].status is ReplicaStatus.SLEEPING
     else:
+        assert isinstance(step, Evict | Hold)
+    if isinstance(step, Hold):
         assert model not in models.profiles or len(step.verdicts) == len(state.nodes)
         assert all(verdict.reason for verdict in step.verdicts)
 
@@ -112,7 +135,7 @@ def test_within_a_node_the_emptiest_device_is_taken_as_the_driver_sees_it() -> N
     reading = DeviceReading(index=DeviceIndex(0), vram_free_bytes=12_000 * MIB)
     state = fleet(msgspec.structs.replace(node, readings={DeviceIndex(0): reading}))
 
-    small = place(state, catalogue(a=10_000), ModelId("a"), NOW)
+    small = make_room(state, catalogue(a=10_000), ModelId("a"), NOW)
     both = plan(state, catalogue(a=20_000, b=20_000), [ModelId("a"), ModelId("b")], NOW)
 
     assert isinstance(small, Load)
@@ -137,7 +160,7 @@ def test_tensor_parallel_takes_that_many_devices() -> None:
     profile = Profile(id=A, harness="simulated", vram_mb=40_000, min_devices=2)
     state = fleet(gpu_node("n", 24_000, 8_000, 24_000))
 
-    step = place(state, Catalogue(profiles={A: profile}), A, NOW)
+    step = make_room(state, Catalogue(profiles={A: profile}), A, NOW)
 
     assert isinstance(step, Load)
     assert step.request.devices == (0, 2)
@@ -146,7 +169,7 @@ def test_tensor_parallel_takes_that_many_devices() -> None:
 
 def test_a_model_too_big_for_every_node_is_held_for_good() -> None:
     """Ours: permanent, with the numbers."""
-    hold = place(fleet(gpu_node("n", 24_000)), catalogue(a=30_000), ModelId("a"), NOW)
+    hold = make_room(fleet(gpu_node("n", 24_000)), catalogue(a=30_000), ModelId("a"), NOW)
 
     assert isinstance(hold, Hold)
     assert hold.is_permanent

@@ -15,14 +15,13 @@ from cortex_core.fleet.state import FleetState, Swap, Victim
 from cortex_core.ids import DeviceIndex, ModelId, ReplicaId
 from cortex_core.node import NodeReport
 from cortex_core.placement.fit import READING_LAG_S, free_bytes
-from cortex_core.placement.place import make_room
 from cortex_core.placement.plan import plan
 from cortex_core.placement.steps import Hold, Load
 from cortex_core.replica import ReplicaStatus
 from cortex_core.routing.route import Refuse, RouteHints, Wait, route
 from cortex_core.units import MIB
 from tests.core.test_evict import NODE, NOW, WANTED, loaded, models, profile, room, with_replicas
-from tests.core.test_placement import fleet, gpu_node
+from tests.core.test_placement import fleet, gpu_node, make_room
 
 
 @pytest.mark.parametrize("status", [ReplicaStatus.LOADING, ReplicaStatus.UNLOADING])

@@ -16,14 +16,15 @@ from cortex_core.fleet.reducers import with_doubt, with_load_failure, with_reque
 from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts
-from cortex_core.placement.place import UNDER_WAY, place
+from cortex_core.placement.case import UNDER_WAY
 from cortex_core.placement.plan import plan
-from cortex_core.placement.steps import Load
+from cortex_core.placement.steps import Load, Wake
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.resolve import resolve
 from cortex_core.routing.retry import MAX_ATTEMPTS, Failure, may_retry
 from cortex_core.routing.route import Refuse, RouteHints, Serve, Wait, route
 from tests.core.strategies import MODELS, NODES, NOW, catalogues, fleets
+from tests.core.test_placement import make_room
 
 MODEL = MODELS[0]
 in_flights = st.dictionaries(
@@ -109,7 +110,7 @@ def test_nothing_waits_in_vain(state: FleetState, catalogue: Catalogue, model: M
             n.is_reachable and r.status is not ReplicaStatus.LOADED
             for n, r in state.replicas_of(model)
         )
-        assert changing or isinstance(place(state, catalogue, model, NOW), Load)
+        assert changing or isinstance(make_room(state, catalogue, model, NOW), Load | Wake)
 
 
 @given(fleets(), catalogues(), st.sampled_from(MODELS))

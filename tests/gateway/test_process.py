@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import pathlib
 import re
 import signal
@@ -263,30 +262,6 @@ async def said(gateway: Process, text: str) -> str:
             assert line, "the gateway ended"
             if text in line:
                 return line
-
-
-async def test_recycling_that_is_set_is_said_to_have_no_effect(tmp_path: pathlib.Path) -> None:
-    """Ours: the file format has the key, nothing is recycled, and nobody shall wonder."""
-    path = write_settings(
-        tmp_path,
-        "http://127.0.0.1:1",
-        'log_format = "json"\n[eviction]\ndefrag_after_cycles = 3',
-    )
-    handle = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "cortex_gateway", "--config", str(path), stderr=PIPE, stdin=DEVNULL
-    )
-    assert handle.stderr is not None
-
-    try:
-        async with asyncio.timeout(WAIT_S):
-            said: list[str] = []
-            while not any("defrag" in message for message in said):
-                said.append(json.loads(await handle.stderr.readline())["message"])
-    finally:
-        handle.kill()
-        await handle.communicate()
-
-    assert said[-1] == "eviction.defrag_after_cycles has no effect in this version"
 
 
 async def run_to_end(*arguments: str) -> tuple[int | None, str]:

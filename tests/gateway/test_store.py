@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import Catalogue
+from cortex_core.errors import ModelLoadingError
 from cortex_core.fleet.reducers import from_endpoints, with_miss
 from cortex_core.fleet.state import FleetState
 from cortex_core.routing.retry import Failure
@@ -70,14 +71,24 @@ async def test_changes_and_demand_are_not_lost_while_the_reconciler_is_busy() ->
     assert keeper.take_demanded() == ()
 
 
-async def test_who_asks_and_leaves_at_once_is_planned_for_once() -> None:
+async def test_who_is_told_to_come_back_later_is_planned_for_once() -> None:
     """Contract: `prefer: wait=0` gets a refusal, and the load goes on."""
     keeper = store()
 
-    with keeper.demand(MODEL):
-        pass
+    with pytest.raises(ModelLoadingError), keeper.demand(MODEL):
+        raise ModelLoadingError("not yet")
 
     assert keeper.take_demanded() == (MODEL,)
+    assert keeper.take_demanded() == ()
+
+
+async def test_who_leaves_wants_nothing_any_more() -> None:
+    """Issue: queued loads without waiters are dropped."""
+    keeper = store()
+
+    with pytest.raises(asyncio.CancelledError), keeper.demand(MODEL):
+        raise asyncio.CancelledError
+
     assert keeper.take_demanded() == ()
 
 

@@ -3,6 +3,7 @@
 import pathlib
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated
 
 import msgspec
@@ -80,11 +81,22 @@ class CatalogueFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Further names, each for one model; a target need not be in the catalogue."""
 
 
-class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+class Catalogue(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """All profiles and aliases."""
 
     profiles: Mapping[ModelId, Profile] = msgspec.field(default_factory=dict)
     aliases: Mapping[str, ModelId] = msgspec.field(default_factory=dict)
+
+    @cached_property
+    def kept(self) -> tuple[Profile, ...]:
+        """Those of which copies are kept loaded whether or not anybody asks."""
+        return tuple(profile for profile in self.profiles.values() if profile.replicas.min)
+
+    @cached_property
+    def least_idle_s(self) -> float | None:
+        """The shortest `idle_unload_s` of a profile; `None` when no profile has one."""
+        own = (profile.idle_unload_s for profile in self.profiles.values())
+        return min((idle_s for idle_s in own if idle_s is not None), default=None)
 
     @classmethod
     def from_file(cls, file: CatalogueFile, source: str) -> "Catalogue":

@@ -84,6 +84,11 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         return self.status is ReplicaStatus.LOADED and self.unservable_reason is None
 
     @property
+    def is_busy(self) -> bool:
+        """Whether requests are with it."""
+        return bool(self.in_flight or self.queued)
+
+    @property
     def holds_memory(self) -> bool:
         """Whether it occupies device memory, or is about to."""
         return self.status in _HOLDING

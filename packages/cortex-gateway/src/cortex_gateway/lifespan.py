@@ -57,12 +57,7 @@ from cortex_gateway.records.store import RecordStore, open_store
 from cortex_gateway.reload.configuration import Configuration, read_configuration
 from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.reload.reloader import Reloader
-from cortex_gateway.settings import (
-    ApiSettings,
-    EvictionSettings,
-    ResponsesSettings,
-    TraceSettings,
-)
+from cortex_gateway.settings import ApiSettings, ResponsesSettings, TraceSettings
 from cortex_gateway.trace import TraceRecorder, open_trace
 
 logger = logging.getLogger(__name__)
@@ -360,6 +355,3 @@ def _tell_start(configuration: Configuration, api: str, metrics: str) -> None:
     )
     if not settings.neurons and not settings.upstreams:
         logger.warning("no [[neurons]] are configured: nothing can be served")
-    if settings.eviction.defrag_after_cycles != EvictionSettings().defrag_after_cycles:
-        # Accepted, because the file format is given and older files have it.
-        logger.warning("eviction.defrag_after_cycles has no effect in this version")

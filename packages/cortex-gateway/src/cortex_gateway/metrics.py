@@ -111,7 +111,7 @@ class GatewayMetrics:
         self._counters = _Counters(registry)
         self._evictions = Counter(
             "cortex_evictions_total",
-            "Replicas that were unloaded to make room.",
+            "Replicas that were put to sleep or unloaded to make room.",
             _REPLICA,
             registry=registry,
         )

@@ -116,8 +116,8 @@ class EvictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Seconds without a request after which a model is unloaded; none is never. A model's own
     `idle_unload_s` wins."""
     defrag_after_cycles: Annotated[int, Meta(ge=0)] = 50
-    """Loads and unloads after which a node's engines are recycled; 0 is never. Checked, but
-    nothing is recycled yet."""
+    """Loads that ended in an unload, after which a node's engines are recycled, one node at a
+    time and only while nobody is missing it; 0 is never."""
 
     @property
     def policy(self) -> EvictionPolicy:
@@ -127,6 +127,7 @@ class EvictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             min_residency_s=self.min_residency_s,
             drain_s=self.drain_s,
             idle_unload_s=self.idle_unload_s,
+            defrag_after_cycles=self.defrag_after_cycles,
         )
 
 

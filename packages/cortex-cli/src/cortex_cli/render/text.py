@@ -17,7 +17,7 @@ NOTHING = "-"
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _WELL = frozenset(
-    {"ok", "up", "loaded", "serve", "load", "unloaded", "moved", "pinned", "unpinned"}
+    {"ok", "up", "loaded", "serve", "wake", "load", "unloaded", "moved", "pinned", "unpinned"}
     | {"cordoned", "uncordoned", "drained"}
 )
 _COMING = frozenset(

@@ -28,7 +28,7 @@ MAX_COOL_DOWN_S = 300.0
 
 _THERE = frozenset({ReplicaStatus.LOADED, ReplicaStatus.SLEEPING})
 
-_RECKONED = {"homes": "nodes", "commands_at": "commands", "swaps_at": "swaps"}
+_RECKONED = {"homes": "nodes", "spread": "nodes", "commands_at": "commands", "swaps_at": "swaps"}
 """What a state keeps beside itself, by what it is reckoned from."""
 
 
@@ -222,12 +222,13 @@ def with_recycling(state: FleetState, name: NodeName) -> FleetState:
     return _next(state, recycling=name)
 
 
-def without_recycling(state: FleetState, retry_at: float | None = None) -> FleetState:
+def without_recycling(
+    state: FleetState, name: NodeName, retry_at: float | None = None
+) -> FleetState:
     """Return the fleet after a node recycled its engines, or will not until `retry_at`."""
-    if state.recycling is None:
+    if state.recycling != name:
         return state
-    node = state.nodes[state.recycling]
-    state = _next(state, recycling=None)
+    node, state = state.nodes[name], _next(state, recycling=None)
     return _with_node(state, msgspec.structs.replace(node, recycle_after=retry_at))
 
 
@@ -326,6 +327,8 @@ def _with_node(state: FleetState, node: NodeState) -> FleetState:
     if homes is not None and before is not None:
         moved = before.replicas.keys() ^ node.replicas.keys()
         after.__dict__["homes"] = _moved(homes, after, moved) if moved else homes
+        if not moved and "spread" in state.__dict__:
+            after.__dict__["spread"] = state.spread
     return after
 
 

@@ -1,6 +1,7 @@
 """The fleet snapshot: everything that decisions are taken from."""
 
 import enum
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -101,6 +102,44 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             for index in replica.devices:
                 to[index] = to.get(index, 0) + size // len(replica.devices)
         return Tally(staying=staying, leaving=leaving, unsized=tuple(unsized))
+
+    @cached_property
+    def room(self) -> Mapping[DeviceIndex, int]:
+        """Free bytes by device: what the driver says, or less where replicas hold more.
+
+        Replicas whose size the node does not know count as nothing.
+        """
+        tally, free = self.tally, {}
+        for device in self.facts.devices if self.facts is not None else ():
+            index = device.index
+            held = tally.staying.get(index, 0) + tally.leaving.get(index, 0)
+            left = device.vram_total_bytes - held
+            reading = self.readings.get(index)
+            if reading is not None and reading.vram_free_bytes is not None:
+                left = min(left, reading.vram_free_bytes)
+            free[index] = max(0, left)
+        return free
+
+    @cached_property
+    def widest_bytes(self) -> float:
+        """The most that is free on a device; infinite on a node without devices."""
+        return max(self.room.values(), default=math.inf)
+
+    @cached_property
+    def coldest(self) -> tuple[bool, float]:
+        """Whether all loaded replicas are busy, and when the one was used that waits for longest.
+
+        The latter is minus infinity where one is loaded that was never seen to come.
+        """
+        loaded = [r for r in self.replicas.values() if r.status is ReplicaStatus.LOADED]
+        known = (self.residents.get(replica.id.model) for replica in loaded)
+        used = (-math.inf if resident is None else resident.used for resident in known)
+        return all(replica.is_busy for replica in loaded), min(used, default=math.inf)
+
+    @cached_property
+    def first_used(self) -> float:
+        """When the resident was used that nobody has used for longest; infinite without one."""
+        return min((resident.used for resident in self.residents.values()), default=math.inf)
 
     def size_of(self, replica: Replica) -> int | None:
         """Return what a replica holds over all its devices, as the node has it now or measured it.
@@ -220,6 +259,11 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             for model in node.replicas:
                 homes.setdefault(model, []).append(node.name)
         return {model: tuple(names) for model, names in homes.items()}
+
+    @cached_property
+    def spread(self) -> frozenset[ModelId]:
+        """Models that are on more nodes than one, in any state."""
+        return frozenset(model for model, names in self.homes.items() if len(names) > 1)
 
     @cached_property
     def commands_at(self) -> Mapping[NodeName, Mapping[ModelId, LoadCommand]]:

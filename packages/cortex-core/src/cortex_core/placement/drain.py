@@ -12,10 +12,10 @@ from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import with_command, with_swap
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.ids import ModelId, NodeName
-from cortex_core.placement.idle import is_busy
-from cortex_core.placement.place import UNDER_WAY, make_room
+from cortex_core.placement.case import UNDER_WAY, Case
+from cortex_core.placement.place import Limits, find_room
 from cortex_core.placement.policy import EvictionPolicy, Rates
-from cortex_core.placement.steps import Evict, Hold, Load
+from cortex_core.placement.steps import Hold, Load, Wake
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.wire.admin import Departure
 
@@ -86,24 +86,20 @@ def _moved(
 ) -> tuple[Departure, FleetState]:
     closed = frozenset(other.name for other in state.nodes.values() if other.is_cordoned)
     barred = closed | {node.name}
-    step = make_room(
-        state,
-        case.catalogue,
-        model,
-        case.now,
-        barred=barred,
-        policy=case.policy,
-        rates=case.rates,
+    moment = Case(
+        state=state, catalogue=case.catalogue, now=case.now, policy=case.policy, rates=case.rates
     )
+    step = find_room(moment, model, Limits(barred=barred))
     if isinstance(step, Hold):
         reason = f"it is in use, and cannot be loaded elsewhere: {_why(step, barred)}"
         return Departure(model=model, outcome="stays", reason=reason), state
     victims: tuple[ModelId, ...] = ()
-    if isinstance(step, Load):
+    if isinstance(step, Load | Wake):
         to = step.replica.node
-        reason = f"it is in use, and fits on {to}"
+        verb = "sleeps and fits" if isinstance(step, Wake) else "fits"
+        reason = f"it is in use, and {verb} on {to}"
         state = with_command(state, step.replica, step.command)
-    elif isinstance(step, Evict):
+    else:
         to, victims = step.swap.node, tuple(victim.model for victim in step.swap.replicas)
         reason = f"it is in use, and {', '.join(victims)} give way to it on {to}"
         state = with_swap(state, model, step.swap)
@@ -111,7 +107,7 @@ def _moved(
 
 
 def _is_in_use(state: FleetState, replica: Replica, case: Draining) -> bool:
-    if is_busy(replica) or replica.id.model in case.demanded:
+    if replica.is_busy or replica.id.model in case.demanded:
         return True
     resident = state.resident(replica.id)
     # One that was only ever seen loaded has not been used by anybody.

@@ -1,20 +1,22 @@
-"""Who gives way when a model fits nowhere, and when.
+"""Who gives way on a node so that a model fits there, and when.
 
 A replica may give way when the catalogue has its model, so that it can come back, when nobody
-has pinned it to its node, when it is of no higher residency priority than the model that wants
-in, and when it has been there for a while: the last keeps two models that fight for one device
-from swapping with every request. Idle replicas go before busy ones, and a busy one lets its
-requests end first.
+has pinned it, when it is of no higher residency priority than the model that wants in, and when
+it has been there for a while: the last keeps two models that fight for one device from swapping
+with every request. Idle replicas go before busy ones, and a busy one lets its requests end
+first.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.fleet.state import FleetState, NodeState, Resident, Victim
+from cortex_core.catalogue import Profile
+from cortex_core.fleet.sizes import sized
+from cortex_core.fleet.state import NodeState, Victim
 from cortex_core.ids import DeviceIndex
+from cortex_core.placement.case import Case
 from cortex_core.placement.fit import (
     READING_LAG_S,
     find_fit,
@@ -22,16 +24,11 @@ from cortex_core.placement.fit import (
     settled_bytes,
     shares,
 )
-from cortex_core.placement.idle import is_busy
-from cortex_core.placement.policy import (
-    HORIZON_S,
-    LOAD_BYTES_PER_S,
-    EvictionPolicy,
-    Rates,
-    Strategy,
-    priority_of,
-)
-from cortex_core.replica import Replica, ReplicaStatus
+from cortex_core.placement.parting import part
+from cortex_core.placement.policy import Strategy, priority_of
+from cortex_core.placement.times import load_s, wake_s
+from cortex_core.placement.victims import Candidate, candidates
+from cortex_core.replica import ReplicaStatus
 
 
 class Eviction(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +37,8 @@ class Eviction(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceIndex, ...]
     """Which it then takes, in rank order."""
     victims: tuple[Victim, ...]
+    lost_s: float
+    """Seconds that callers of the victims are expected to lose."""
     price: tuple[float, ...]
     """Compared between nodes: busy victims first, then what the strategy weighs."""
 
@@ -53,120 +52,105 @@ class Later(msgspec.Struct, frozen=True, kw_only=True):
     """Enough has given way already, and is on its way out."""
 
 
-_OLD = Resident(since=-math.inf, used=-math.inf)
-"""A replica that this gateway has not seen come."""
-
-
-class _Victim(msgspec.Struct, frozen=True, kw_only=True):
-    replica: Replica
-    shares: Mapping[DeviceIndex, int]
-    stays_until: float
-    price: tuple[float, ...]
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        return (*self.price, self.replica.id.model)
-
-
-def find_eviction(
-    state: FleetState,
-    catalogue: Catalogue,
-    profile: Profile,
-    node: NodeState,
-    *,
-    policy: EvictionPolicy,
-    rates: Rates,
-    now: float,
-) -> Eviction | Later | None:
+def find_eviction(case: Case, profile: Profile, node: NodeState) -> Eviction | Later | None:
     """Return who gives way on `node` for a model that is feasible there and does not fit.
 
     Args:
-        state: the fleet snapshot.
-        catalogue: priorities, pins and sizes.
-        profile: the model that wants in.
+        case: the fleet at a moment.
+        profile: the model that wants in, with the size that it has there; it may sleep there.
         node: a node whose facts are known.
-        policy: see `EvictionPolicy`.
-        rates: how often each model is asked for; for `cost` alone.
-        now: monotonic seconds.
 
     Returns:
         `None` when nobody who may give way makes enough room.
     """
-    if find_fit(profile, node, settled_bytes(state, catalogue, node, now)) is not None:
+    only = sleeper_devices(profile, node)
+    settled = settled_bytes(case.state, case.catalogue, node, case.now)
+    if find_fit(profile, node, settled, only) is not None:
         lag_ends = math.inf if node.freed_at is None else node.freed_at + READING_LAG_S
-        return Later(at=lag_ends if lag_ends > now else math.inf, is_settling=True)
-    free = free_bytes(state, catalogue, node)
-    victims = _victims(state, catalogue, profile, node, policy, rates)
-    ready = [victim for victim in victims if victim.stays_until <= now]
-    chosen = _enough(profile, node, free, ready)
+        return Later(at=lag_ends if lag_ends > case.now else math.inf, is_settling=True)
+    free = free_bytes(case.state, case.catalogue, node)
+    victims = candidates(case, profile, node)
+    ready = [victim for victim in victims if victim.stays_until <= case.now]
+    chosen = _enough(profile, node, free, ready, only)
     if chosen is None:
-        if find_fit(profile, node, _in_future(catalogue, profile, node, now)) is None:
+        if find_fit(profile, node, _in_future(case, profile, node), only) is None:
             return None
-        turns = [victim.stays_until for victim in victims if victim.stays_until > now]
+        turns = [victim.stays_until for victim in victims if victim.stays_until > case.now]
         return Later(at=min(turns, default=math.inf))
-    fit = find_fit(profile, node, _freed(free, chosen))
+    fit = find_fit(profile, node, _freed(free, chosen), only)
     assert fit is not None
+    parting = part(case, profile, node, chosen)
     return Eviction(
         devices=fit.devices,
-        victims=tuple(Victim(replica=victim.replica.id) for victim in chosen),
-        price=_together(policy.strategy, [victim.price for victim in chosen]),
+        victims=parting.victims,
+        lost_s=parting.lost_s,
+        price=_price(case, profile, node, chosen, parting.lost_s),
     )
 
 
-def _victims(
-    state: FleetState,
-    catalogue: Catalogue,
-    wanting: Profile,
-    node: NodeState,
-    policy: EvictionPolicy,
-    rates: Rates,
-) -> list[_Victim]:
-    """Return who may give way, in the order in which they do."""
-    victims: list[_Victim] = []
+def has_news(case: Case, node: NodeState) -> bool:
+    """Whether memory is being given back on a node, or its readings may not show yet that it was."""
+    is_late = node.freed_at is not None and case.now - node.freed_at < READING_LAG_S
+    is_moving = bool(node.tally.leaving or node.tally.unsized)
+    return is_late or is_moving or node.name in case.state.swaps_at
+
+
+def sleeper_devices(profile: Profile, node: NodeState) -> tuple[DeviceIndex, ...]:
+    """Return the devices to which a model is bound that sleeps on `node`; none when it does not."""
+    replica = node.replicas.get(profile.id)
+    is_asleep = replica is not None and replica.status is ReplicaStatus.SLEEPING
+    return replica.devices if replica is not None and is_asleep else ()
+
+
+def least_price(case: Case, profile: Profile, node: NodeState) -> tuple[float, ...]:
+    """Return a price that no eviction on `node` is below, without looking for one.
+
+    `Eviction.price` of one node is no more than that of another whose least price is above it.
+    """
+    arrival = _arrival(case, profile, node)
+    is_busy, used = node.coldest
+    is_alone = float(case.state.spread.isdisjoint(node.replicas))
+    match case.policy.strategy:
+        case Strategy.LRU:
+            return (float(is_busy), arrival, is_alone, used)
+        case Strategy.PRIORITY:
+            return (float(is_busy), arrival, is_alone, _least_priority(case, node))
+        case Strategy.COST:
+            return (float(is_busy), arrival + _least_loss(case, node))
+
+
+def _least_priority(case: Case, node: NodeState) -> float:
+    known = (case.catalogue.profiles.get(model) for model in node.replicas)
+    return min((priority_of(one) for one in known if one is not None), default=-math.inf)
+
+
+def _least_loss(case: Case, node: NodeState) -> float:
+    """Return a bound on what is lost with any one replica of the node, from below."""
+    least = math.inf
     for model, replica in node.replicas.items():
-        profile = catalogue.profiles.get(model)
-        if replica.status is not ReplicaStatus.LOADED or replica.id in state.unloads:
-            continue
-        held = shares(replica, profile)
-        if profile is None or not _may_give_way(profile, wanting, node) or not any(held.values()):
-            continue
-        resident = node.residents.get(model) or _OLD
-        weigh = _WEIGHTS[policy.strategy]
-        # Nodes have clocks of their own, so that the gateway's comes first.
-        age = (resident.used, replica.last_used or 0.0)
-        weight = weigh(replica, profile, held, rates.get(model, 0.0))
-        price = (float(is_busy(replica)), *weight, *age)
-        victims.append(
-            _Victim(
-                replica=replica,
-                shares=held,
-                stays_until=resident.since + policy.min_residency_s,
-                price=price,
-            )
-        )
-    return sorted(victims, key=lambda victim: victim.key)
+        if replica.status is ReplicaStatus.LOADED:
+            chance = 0.0 if model in case.state.spread else case.chance(model)
+            profile = case.catalogue.profiles.get(model)
+            if not chance or profile is None:
+                return 0.0
+            profile = sized(case.state, profile, node)
+            times = (wake_s(node, profile, replica), load_s(node, profile))
+            least = min(least, chance * min(time or 0.0 for time in times))
+    return least if math.isfinite(least) else 0.0
 
 
-def _may_give_way(profile: Profile | None, wanting: Profile, node: NodeState) -> bool:
-    # What is in no catalogue was loaded by somebody else, and could not be brought back.
-    if profile is None or node.name in profile.pinned_on:
-        return False
-    return priority_of(profile) <= priority_of(wanting)
-
-
-def _in_future(
-    catalogue: Catalogue, wanting: Profile, node: NodeState, now: float
-) -> dict[DeviceIndex, int]:
+def _in_future(case: Case, wanting: Profile, node: NodeState) -> dict[DeviceIndex, int]:
     """Return what could be free by device, if everybody gave way who may, whatever they do now."""
     assert node.facts is not None
     lasting: dict[DeviceIndex, int] = {}
     passing: dict[DeviceIndex, int] = {}
     for model, replica in node.replicas.items():
-        profile = catalogue.profiles.get(model)
-        held = passing if _may_give_way(profile, wanting, node) else lasting
-        for index, size in (shares(replica, profile) if replica.holds_memory else {}).items():
+        if not replica.holds_memory:
+            continue
+        held = passing if case.may_give_way(replica, wanting, node) else lasting
+        for index, size in shares(node, replica, case.catalogue.profiles.get(model)).items():
             held[index] = held.get(index, 0) + size
-    is_late = node.freed_at is not None and now - node.freed_at < READING_LAG_S
+    is_late = node.freed_at is not None and case.now - node.freed_at < READING_LAG_S
     future = {}
     for device in node.facts.devices:
         left = device.vram_total_bytes - lasting.get(device.index, 0)
@@ -182,24 +166,25 @@ def _enough(
     profile: Profile,
     node: NodeState,
     free: Mapping[DeviceIndex, int],
-    victims: Sequence[_Victim],
-) -> list[_Victim] | None:
+    victims: Sequence[Candidate],
+    only: tuple[DeviceIndex, ...],
+) -> list[Candidate] | None:
     """Return the first victims that make room, without those who turn out not to be needed."""
-    chosen: list[_Victim] = []
+    chosen: list[Candidate] = []
     for victim in victims:
         chosen.append(victim)
-        if find_fit(profile, node, _freed(free, chosen)) is not None:
+        if find_fit(profile, node, _freed(free, chosen), only) is not None:
             break
     else:
         return None
     for victim in reversed(chosen[:-1]):
         without = [other for other in chosen if other is not victim]
-        if find_fit(profile, node, _freed(free, without)) is not None:
+        if find_fit(profile, node, _freed(free, without), only) is not None:
             chosen = without
     return chosen
 
 
-def _freed(free: Mapping[DeviceIndex, int], victims: Iterable[_Victim]) -> dict[DeviceIndex, int]:
+def _freed(free: Mapping[DeviceIndex, int], victims: Iterable[Candidate]) -> dict[DeviceIndex, int]:
     after = dict(free)
     for victim in victims:
         for index, size in victim.shares.items():
@@ -208,38 +193,24 @@ def _freed(free: Mapping[DeviceIndex, int], victims: Iterable[_Victim]) -> dict[
     return after
 
 
-def _together(strategy: Strategy, prices: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """Return what several victims weigh: seconds add up, ages and priorities do not."""
-    if strategy is Strategy.COST:
-        return tuple(sum(column) for column in zip(*prices, strict=True))
-    return max(prices)
-
-
-def _age(
-    replica: Replica, profile: Profile, held: Mapping[DeviceIndex, int], rate: float
+def _price(
+    case: Case, profile: Profile, node: NodeState, chosen: Sequence[Candidate], lost_s: float
 ) -> tuple[float, ...]:
-    return ()
+    """Return what an eviction weighs: seconds add up, ages and priorities do not."""
+    busy, *rest = max(candidate.price for candidate in chosen)
+    arrival = _arrival(case, profile, node)
+    if case.policy.strategy is not Strategy.COST:
+        return (busy, arrival, *rest)
+    count = sum(candidate.price[0] for candidate in chosen)
+    return (count, arrival + lost_s, *rest[1:])
 
 
-def _rank(
-    replica: Replica, profile: Profile, held: Mapping[DeviceIndex, int], rate: float
-) -> tuple[float, ...]:
-    return (float(priority_of(profile)),)
-
-
-def _seconds(
-    replica: Replica, profile: Profile, held: Mapping[DeviceIndex, int], rate: float
-) -> tuple[float, ...]:
-    load_s = replica.load_s
-    if load_s is None:
-        load_s = sum(held.values()) / LOAD_BYTES_PER_S
-    return (load_s * (1.0 - math.exp(-rate * HORIZON_S)),)
-
-
-_Weigh = Callable[[Replica, Profile, Mapping[DeviceIndex, int], float], tuple[float, ...]]
-
-_WEIGHTS: Mapping[Strategy, _Weigh] = {
-    Strategy.LRU: _age,
-    Strategy.PRIORITY: _rank,
-    Strategy.COST: _seconds,
-}
+def _arrival(case: Case, profile: Profile, node: NodeState) -> float:
+    """Return what the coming of the model weighs; a wake is cheaper than a load."""
+    replica = node.replicas.get(profile.id)
+    is_wake = replica is not None and replica.status is ReplicaStatus.SLEEPING
+    if case.policy.strategy is not Strategy.COST:
+        return float(not is_wake)
+    if replica is not None and is_wake:
+        return wake_s(node, profile, replica, replica.sleep_level or 1) or 0.0
+    return load_s(node, profile) or 0.0

@@ -23,41 +23,66 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """Free memory of these devices together, before the load."""
 
 
-def find_fit(profile: Profile, node: NodeState, free: Mapping[DeviceIndex, int]) -> Fit | None:
+def find_fit(
+    profile: Profile,
+    node: NodeState,
+    free: Mapping[DeviceIndex, int],
+    only: tuple[DeviceIndex, ...] = (),
+) -> Fit | None:
     """Return the devices with the most free memory that hold the model now, or `None`.
 
     Args:
-        profile: a model that is feasible on `node`.
+        profile: a model that is feasible on `node`, with the size that it has there.
         node: a node whose facts are known.
         free: free bytes by device, as `free_bytes` gives them.
+        only: devices that it must have, as those of a sleeper.
     """
     assert node.facts is not None
     if not node.facts.devices:
         return Fit(devices=(), free_bytes=0)
-    need = share_bytes(profile)
+    need = needed_share(profile, only)
+    if only:
+        has_room = all(free.get(index, 0) >= need for index in only)
+        return _fit(only, free) if has_room else None
     roomy = [
         device
         for device in node.facts.devices
-        if is_able(device, profile) and free[device.index] >= need
+        if free[device.index] >= need and is_able(device, profile)
     ]
     if len(roomy) < profile.min_devices:
         return None
     roomy.sort(key=lambda device: (-free[device.index], device.index))
     chosen = roomy[: profile.min_devices]
-    return Fit(
-        devices=tuple(sorted(device.index for device in chosen)),
-        free_bytes=sum(free[device.index] for device in chosen),
-    )
+    return _fit(tuple(sorted(device.index for device in chosen)), free)
 
 
-def free_bytes(state: FleetState, catalogue: Catalogue, node: NodeState) -> dict[DeviceIndex, int]:
+def needed_share(profile: Profile, only: tuple[DeviceIndex, ...] = ()) -> int:
+    """Return what the model takes of each of its devices, in bytes; 0 when nobody knows."""
+    return (profile.vram_bytes or 0) // len(only) if only else share_bytes(profile)
+
+
+def _fit(devices: tuple[DeviceIndex, ...], free: Mapping[DeviceIndex, int]) -> Fit:
+    return Fit(devices=devices, free_bytes=sum(free[index] for index in devices))
+
+
+def free_bytes(
+    state: FleetState, catalogue: Catalogue, node: NodeState
+) -> Mapping[DeviceIndex, int]:
     """Return free memory by device: what the driver says, less what is promised already.
 
-    A replica that still loads, and a load that is on its way, are counted with their estimate,
-    because the driver does not show them yet. An unknown estimate counts as nothing. What is
-    being freed for a model is kept for it.
+    A replica that still loads, and a load or wake that is on its way, are counted with their
+    estimate, because the driver does not show them yet. An unknown estimate counts as nothing.
+    What is being freed for a model is kept for it.
     """
+    if is_plain(state, node):
+        return node.room
     return _free(state, catalogue, node, leaving=False, has_readings=True)
+
+
+def is_plain(state: FleetState, node: NodeState) -> bool:
+    """Whether all that is to be known of a node's memory is in its report."""
+    is_promised = node.name in state.commands_at or node.name in state.swaps_at
+    return not is_promised and not node.tally.unsized
 
 
 def settled_bytes(
@@ -77,12 +102,12 @@ def _free(
 ) -> dict[DeviceIndex, int]:
     if node.facts is None:
         return {}
-    held: dict[DeviceIndex, int] = {}
-    gone: dict[DeviceIndex, int] = {}
-    for model, replica in node.replicas.items():
-        if replica.holds_memory:
-            is_leaving = leaving and replica.status is ReplicaStatus.UNLOADING
-            _add(gone if is_leaving else held, shares(replica, catalogue.profiles.get(model)))
+    held, gone = dict(node.tally.staying), dict[DeviceIndex, int]()
+    _add(gone if leaving else held, node.tally.leaving)
+    for replica in node.tally.unsized:
+        is_leaving = leaving and replica.status is ReplicaStatus.UNLOADING
+        profile = catalogue.profiles.get(replica.id.model)
+        _add(gone if is_leaving else held, shares(node, replica, profile))
     promised = _promised(state, catalogue, node, leaving=leaving)
     free = {}
     for device in node.facts.devices:
@@ -100,21 +125,19 @@ def _promised(
 ) -> dict[DeviceIndex, int]:
     """Return what no replica holds yet and somebody is to have, by device."""
     promised: dict[DeviceIndex, int] = {}
-    for target, command in state.commands.items():
-        known = node.replicas.get(target.model)
-        if target.node == node.name and (known is None or not known.holds_memory):
+    for model, command in state.commands_at.get(node.name, {}).items():
+        known = node.replicas.get(model)
+        if known is None or not known.holds_memory:
             size = (command.vram_bytes or 0) // max(1, len(command.devices))
             _add(promised, dict.fromkeys(command.devices, size))
-    for swap in state.swaps.values():
-        if swap.node != node.name:
-            continue
+    for swap in state.swaps_at.get(node.name, ()):
         # What its victims hold counts as theirs until it is free.
         theirs: dict[DeviceIndex, int] = {}
-        for victim in swap.victims:
-            replica = node.replicas.get(victim.replica.model)
+        for victim in swap.replicas:
+            replica = node.replicas.get(victim.model)
             is_gone = leaving and replica is not None and replica.status is ReplicaStatus.UNLOADING
             if replica is not None and replica.holds_memory and not is_gone:
-                _add(theirs, shares(replica, catalogue.profiles.get(victim.replica.model)))
+                _add(theirs, shares(node, replica, catalogue.profiles.get(victim.model)))
         rest = {i: max(0, swap.share_bytes - theirs.get(i, 0)) for i in swap.devices}
         _add(promised, rest)
     return promised
@@ -125,9 +148,9 @@ def _add(to: dict[DeviceIndex, int], more: Mapping[DeviceIndex, int]) -> None:
         to[index] = to.get(index, 0) + size
 
 
-def shares(replica: Replica, profile: Profile | None) -> dict[DeviceIndex, int]:
+def shares(node: NodeState, replica: Replica, profile: Profile | None) -> dict[DeviceIndex, int]:
     """Return what a replica holds of each of its devices, in bytes; 0 when nobody knows."""
-    size = replica.vram_used_bytes
+    size = node.size_of(replica)
     if size is None and profile is not None:
         size = profile.vram_bytes
     return {index: (size or 0) // len(replica.devices) for index in replica.devices}

@@ -1,56 +1,77 @@
 """What nobody uses any more."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 
-from cortex_core.catalogue import Catalogue
-from cortex_core.fleet.state import FleetState, NodeState, Resident
+from cortex_core.catalogue import Profile
+from cortex_core.fleet.state import NodeState
 from cortex_core.ids import ModelId, ReplicaId
-from cortex_core.placement.policy import EvictionPolicy
+from cortex_core.placement.case import Case
 from cortex_core.replica import Replica
 
 
-def idle_replicas(
-    state: FleetState,
-    catalogue: Catalogue,
-    wanted: Iterable[ModelId],
-    policy: EvictionPolicy,
-    now: float,
-) -> tuple[ReplicaId, ...]:
-    """Return the replicas that nobody has used for as long as they may stay unused."""
-    needed = set(wanted)
-    return tuple(
-        replica
-        for replica, until in idle_ends(state, catalogue, policy)
-        if until <= now and replica.model not in needed
-    )
+def idle_replicas(case: Case) -> tuple[ReplicaId, ...]:
+    """Return the replicas that nobody has used for as long as they may stay unused.
+
+    Sleepers are among them, as they hold the host's memory. Of a model of which copies are kept,
+    so many stay.
+    """
+    found: list[ReplicaId] = []
+    going: dict[ModelId, int] = {}
+    for node in _long_unused(case):
+        for replica, profile, until in _ends(case, node):
+            model = profile.id
+            if until > case.now or model in case.wanted:
+                continue
+            left = len(case.copies(model) - {node.name}) - going.get(model, 0)
+            if left < profile.replicas.min and replica.is_servable:
+                continue
+            going[model] = going.get(model, 0) + replica.is_servable
+            found.append(replica.id)
+    return tuple(found)
 
 
-def idle_ends(
-    state: FleetState, catalogue: Catalogue, policy: EvictionPolicy
-) -> list[tuple[ReplicaId, float]]:
-    """Return when each replica that may be unloaded for want of use will be, as it looks now."""
-    ends: list[tuple[ReplicaId, float]] = []
-    for node, replica, resident in _residents(state):
-        known = node.replicas.get(replica.model)
-        profile = catalogue.profiles.get(replica.model)
-        if node.facts is None:
-            continue  # an upstream, or a node of which nothing is known
-        if known is None or profile is None or replica in state.unloads:
+def next_idle_end(case: Case) -> float:
+    """Return when to look again, in monotonic seconds; infinite when that is no matter of time.
+
+    It is no later than the time at which the next replica will have been unused for long enough.
+    """
+    least_s = _least_s(case)
+    if least_s is None:
+        return math.inf
+    ends = [node.first_used + least_s for node in case.state.nodes.values()]
+    later = [end for end in ends if end > case.now]
+    exact = [end for node in _long_unused(case) for _, _, end in _ends(case, node)]
+    return min([*later, *(end for end in exact if end > case.now)], default=math.inf)
+
+
+def _least_s(case: Case) -> float | None:
+    """Return the shortest time after which anything goes, if anything does."""
+    known = (case.policy.idle_unload_s, case.catalogue.least_idle_s)
+    return min((idle_s for idle_s in known if idle_s is not None), default=None)
+
+
+def _long_unused(case: Case) -> Iterator[NodeState]:
+    """Yield the nodes on which something may have been unused for long enough."""
+    least_s = _least_s(case)
+    if least_s is None:
+        return
+    for node in case.state.nodes.values():
+        # An upstream has no facts, and neither has a node of which nothing is known.
+        if node.first_used + least_s <= case.now and node.takes_work and node.facts is not None:
+            yield node
+
+
+def _ends(case: Case, node: NodeState) -> Iterator[tuple[Replica, Profile, float]]:
+    """Yield what may be unloaded for want of use on a node, and when, as it looks now."""
+    for model, resident in node.residents.items():
+        replica, profile = node.replicas.get(model), case.catalogue.profiles.get(model)
+        if replica is None or profile is None or replica.id in case.state.unloads:
             continue
-        idle_s = policy.idle_unload_s if profile.idle_unload_s is None else profile.idle_unload_s
-        is_pinned = replica.node in profile.pinned_on
-        if idle_s is None or is_pinned or is_busy(known) or not node.takes_work:
+        idle_s = profile.idle_unload_s
+        if idle_s is None:
+            idle_s = case.policy.idle_unload_s
+        is_pinned = replica.is_pinned or node.name in profile.pinned_on
+        if idle_s is None or is_pinned or replica.is_busy or replica.id in case.state.commands:
             continue
-        ends.append((replica, resident.used + idle_s))
-    return ends
-
-
-def is_busy(replica: Replica) -> bool:
-    """Whether requests are with the replica."""
-    return bool(replica.in_flight or replica.queued)
-
-
-def _residents(state: FleetState) -> Iterator[tuple[NodeState, ReplicaId, Resident]]:
-    for node in state.nodes.values():
-        for model, resident in node.residents.items():
-            yield node, ReplicaId(node=node.name, model=model), resident
+        yield replica, profile, resident.used + idle_s

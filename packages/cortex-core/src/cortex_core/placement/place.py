@@ -1,84 +1,68 @@
 """Where a model would go now, and what keeps each node from taking it."""
 
 import math
-from collections.abc import Mapping
 
 import msgspec
 
-from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.fleet.feasibility import infeasible_reason, share_bytes
+from cortex_core.catalogue import Profile
+from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, LoadCommand, NodeState, Swap
 from cortex_core.ids import ModelId, NodeName, ReplicaId
-from cortex_core.placement.evict import Eviction, Later, find_eviction
-from cortex_core.placement.fit import Fit, cooling_down, find_fit, free_bytes
-from cortex_core.placement.policy import DEFAULT_POLICY, NO_RATES, EvictionPolicy, Rates
-from cortex_core.placement.steps import Evict, Hold, Load, NodeVerdict
+from cortex_core.placement.case import UNDER_WAY, Case
+from cortex_core.placement.evict import (
+    Eviction,
+    Later,
+    find_eviction,
+    has_news,
+    least_price,
+    sleeper_devices,
+)
+from cortex_core.placement.fit import Fit, needed_share
+from cortex_core.placement.obstacle import Obstacle, glance, verdict_of
+from cortex_core.placement.steps import Evict, Hold, Load, NodeVerdict, Wake
+from cortex_core.placement.times import wake_s
 from cortex_core.replica import ReplicaStatus
-from cortex_core.units import mib_from_bytes
 from cortex_core.wire.neuron import LoadRequest
 
-UNDER_WAY = frozenset({ReplicaStatus.LOADING, ReplicaStatus.RELOADING, ReplicaStatus.RECOVERING})
-"""Statuses that become `loaded` without anybody asking again."""
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a model shall not go, or shall."""
+
+    avoid: frozenset[ReplicaId] = frozenset()
+    """Replicas that were tried already."""
+    barred: frozenset[NodeName] = frozenset()
+    """Nodes of which the next room is somebody else's."""
+    only: NodeName | None = None
+    """The one node of the fleet that is meant."""
 
 
-def make_room(
-    state: FleetState,
-    catalogue: Catalogue,
-    model: ModelId,
-    now: float,
-    *,
-    avoid: frozenset[ReplicaId] = frozenset(),
-    barred: frozenset[NodeName] = frozenset(),
-    policy: EvictionPolicy = DEFAULT_POLICY,
-    rates: Rates = NO_RATES,
-) -> Load | Evict | Hold:
-    """Choose a node for `model`: one where it fits, else one where the cheapest give way.
+ANYWHERE = Limits()
+
+
+def find_room(case: Case, model: ModelId, limits: Limits = ANYWHERE) -> Load | Wake | Evict | Hold:
+    """Choose a node for `model`.
+
+    Preference: one where it sleeps and fits (the quickest wake), one where it fits (the most
+    free memory on the devices that it would take), one where the cheapest give way, of which
+    those come first where it only needs to be woken. The node's name decides between equals.
 
     A `Hold` with a `retry_at` says that somebody gives way when it has been there for longer.
-    Nothing is put onto a node that is `barred`.
     """
-    step = place(state, catalogue, model, now, avoid=avoid, barred=barred)
-    if isinstance(step, Load):
-        return step
-    later = [verdict.retry_at for verdict in step.verdicts if verdict.retry_at is not None]
-    if not any(verdict.lacks_room for verdict in step.verdicts):
-        return msgspec.structs.replace(step, retry_at=min(later, default=None))
-    profile = catalogue.profiles[model]
-    crowded = [state.nodes[verdict.node] for verdict in step.verdicts if verdict.lacks_room]
-    found = {
-        node.name: find_eviction(
-            state, catalogue, profile, node, policy=policy, rates=rates, now=now
-        )
-        for node in crowded
-    }
-    return _best(step, profile, found, later)
+    profile = case.catalogue.profiles.get(model)
+    if profile is None:
+        return Hold(model=model, verdicts=())
+    survey = _Survey(case, profile, limits)
+    found = survey.fitting()
+    if found is not None:
+        return found
+    return survey.evicting() or survey.holding()
 
 
-def _best(
-    hold: Hold,
-    profile: Profile,
-    found: Mapping[NodeName, Eviction | Later | None],
-    later: list[float],
-) -> Evict | Hold:
-    """Return the cheapest eviction, unless enough has given way somewhere already."""
-    waits = {name: wait for name, wait in found.items() if isinstance(wait, Later)}
-    # A wait without an end, as for a load that hangs, must not keep a node from everybody.
-    awaited = frozenset(name for name, wait in waits.items() if math.isfinite(wait.at))
-    settling = [wait.at for wait in waits.values() if wait.is_settling]
-    if settling:
-        return msgspec.structs.replace(hold, retry_at=min(settling), awaited=awaited)
-    evictions = {name: one for name, one in found.items() if isinstance(one, Eviction)}
-    if not evictions:
-        retry_at = min([*later, *(wait.at for wait in waits.values())], default=None)
-        return msgspec.structs.replace(hold, retry_at=retry_at, awaited=awaited)
-    name = min(evictions, key=lambda name: (evictions[name].price, name))
-    swap = Swap(
-        node=name,
-        devices=evictions[name].devices,
-        share_bytes=share_bytes(profile),
-        victims=evictions[name].victims,
-    )
-    return Evict(model=hold.model, swap=swap)
+def judge(case: Case, profile: Profile, node: NodeState) -> Fit | NodeVerdict:
+    """Return where on `node` the model would go now, or what keeps it from that."""
+    here = sized(case.state, estimated(case.state, profile), node)
+    seen = glance(case, here, node)
+    return seen if isinstance(seen, Fit) else verdict_of(case, here, node, seen)
 
 
 def is_coming(state: FleetState, model: ModelId) -> bool:
@@ -91,43 +75,124 @@ def is_coming(state: FleetState, model: ModelId) -> bool:
     )
 
 
-def place(
-    state: FleetState,
-    catalogue: Catalogue,
-    model: ModelId,
-    now: float,
-    *,
-    avoid: frozenset[ReplicaId] = frozenset(),
-    barred: frozenset[NodeName] = frozenset(),
-) -> Load | Hold:
-    """Choose a node for `model` that takes work, but for replicas to `avoid` and nodes `barred`.
+class _Survey:
+    """What every node could do for one model."""
 
-    Preference: nodes it is pinned on (no others qualify), then the most free memory on the
-    devices that it would take, then the node's name.
-    """
-    profile = catalogue.profiles.get(model)
-    if profile is None:
-        return Hold(model=model, verdicts=())
-    fits: list[tuple[NodeState, Fit]] = []
-    verdicts: list[NodeVerdict] = []
-    for node in state.nodes.values():
-        reason = None
-        if ReplicaId(node=node.name, model=model) in avoid:
-            reason = "it was tried for this request"
-        elif node.name in barred:
-            reason = "a request that has waited for longer gets the next room there"
-        if reason is not None:
-            verdicts.append(NodeVerdict(node=node.name, reason=reason, is_permanent=False))
-            continue
-        outcome = judge(state, catalogue, profile, node, now)
-        if isinstance(outcome, Fit):
-            fits.append((node, outcome))
-        else:
-            verdicts.append(outcome)
-    if not fits:
-        return Hold(model=model, verdicts=tuple(verdicts))
-    node, fit = min(fits, key=lambda pair: (-pair[1].free_bytes, pair[0].name))
-    return _load(profile, node, fit, now)
+    def __init__(self, case: Case, profile: Profile, limits: Limits) -> None:
+        self._case = case
+        self._model = profile.id
+        self._profile = estimated(case.state, profile)
+        self._limits = limits
+        self._fits: list[tuple[NodeState, Fit]] = []
+        self._obstacles: list[tuple[NodeState, Obstacle]] = []
+        self._waits: dict[NodeName, Later] = {}
+        nodes = case.state.nodes
+        meant = nodes.values() if limits.only is None else [nodes[limits.only]]
+        for node in meant:
+            seen = self._glance(node)
+            if isinstance(seen, Fit):
+                self._fits.append((node, seen))
+            else:
+                self._obstacles.append((node, seen))
+
+    def _here(self, node: NodeState) -> Profile:
+        return sized(self._case.state, self._profile, node)
+
+    def _glance(self, node: NodeState) -> Fit | Obstacle:
+        limits = self._limits
+        if limits.avoid and ReplicaId(node=node.name, model=self._model) in limits.avoid:
+            return Obstacle.AVOIDED
+        if node.name in limits.barred:
+            return Obstacle.BARRED
+        return glance(self._case, self._here(node), node)
+
+    def fitting(self) -> Load | Wake | None:
+        """Return what can be done at once."""
+        asleep = [(node, fit) for node, fit in self._fits if _sleeps(node, self._model)]
+        if asleep:
+            node, fit = min(asleep, key=lambda pair: (self._wake_s(pair[0]), pair[0].name))
+            return Wake(
+                replica=ReplicaId(node=node.name, model=self._model),
+                command=LoadCommand(
+                    devices=fit.devices,
+                    vram_bytes=self._here(node).vram_bytes,
+                    sent_at=self._case.now,
+                    is_wake=True,
+                ),
+            )
+        if not self._fits:
+            return None
+        node, fit = min(self._fits, key=lambda pair: (-pair[1].free_bytes, pair[0].name))
+        return _load(self._here(node), node, fit, self._case.now)
+
+    def _wake_s(self, node: NodeState) -> float:
+        replica = node.replicas[self._model]
+        known = wake_s(node, self._here(node), replica, replica.sleep_level or 1)
+        return 0.0 if known is None else known
+
+    def evicting(self) -> Evict | None:
+        """Return the cheapest eviction, unless enough has given way somewhere already."""
+        best: tuple[tuple[float, ...], NodeName, Eviction] | None = None
+        for least, node in self._crowded():
+            if best is not None and best[0] < least:
+                break
+            found = find_eviction(self._case, self._here(node), node)
+            if isinstance(found, Later):
+                self._waits[node.name] = found
+                if found.is_settling:
+                    return None
+            elif found is not None and (best is None or (found.price, node.name) < best[:2]):
+                best = (found.price, node.name, found)
+        if best is None:
+            return None
+        _, name, eviction = best
+        return self._evict(self._case.state.nodes[name], eviction)
+
+    def _crowded(self) -> list[tuple[tuple[float, ...], NodeState]]:
+        """Return where others have the room, with what an eviction weighs there at least.
+
+        Nodes on which memory is being given back come first: it may be enough.
+        """
+        case, found = self._case, []
+        for node, why in self._obstacles:
+            if why is Obstacle.NO_ROOM:
+                is_moving = has_news(case, node)
+                least = () if is_moving else least_price(case, self._here(node), node)
+                found.append((least, node))
+        return sorted(found, key=lambda pair: (pair[0], pair[1].name))
+
+    def _evict(self, node: NodeState, eviction: Eviction) -> Evict:
+        here = self._here(node)
+        swap = Swap(
+            node=node.name,
+            devices=eviction.devices,
+            share_bytes=needed_share(here, sleeper_devices(here, node)),
+            victims=eviction.victims,
+        )
+        return Evict(model=self._model, swap=swap, lost_s=eviction.lost_s)
+
+    def holding(self) -> Hold:
+        """Return why nothing is done, after `evicting` has found nothing."""
+        verdicts = tuple(
+            verdict_of(self._case, self._here(node), node, why) for node, why in self._obstacles
+        )
+        # A wait without an end, as for a load that hangs, must not keep a node from everybody.
+        awaited = {name for name, wait in self._waits.items() if math.isfinite(wait.at)}
+        settling = [wait.at for wait in self._waits.values() if wait.is_settling]
+        later = [verdict.retry_at for verdict in verdicts if verdict.retry_at is not None]
+        later += [wait.at for wait in self._waits.values()]
+        return Hold(
+            model=self._model,
+            verdicts=verdicts,
+            retry_at=min(settling or later, default=None),
+            only=self._limits.only,
+            awaited=frozenset(awaited),
+        )
+
+
+def _sleeps(node: NodeState, model: ModelId) -> bool:
+    replica = node.replicas.get(model)
+    return replica is not None and replica.status is ReplicaStatus.SLEEPING
 
 
 def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
@@ -144,43 +209,3 @@ def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
         ),
         command=LoadCommand(devices=fit.devices, vram_bytes=profile.vram_bytes, sent_at=now),
     )
-
-
-def judge(
-    state: FleetState, catalogue: Catalogue, profile: Profile, node: NodeState, now: float
-) -> Fit | NodeVerdict:
-    """Return where on `node` the model would be loaded now, or what keeps it from that."""
-
-    def no(reason: str, *, permanent: bool = False, lacks_room: bool = False) -> NodeVerdict:
-        return NodeVerdict(
-            node=node.name, reason=reason, is_permanent=permanent, lacks_room=lacks_room
-        )
-
-    reason = infeasible_reason(profile, node)
-    if reason is not None:
-        is_elsewhere = bool(profile.pinned_on) and node.name not in profile.pinned_on
-        return no(reason, permanent=node.facts is not None or is_elsewhere)
-    if not node.is_reachable:
-        return no(f"the node is {node.health}")
-    if node.is_draining:
-        return no("the node is draining")
-    replica = node.replicas.get(profile.id)
-    if replica is not None and replica.status is ReplicaStatus.POISONED:
-        return no("its device there is poisoned")
-    if replica is not None and replica.status is ReplicaStatus.LOADED:
-        return no(f"it is loaded there and takes no requests: {replica.unservable_reason}")
-    if replica is not None and replica.status is ReplicaStatus.UNLOADING:
-        return no("it is being unloaded there")
-    target = ReplicaId(node=node.name, model=profile.id)
-    if cooling_down(state, target, now):
-        failure = state.failures[target]
-        verdict = no(f"the last load failed: {failure.reason}")
-        retry_at = failure.retry_at if failure.is_for_room else None
-        return msgspec.structs.replace(verdict, retry_at=retry_at)
-    free = free_bytes(state, catalogue, node)
-    fit = find_fit(profile, node, free)
-    if fit is None:
-        sizes = ", ".join(str(mib_from_bytes(size)) for size in free.values())
-        reason = f"no room now: it takes {profile.vram_mb} MiB, free are {sizes} MiB"
-        return no(reason, lacks_room=True)
-    return fit

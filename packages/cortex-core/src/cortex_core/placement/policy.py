@@ -20,6 +20,10 @@ HORIZON_S = 600.0
 LOAD_BYTES_PER_S = 1 << 30
 """What a load is guessed to read where none was measured."""
 
+WAKE_BYTES_PER_S = 8 << 30
+"""What a wake is guessed to copy from host memory where none was measured: less than a PCIe 4.0
+link of 16 lanes gives."""
+
 
 class Strategy(enum.StrEnum):
     """Which replica gives way first."""
@@ -29,7 +33,7 @@ class Strategy(enum.StrEnum):
     PRIORITY = "priority"
     """The one of the lowest residency priority, among equals as `lru`."""
     COST = "cost"
-    """The one that is expected to cost the fewest seconds: the time to load it again, by the
+    """The one that is expected to cost the fewest seconds: the time until it serves again, by the
     chance that it is asked for within `HORIZON_S`."""
 
 
@@ -44,6 +48,8 @@ class EvictionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     idle_unload_s: float | None = None
     """After how long without a request a replica is unloaded; `None` is never. A profile's own
     wins."""
+    defrag_after_cycles: int = 0
+    """After how many loads and unloads a node's engines are recycled; 0 is never."""
 
 
 Rates = Mapping[ModelId, float]

@@ -6,13 +6,16 @@ import math
 import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
+from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.evict import Later, find_eviction
 from cortex_core.placement.fit import Fit
-from cortex_core.placement.place import UNDER_WAY, judge, make_room
-from cortex_core.placement.policy import LOAD_BYTES_PER_S, EvictionPolicy, Rates
-from cortex_core.placement.steps import Evict, Load
+from cortex_core.placement.place import find_room, judge
+from cortex_core.placement.policy import EvictionPolicy, Rates
+from cortex_core.placement.steps import Evict, Load, Wake, parting_of
+from cortex_core.placement.times import has_woken, load_s, measured_load_s, wake_s
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.route import RouteHints, Serve, route
 
@@ -24,10 +27,12 @@ class Outcome(enum.StrEnum):
     """It is answered at once."""
     COMING = "coming"
     """It waits for a load that is under way, or for room that is being made."""
+    WAKE = "wake"
+    """It sleeps, and is woken."""
     LOAD = "load"
     """The model is loaded into free memory."""
     EVICT = "evict"
-    """Others give way, then it is loaded."""
+    """Others give way, asleep or unloaded; then it is loaded, or woken where it sleeps."""
     WAIT = "wait"
     """It waits until others may give way."""
     REFUSE = "refuse"
@@ -60,21 +65,6 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """In the order of the fleet."""
 
 
-class _Case(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked about, and what it is looked at with."""
-
-    state: FleetState
-    catalogue: Catalogue
-    model: ModelId
-    policy: EvictionPolicy
-    rates: Rates
-    now: float
-
-    @property
-    def profile(self) -> Profile | None:
-        return self.catalogue.profiles.get(self.model)
-
-
 def explain(
     state: FleetState,
     catalogue: Catalogue,
@@ -85,9 +75,13 @@ def explain(
     now: float,
 ) -> Explanation:
     """Return what `route` and `plan` would make of a request for `model`, without doing it."""
-    case = _Case(state=state, catalogue=catalogue, model=model, policy=policy, rates=rates, now=now)
-    nodes = tuple(_outlook(case, node) for node in state.nodes.values())
-    chosen = _chosen(case, nodes)
+    case = Case(state=state, catalogue=catalogue, policy=policy, rates=rates, now=now)
+    profile = catalogue.profiles.get(model)
+    nodes = tuple(
+        _outlook(case, model, profile and sized(state, estimated(state, profile), node), node)
+        for node in state.nodes.values()
+    )
+    chosen = _chosen(case, model, nodes)
     if chosen is None and not state.is_heard:
         return Explanation(
             model=model,
@@ -113,67 +107,62 @@ def explain(
     )
 
 
-def _chosen(case: _Case, nodes: tuple[NodeOutlook, ...]) -> NodeOutlook | None:
+def _chosen(case: Case, model: ModelId, nodes: tuple[NodeOutlook, ...]) -> NodeOutlook | None:
     by_name = {outlook.node: outlook for outlook in nodes}
     hints = RouteHints(has_turn=True)
     decision = route(
-        case.state, case.catalogue, case.model, hints=hints, in_flight={}, now=case.now
+        case.state,
+        case.catalogue,
+        model,
+        hints=hints,
+        in_flight={},
+        now=case.now,
+        policy=case.policy,
     )
     if isinstance(decision, Serve):
         return by_name[decision.replica.node]
     coming = next((outlook for outlook in nodes if outlook.outcome is Outcome.COMING), None)
     if coming is not None:
         return coming
-    if case.profile is not None and case.state.is_heard:
-        step = make_room(
-            case.state,
-            case.catalogue,
-            case.model,
-            case.now,
-            policy=case.policy,
-            rates=case.rates,
-        )
-        if isinstance(step, Load):
+    if case.state.is_heard:
+        step = find_room(case, model)
+        if isinstance(step, Load | Wake):
             return by_name[step.replica.node]
         if isinstance(step, Evict):
             return by_name[step.swap.node]
     return next((outlook for outlook in nodes if outlook.outcome is Outcome.WAIT), None)
 
 
-def _outlook(case: _Case, node: NodeState) -> NodeOutlook:
-    replica = node.replicas.get(case.model)
+def _outlook(case: Case, model: ModelId, profile: Profile | None, node: NodeState) -> NodeOutlook:
+    replica = node.replicas.get(model)
     if node.takes_work and replica is not None and replica.is_servable:
         return NodeOutlook(
             node=node.name, outcome=Outcome.SERVE, reason="it is loaded there", expected_s=0.0
         )
-    coming = _coming(case.state, case.model, node, replica)
+    coming = _coming(case.state, model, node, replica)
     if coming is not None:
         return coming
-    profile = case.profile
     if profile is None:
         reason = "the catalogue does not have it, so it is not loaded for anybody"
         return NodeOutlook(node=node.name, outcome=Outcome.REFUSE, reason=reason)
-    verdict = judge(case.state, case.catalogue, profile, node, case.now)
+    verdict = judge(case, profile, node)
     if isinstance(verdict, Fit):
-        load_s, how = _load_time(case.state, profile, node)
-        reason = f"it fits, and a load takes {how}"
-        return NodeOutlook(node=node.name, outcome=Outcome.LOAD, reason=reason, expected_s=load_s)
+        coming_s, how = _arrival(profile, node)
+        is_wake = _sleeper(model, node) is not None
+        return NodeOutlook(
+            node=node.name,
+            outcome=Outcome.WAKE if is_wake else Outcome.LOAD,
+            reason=f"it sleeps there, and {how}" if is_wake else f"it fits, and {how}",
+            expected_s=coming_s,
+        )
     if not verdict.lacks_room:
         return NodeOutlook(node=node.name, outcome=Outcome.REFUSE, reason=verdict.reason)
     return _crowded(case, profile, node, verdict.reason)
 
 
-def _crowded(case: _Case, profile: Profile, node: NodeState, why: str) -> NodeOutlook:
+def _crowded(case: Case, profile: Profile, node: NodeState, why: str) -> NodeOutlook:
     """Return the outlook on a node where others have the room."""
-    found = find_eviction(
-        case.state,
-        case.catalogue,
-        profile,
-        node,
-        policy=case.policy,
-        rates=case.rates,
-        now=case.now,
-    )
+    found = find_eviction(case, profile, node)
     if found is None:
         reason = f"{why}; nobody there may give way"
         return NodeOutlook(node=node.name, outcome=Outcome.REFUSE, reason=reason)
@@ -181,14 +170,13 @@ def _crowded(case: _Case, profile: Profile, node: NodeState, why: str) -> NodeOu
         until = f"in {found.at - case.now:.0f} s" if math.isfinite(found.at) else "later"
         reason = f"{why}; others there may give way {until}"
         return NodeOutlook(node=node.name, outcome=Outcome.WAIT, reason=reason)
-    load_s, how = _load_time(case.state, profile, node)
-    victims = tuple(victim.replica.model for victim in found.victims)
+    coming_s, how = _arrival(profile, node)
     return NodeOutlook(
         node=node.name,
         outcome=Outcome.EVICT,
-        reason=f"{', '.join(victims)} would give way, and a load takes {how}",
-        victims=victims,
-        expected_s=load_s,
+        reason=f"others give way ({parting_of(found.victims)}), and {how}",
+        victims=tuple(victim.replica.model for victim in found.victims),
+        expected_s=coming_s,
     )
 
 
@@ -197,7 +185,7 @@ def _coming(
 ) -> NodeOutlook | None:
     """Return the outlook on a node where something is under way."""
     swap = state.swaps.get(model)
-    is_sent = ReplicaId(node=node.name, model=model) in state.commands
+    sent = state.commands.get(ReplicaId(node=node.name, model=model))
     if not node.takes_work:
         return None
     if replica is not None and replica.status is ReplicaStatus.UNLOADING:
@@ -210,8 +198,9 @@ def _coming(
         reason = f"it is {replica.status} there{stage}"
     elif swap is not None and swap.node == node.name:
         eta_s, reason = None, "room is being made for it there"
-    elif is_sent:
-        eta_s, reason = None, "it is about to be loaded there"
+    elif sent is not None:
+        kind = "woken" if sent.is_wake else "loaded"
+        eta_s, reason = None, f"it is about to be {kind} there"
     elif replica is not None and replica.status is ReplicaStatus.UNKNOWN:
         eta_s, reason = None, "its state there is not known, and the node is asked again"
     else:
@@ -219,12 +208,23 @@ def _coming(
     return NodeOutlook(node=node.name, outcome=Outcome.COMING, reason=reason, expected_s=eta_s)
 
 
-def _load_time(state: FleetState, profile: Profile, node: NodeState) -> tuple[float | None, str]:
-    """Return the seconds that a load takes, and how that is said."""
-    measured = node.load_times.get(profile.id)
-    if measured is not None:
-        return measured, f"{measured:.0f} s, as the last one did"
-    if profile.vram_bytes is None:
-        return None, "a time that nobody knows"
-    guess = profile.vram_bytes / LOAD_BYTES_PER_S
-    return guess, f"about {guess:.0f} s, by its size"
+def _sleeper(model: ModelId, node: NodeState) -> Replica | None:
+    """Return the replica when it sleeps."""
+    replica = node.replicas.get(model)
+    return replica if replica is not None and replica.status is ReplicaStatus.SLEEPING else None
+
+
+def _arrival(profile: Profile, node: NodeState) -> tuple[float | None, str]:
+    """Return the seconds that a load or a wake takes, and how that is said."""
+    sleeper = _sleeper(profile.id, node)
+    if sleeper is not None:
+        kind, known = "a wake", wake_s(node, profile, sleeper, sleeper.sleep_level or 1)
+        is_measured = has_woken(node, profile, sleeper)
+    else:
+        kind, known = "a load", load_s(node, profile)
+        is_measured = measured_load_s(node, profile) is not None
+    if known is None:
+        return None, f"{kind} takes a time that nobody knows"
+    if is_measured:
+        return known, f"{kind} takes {known:.0f} s, as the last one did"
+    return known, f"{kind} takes about {known:.0f} s, by its size"

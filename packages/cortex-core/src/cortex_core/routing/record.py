@@ -5,7 +5,7 @@ import enum
 import msgspec
 
 from cortex_core.ids import ModelId, NodeName
-from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step
+from cortex_core.placement.steps import Evict, Hold, Load, Recycle, Retire, Step, Wake, parting_of
 from cortex_core.routing.route import Candidate, Decision, Refuse, Serve, Wait
 
 
@@ -22,8 +22,12 @@ class DecisionKind(enum.StrEnum):
     """A model is loaded."""
     EVICT = "evict"
     """Replicas give way to a model."""
+    WAKE = "wake"
+    """A model that sleeps is woken."""
     RETIRE = "retire"
     """A replica that nobody uses is unloaded."""
+    RECYCLE = "recycle"
+    """A node's engine processes are replaced."""
     HOLD = "hold"
     """Nothing can be done for a model now."""
 
@@ -45,6 +49,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Epoch seconds."""
     kind: DecisionKind
     model: ModelId
+    """Empty where it is about a whole node."""
     node: NodeName | None = None
     request_id: str | None = None
     reason: str = ""
@@ -107,8 +112,24 @@ def record_of_step(step: Step, at: float) -> Record:
                 kind=DecisionKind.EVICT,
                 model=model,
                 node=swap.node,
-                reason="room is made for it there",
+                reason=f"room is made for it there: {parting_of(swap.victims)}",
                 victims=tuple(victim.replica.model for victim in swap.victims),
+            )
+        case Wake(replica=replica):
+            return Record(
+                at=at,
+                kind=DecisionKind.WAKE,
+                model=replica.model,
+                node=replica.node,
+                reason="it sleeps there, and fits",
+            )
+        case Recycle(node=node, cycles=cycles):
+            return Record(
+                at=at,
+                kind=DecisionKind.RECYCLE,
+                model=ModelId(""),
+                node=node,
+                reason=f"{cycles} loads there ended in an unload",
             )
         case Retire(replica=replica):
             return Record(

@@ -14,8 +14,10 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeState
 from cortex_core.ids import ModelId, ReplicaId
-from cortex_core.placement.place import UNDER_WAY, is_coming, make_room
-from cortex_core.placement.steps import Evict, Hold, Load
+from cortex_core.placement.case import UNDER_WAY, Case
+from cortex_core.placement.place import Limits, find_room, is_coming
+from cortex_core.placement.policy import DEFAULT_POLICY, EvictionPolicy
+from cortex_core.placement.steps import Evict, Hold, Load, Wake
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 from cortex_core.routing.choose import DEFAULT_MAX_IN_FLIGHT, choose, has_place
 
@@ -94,6 +96,7 @@ def route(
     in_flight: Mapping[ReplicaId, int],
     now: float,
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+    policy: EvictionPolicy = DEFAULT_POLICY,
 ) -> Decision:
     """Decide where a request for `model` goes.
 
@@ -106,6 +109,7 @@ def route(
             many as its latest report says.
         now: monotonic seconds.
         max_in_flight: requests that a replica is given at once where nobody says.
+        policy: how room is made, for a model that is not there.
     """
     pairs = list(state.replicas_of(model))
     candidates = [_judge(state, node, replica, hints, now) for node, replica in pairs]
@@ -127,7 +131,20 @@ def route(
         return _full(model, usable, candidates)
     if places:
         return _serve(places, catalogue, candidates, hints, in_flight, max_in_flight)
-    return _not_ready(state, catalogue, model, hints, now, pairs, tuple(candidates))
+    wait = _under_way(state, model, pairs, hints)
+    if wait is None and not state.is_heard:
+        # A gateway that has just started must not turn away, or load anew, what a node has.
+        wait = Wait(model=model, reason="the nodes are being asked what they have", is_load=False)
+    if wait is None:
+        case = Case(state=state, catalogue=catalogue, policy=policy, now=now)
+        found = _absent(case, model, hints, pairs)
+        if isinstance(found, RequestError):
+            return Refuse(error=found, candidates=tuple(candidates))
+        wait = found
+    if not hints.cold_ok:
+        cold = ModelLoadingError(f"{model!r} is not loaded: {wait.reason}")
+        return Refuse(error=cold, candidates=tuple(candidates))
+    return msgspec.structs.replace(wait, candidates=tuple(candidates))
 
 
 def _serve(
@@ -209,32 +226,17 @@ def _has_other(state: FleetState, replica: ReplicaId, now: float) -> bool:
     return False
 
 
-def _not_ready(
-    state: FleetState,
-    catalogue: Catalogue,
-    model: ModelId,
-    hints: RouteHints,
-    now: float,
-    pairs: list[tuple[NodeState, Replica]],
-    candidates: tuple[Candidate, ...],
-) -> Decision:
-    wait = _under_way(state, model, pairs, hints)
-    if wait is None and not state.is_heard:
-        # A gateway that has just started must not turn away, or load anew, what a node has.
-        wait = Wait(model=model, reason="the nodes are being asked what they have", is_load=False)
-    if wait is None and is_coming(state, model):
+def _absent(
+    case: Case, model: ModelId, hints: RouteHints, pairs: list[tuple[NodeState, Replica]]
+) -> Wait | RequestError:
+    """Return what becomes of a request for a model that nobody serves or is about to."""
+    if is_coming(case.state, model):
         # Only the replicas that were tried already; the plan sees no need for another.
-        tried = NoReplicaError(f"every replica of {model!r} failed to answer")
-        return Refuse(error=tried, candidates=candidates)
-    if wait is None:
-        step = make_room(state, catalogue, model, now, avoid=hints.excluded)
-        if isinstance(step, Hold) and step.retry_at is None:
-            return Refuse(error=_refusal(state, model, step, pairs, now), candidates=candidates)
-        wait = Wait(model=model, reason=_waiting_for(step))
-    if not hints.cold_ok:
-        cold = ModelLoadingError(f"{model!r} is not loaded: {wait.reason}")
-        return Refuse(error=cold, candidates=candidates)
-    return msgspec.structs.replace(wait, candidates=candidates)
+        return NoReplicaError(f"every replica of {model!r} failed to answer")
+    step = find_room(case, model, Limits(avoid=hints.excluded))
+    if isinstance(step, Hold) and step.retry_at is None:
+        return _refusal(case.state, model, step, pairs, case.now)
+    return Wait(model=model, reason=_waiting_for(step))
 
 
 def _under_way(
@@ -257,14 +259,17 @@ def _under_way(
     swap = state.swaps.get(model)
     if swap is not None:
         return Wait(model=model, reason=f"room is being made on {swap.node}")
-    for target in state.commands:
+    for target, command in state.commands.items():
         if target.model == model and state.nodes[target.node].takes_work:
-            return Wait(model=model, reason=f"it is being loaded on {target.node}")
+            verb = "woken" if command.is_wake else "loaded"
+            return Wait(model=model, reason=f"it is being {verb} on {target.node}")
     return None
 
 
-def _waiting_for(step: Load | Evict | Hold) -> str:
+def _waiting_for(step: Load | Wake | Evict | Hold) -> str:
     match step:
+        case Wake(replica=replica):
+            return f"it is about to be woken on {replica.node}"
         case Load(replica=replica):
             return f"it is about to be loaded on {replica.node}"
         case Evict(swap=swap):

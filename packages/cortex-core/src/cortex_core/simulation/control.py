@@ -19,9 +19,10 @@ from cortex_core.fleet.reducers import (
 )
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName, ReplicaId
-from cortex_core.placement.idle import idle_ends
+from cortex_core.placement.case import Case
+from cortex_core.placement.idle import next_idle_end
 from cortex_core.placement.plan import plan
-from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step
+from cortex_core.placement.steps import Evict, Hold, Load, Recycle, Retire, Step, Wake
 from cortex_core.simulation.journal import Deed, Journal
 from cortex_core.simulation.neuron import Neuron, News
 from cortex_core.simulation.store import Store
@@ -129,8 +130,8 @@ class Control:
                 self._make_room(step)
             case Retire():
                 self._retire(step)
-            case Hold():
-                pass
+            case Wake() | Recycle() | Hold():
+                pass  # nobody sleeps on these nodes, and none counts its cycles
 
     def _load(self, step: Load) -> None:
         replica, command = step.replica, step.command
@@ -231,7 +232,8 @@ class Control:
             for target, failure in store.state.failures.items()
             if target.model in store.waiting
         ]
-        alarms += [end for _, end in idle_ends(store.state, store.catalogue, store.policy)]
+        case = Case(state=store.state, catalogue=store.catalogue, policy=store.policy, now=now)
+        alarms.append(next_idle_end(case))
         at = min((alarm for alarm in alarms if now < alarm < math.inf), default=math.inf)
         if at < self._alarm_at or self._alarm_at <= now:
             self._alarm_at = at
@@ -259,7 +261,7 @@ def _waits(steps: tuple[Step, ...]) -> frozenset[ModelId]:
     barred: frozenset[NodeName] = frozenset()
     for step in steps:
         match step:
-            case Load(replica=replica):
+            case Load(replica=replica) | Wake(replica=replica):
                 waits.add(replica.model)
             case Evict(model=model):
                 waits.add(model)
@@ -268,6 +270,6 @@ def _waits(steps: tuple[Step, ...]) -> frozenset[ModelId]:
                 if retry_at is not None or barred:
                     waits.add(model)
                 barred |= awaited
-            case Retire():
+            case Retire() | Recycle():
                 pass
     return frozenset(waits)

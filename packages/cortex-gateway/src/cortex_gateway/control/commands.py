@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from cortex_core.errors import (
+    ConflictError,
     InsufficientVramError,
     NotFoundError,
     RequestError,
@@ -13,16 +14,19 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.reducers import (
     with_load_failure,
+    with_sleepless,
     without_command,
+    without_recycling,
     without_swap,
     without_unloads,
 )
-from cortex_core.fleet.state import FleetState
+from cortex_core.fleet.state import FleetState, Swap, Victim, Way
 from cortex_core.ids import NodeName, ReplicaId
-from cortex_core.placement.place import UNDER_WAY
-from cortex_core.placement.steps import Evict, Load, Retire
+from cortex_core.placement.case import UNDER_WAY
+from cortex_core.placement.steps import Evict, Load, Recycle, Retire, Wake
+from cortex_core.replica import ReplicaStatus
 from cortex_core.server.clock import Clock
-from cortex_core.wire.neuron import UnloadRequest
+from cortex_core.wire.neuron import SleepRequest, UnloadRequest, WakeRequest
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.ports import NodeClient
@@ -31,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 REPORT_WAIT_S = 5.0
 """How long a command that was answered stays noted while no report shows what it did."""
+
+RECYCLE_RETRY_S = 600.0
+"""How long a node that would not recycle its engines is left in peace."""
 
 RETRY_S = 60.0
 """How long a replica that would not be unloaded for want of use is left in peace."""
@@ -66,33 +73,48 @@ class Commands:
                 await self._shown(replica.node, lambda state: is_shown(state, replica))
             else:
                 logger.warning("loading %s failed: %s", replica, error.message)
-                is_for_room = isinstance(error, InsufficientVramError)
-                self._failed(replica, error.message, is_for_room=is_for_room)
+                self._failed(replica, error.message, error)
+            return error
+        finally:
+            self._store.update(partial(without_command, replica=replica))
+            self._store.refresh(replica.node)
+
+    async def wake(self, step: Wake) -> RequestError | None:
+        """Wake a model; what goes wrong is noted and returned."""
+        replica = step.replica
+        logger.info("waking %s", replica)
+        request, began = WakeRequest(model_id=replica.model), self._clock.now()
+        try:
+            error = await _error_of(replica, lambda: self._clients[replica.node].wake(request))
+            if error is None:
+                logger.info("woke %s in %.1f s", replica, self._clock.now() - began)
+                await self._shown(replica.node, lambda state: is_shown(state, replica))
+            else:
+                logger.warning("waking %s failed: %s", replica, error.message)
+                self._failed(replica, error.message, error)
             return error
         finally:
             self._store.update(partial(without_command, replica=replica))
             self._store.refresh(replica.node)
 
     async def make_room(self, step: Evict) -> RequestError | None:
-        """Unload those who give way; the next plan sees the room, and loads.
+        """Have those go who give way; the next plan sees the room, and loads or wakes.
 
         What goes wrong is noted and returned.
         """
         swap = step.swap
         logger.info(
-            "making room for %s on %s: unloading %s",
+            "making room for %s on %s: %s",
             step.model,
             swap.node,
-            ", ".join(victim.model for victim in swap.replicas),
+            ", ".join(f"{victim.replica.model} ({victim.way})" for victim in swap.victims),
         )
         has_room = False
         try:
-            errors = await asyncio.gather(*(self._unload(victim) for victim in swap.replicas))
-            failures = [error for error in errors if error is not None]
-            if failures:
-                # The first is noted, and stands for all.
+            error = await self._part(swap)
+            if error is not None:
                 wanted = ReplicaId(node=swap.node, model=step.model)
-                self._failed(wanted, f"room could not be made: {failures[0].message}")
+                self._failed(wanted, f"room could not be made: {error.message}")
             else:
                 has_room = True
                 for victim in swap.replicas:
@@ -101,13 +123,63 @@ class Commands:
                     swap.node,
                     lambda state: all(is_gone(state, victim) for victim in swap.replicas),
                 )
-            return failures[0] if failures else None
+            return error
         finally:
             self._store.update(partial(without_swap, model=step.model))
-            if has_room:
+            if has_room and swap.is_bound:
+                self._store.want_on(ReplicaId(node=swap.node, model=step.model))
+            elif has_room:
                 # Who asked may have left, and nobody shall have given way for nothing.
                 self._store.want(step.model)
             self._store.refresh(swap.node)
+
+    async def _part(self, swap: Swap) -> RequestError | None:
+        """Have the victims go, and return why one could not."""
+        replicas = self._store.state.nodes[swap.node].replicas
+        asleep = {model for model, r in replicas.items() if r.status is ReplicaStatus.SLEEPING}
+        # Those who are to sleep need the host's memory that the sleepers give back.
+        for is_asleep in (True, False):
+            group = [v for v in swap.victims if (v.replica.model in asleep) is is_asleep]
+            errors = await asyncio.gather(*(self._send_off(victim) for victim in group))
+            failures = [error for error in errors if error is not None]
+            if failures:
+                return failures[0]
+        return None
+
+    async def _send_off(self, victim: Victim) -> RequestError | None:
+        """Put a replica to sleep or unload it, and return why neither could be done."""
+        replica = victim.replica
+        if victim.way is Way.UNLOAD:
+            return await self._unload(replica)
+        request = SleepRequest(
+            model_id=replica.model,
+            level=1 if victim.way is Way.SLEEP_1 else 2,
+            drain_timeout_s=self._store.policy.drain_s,
+        )
+        error = await _error_of(replica, lambda: self._clients[replica.node].sleep(request))
+        if error is None:
+            return None
+        logger.warning("%s does not sleep and is unloaded: %s", replica, error.message)
+        if isinstance(error, ConflictError | NotFoundError):
+            self._store.update(partial(with_sleepless, replica=replica))
+        return await self._unload(replica)
+
+    async def recycle(self, step: Recycle) -> RequestError | None:
+        """Have a node replace its engine processes; return why it does not, or `None`."""
+        name = step.node
+        logger.info("recycling the engines of %s after %d cycles", name, step.cycles)
+        retry_at = None
+        try:
+            error = await _error_of(name, self._clients[name].recycle)
+            if error is None:
+                await self._shown(name, lambda state: has_recycled(state, step))
+            else:
+                logger.warning("recycling the engines of %s failed: %s", name, error.message)
+                retry_at = self._clock.now() + RECYCLE_RETRY_S
+            return error
+        finally:
+            self._store.update(partial(without_recycling, name=name, retry_at=retry_at))
+            self._store.refresh(name)
 
     async def retire(self, step: Retire) -> RequestError | None:
         """Unload what nobody uses; return why it could not be, or `None`."""
@@ -132,13 +204,15 @@ class Commands:
             replica, lambda: self._clients[replica.node].unload(request), fine=NotFoundError
         )
 
-    def _failed(self, replica: ReplicaId, reason: str, *, is_for_room: bool = False) -> None:
+    def _failed(self, replica: ReplicaId, reason: str, error: RequestError | None = None) -> None:
+        is_for_room = isinstance(error, InsufficientVramError)
         note = partial(
             with_load_failure,
             replica=replica,
             reason=reason,
             now=self._clock.now(),
             is_for_room=is_for_room,
+            needed_bytes=error.needed_bytes if isinstance(error, InsufficientVramError) else 0,
         )
         self._store.update(note)
 
@@ -147,7 +221,7 @@ class Commands:
 
 
 async def _error_of(
-    replica: ReplicaId,
+    whom: ReplicaId | NodeName,
     send: Callable[[], Awaitable[None]],
     *,
     fine: type[RequestError] | tuple[()] = (),
@@ -158,7 +232,7 @@ async def _error_of(
     except RequestError as error:
         return None if isinstance(error, fine) else error
     except Exception:
-        logger.exception("a command for %s failed", replica)
+        logger.exception("a command for %s failed", whom)
         return UpstreamError("internal error")
     return None
 
@@ -185,6 +259,12 @@ def is_shown(state: FleetState, replica: ReplicaId) -> bool:
     if node is None or known is None:
         return node is None or not node.is_reachable
     return known.is_servable or known.status in UNDER_WAY
+
+
+def has_recycled(state: FleetState, step: Recycle) -> bool:
+    """Whether the snapshot shows that the node counts anew, or it is lost."""
+    node = state.nodes.get(step.node)
+    return node is None or not node.is_reachable or (node.cycles or 0) < step.cycles
 
 
 def is_gone(state: FleetState, replica: ReplicaId) -> bool:

@@ -16,8 +16,9 @@ from cortex_core.errors import (
 from cortex_core.fleet.reducers import with_command, with_swap, without_failures
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName, ReplicaId
-from cortex_core.placement.place import UNDER_WAY, make_room
-from cortex_core.placement.steps import Evict, Hold, Load
+from cortex_core.placement.case import UNDER_WAY, Case
+from cortex_core.placement.place import Limits, find_room
+from cortex_core.placement.steps import Evict, Hold, Load, Wake
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 from cortex_core.routing.explain import Explanation, NodeOutlook, Outcome, explain
 from cortex_core.routing.route import Refuse, RouteHints, Serve, Wait, route
@@ -234,17 +235,18 @@ class Loading:
             RequestError: nothing can be done, or it failed.
         """
         store, now = self._store, self._clock.now()
-        others = frozenset(store.state.nodes) - {target.node}
-        step = make_room(
-            store.state,
-            store.catalogue,
-            target.model,
-            now,
-            barred=others,
+        case = Case(
+            state=store.state,
+            catalogue=store.catalogue,
+            now=now,
             policy=store.policy,
             rates=store.rates(now),
         )
+        step = find_room(case, target.model, Limits(only=target.node))
         match step:
+            case Wake(replica=replica, command=command):
+                store.update(partial(with_command, replica=replica, command=command))
+                await self._send(target, lambda: self._commands.wake(step))
             case Load(replica=replica, command=command):
                 store.update(partial(with_command, replica=replica, command=command))
                 await self._send(target, lambda: self._commands.load(step))

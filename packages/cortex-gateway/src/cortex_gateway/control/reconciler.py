@@ -6,16 +6,21 @@ from collections.abc import Coroutine
 from functools import partial
 
 from cortex_core.errors import RequestError
-from cortex_core.fleet.reducers import with_command, with_swap, with_unloads
+from cortex_core.fleet.reducers import with_command, with_recycling, with_swap, with_unloads
 from cortex_core.fleet.state import NodeHealth
 from cortex_core.ids import NodeName
-from cortex_core.placement.idle import idle_ends
-from cortex_core.placement.plan import plan
-from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step
+from cortex_core.placement.case import Case
+from cortex_core.placement.idle import next_idle_end
+from cortex_core.placement.plan import open_wishes, plan
+from cortex_core.placement.steps import Evict, Hold, Load, Recycle, Retire, Step, Wake
 from cortex_core.server.clock import Clock
 from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
+
+REST_RATIO = 9.0
+"""How long the next plan waits, by what the last one took: a tenth of the time goes to planning
+at most."""
 
 
 class Reconciler:
@@ -44,11 +49,15 @@ class Reconciler:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._drop_lost()
+                began = self._clock.now()
                 self._start(tasks)
+                took_s = self._clock.now() - began
                 await self._wait()
+                # With a thousand nodes there is news all the time, and planning takes a while.
+                await self._clock.sleep(took_s * REST_RATIO)
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
-        store, now = self._store, self._clock.now()
+        store, now, wishes = self._store, self._clock.now(), self._store.wishes()
         steps = plan(
             store.state,
             store.catalogue,
@@ -56,7 +65,11 @@ class Reconciler:
             now,
             policy=store.policy,
             rates=store.rates(now),
+            waiting=store.waiting(),
+            request_times=store.request_times(),
+            wishes=wishes,
         )
+        store.keep_wishes(wishes, open_wishes(store.state, wishes, steps))
         for step in steps:
             self._begin(tasks, step)
         self._alarms = [s.retry_at for s in steps if isinstance(s, Hold) and s.retry_at is not None]
@@ -82,6 +95,14 @@ class Reconciler:
                     self._noted(step, commands.retire(step)),
                     f"unload {replica}",
                 )
+            case Wake(replica=replica, command=command):
+                store.update(partial(with_command, replica=replica, command=command))
+                self._run(
+                    tasks, replica.node, self._noted(step, commands.wake(step)), f"wake {replica}"
+                )
+            case Recycle(node=node):
+                store.update(partial(with_recycling, name=node))
+                self._run(tasks, node, self._noted(step, commands.recycle(step)), f"recycle {node}")
             case Hold():
                 pass
 
@@ -123,7 +144,10 @@ class Reconciler:
             for target, failure in state.failures.items()
             if target.model in demanded
         ]
-        alarms += [end for _, end in idle_ends(state, self._store.catalogue, self._store.policy)]
+        case = Case(
+            state=state, catalogue=self._store.catalogue, policy=self._store.policy, now=now
+        )
+        alarms.append(next_idle_end(case))
         pauses = [alarm - now for alarm in alarms if now < alarm < math.inf]
         async with asyncio.TaskGroup() as tasks:
             alarm = tasks.create_task(self._ring(min(pauses))) if pauses else None

@@ -2,18 +2,25 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 from cortex_core.catalogue import Catalogue
+from cortex_core.errors import ModelLoadingError
 from cortex_core.fleet.rates import Rate, counted, per_second
-from cortex_core.fleet.reducers import revised, without_node
+from cortex_core.fleet.reducers import revised, with_use, without_node
 from cortex_core.fleet.state import FleetState, NodeHealth
-from cortex_core.ids import ModelId, NodeName
+from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.placement.policy import DEFAULT_POLICY, EvictionPolicy
 from cortex_core.routing.retry import Failure
 from cortex_gateway.ports import UpstreamFailure
+
+TOUCH_S = 1.0
+"""How exactly it is known when a replica was used."""
+
+REQUEST_SHARE = 0.1
+"""How much the latest request counts in what a request takes."""
 
 
 class FleetStore:
@@ -27,7 +34,9 @@ class FleetStore:
         self._policy = policy
         self._waiters: Counter[ModelId] = Counter()
         self._asked: dict[ModelId, None] = {}
+        self._wishes: dict[ReplicaId, None] = {}
         self._rates: dict[ModelId, Rate] = {}
+        self._request_times: dict[ModelId, float] = {}
         # Nodes come and go with the settings, so that entries are made when they are needed.
         self._limits: defaultdict[NodeName, set[asyncio.Timeout]] = defaultdict(set)
         self._changed = asyncio.Event()
@@ -79,12 +88,19 @@ class FleetStore:
 
     @contextmanager
     def demand(self, model: ModelId) -> Iterator[None]:
-        """Count one waiter for `model` while the context is open."""
+        """Count one waiter for `model` while the context is open.
+
+        One that leaves wants nothing any more; one whose time was up (`ModelLoadingError`) has
+        the model planned for once.
+        """
         self._waiters[model] += 1
-        self._asked[model] = None
         self._wanted.set()
         try:
             yield
+        except ModelLoadingError:
+            # Its time was up, and whoever asks next shall find the model there.
+            self.want(model)
+            raise
         finally:
             self._waiters[model] -= 1
             if not self._waiters[model]:
@@ -95,10 +111,9 @@ class FleetStore:
         return frozenset(self._waiters)
 
     def take_demanded(self) -> tuple[ModelId, ...]:
-        """Return the models to plan for: waited for, or asked for since this was called last.
+        """Return the models to plan for: waited for, or wanted once since this was called last.
 
-        The longest wait comes first. A caller that waits for nothing still has the model loaded
-        for the next one.
+        The longest wait comes first.
         """
         wanted = tuple(dict.fromkeys((*self._waiters, *self._asked)))
         self._asked.clear()
@@ -108,9 +123,49 @@ class FleetStore:
         """Note one request for `model`."""
         self._rates[model] = counted(self._rates.get(model), now)
 
-    def rates(self, now: float) -> dict[ModelId, float]:
+    def rates(self, now: float) -> Mapping[ModelId, float]:
         """Return requests per second by model."""
-        return {model: per_second(rate, now) for model, rate in self._rates.items()}
+        return _Rates(self._rates, now)
+
+    def waiting(self) -> Mapping[ModelId, int]:
+        """Return how many requests wait, by model; no entry is none."""
+        return dict(self._waiters)
+
+    def served(self, model: ModelId, request_s: float) -> None:
+        """Note how long a request for `model` was with a replica."""
+        known = self._request_times.get(model, request_s)
+        self._request_times[model] = known + (request_s - known) * REQUEST_SHARE
+
+    def request_times(self) -> Mapping[ModelId, float]:
+        """Return the seconds that a request takes, by model; no entry is not measured."""
+        return dict(self._request_times)
+
+    def touch(self, replica: ReplicaId, now: float) -> None:
+        """Note that a request begins or ends at `replica`; wakes nobody.
+
+        Neurons of the given kind do not report use. Notes within `TOUCH_S` of the last count
+        as made already, so that the data path may call this as often as it likes.
+        """
+        known = self._state.resident(replica)
+        if known is not None and now - known.used >= TOUCH_S:
+            self._state = with_use(self._state, replica, now)
+
+    def want_on(self, replica: ReplicaId) -> None:
+        """Have a model on that very node, whether or not others serve it.
+
+        The wish is kept until it is acted on, or nothing but an operator could help.
+        """
+        self._wishes[replica] = None
+        self._wanted.set()
+
+    def wishes(self) -> tuple[ReplicaId, ...]:
+        """Return what is wanted on a certain node, the oldest wish first."""
+        return tuple(self._wishes)
+
+    def keep_wishes(self, before: Iterable[ReplicaId], kept: Iterable[ReplicaId]) -> None:
+        """Forget those of the wishes `before` that are not `kept`."""
+        for wish in frozenset(before) - frozenset(kept):
+            self._wishes.pop(wish, None)
 
     def want(self, model: ModelId) -> None:
         """Have `model` planned for once more, whether or not anybody waits for it."""
@@ -161,6 +216,23 @@ class FleetStore:
         asked = self._refreshes[node]
         await asked.wait()
         asked.clear()
+
+
+class _Rates(Mapping[ModelId, float]):
+    """Requests per second as they look at a moment, reckoned when they are asked for."""
+
+    def __init__(self, rates: Mapping[ModelId, Rate], now: float) -> None:
+        self._rates = rates
+        self._now = now
+
+    def __getitem__(self, model: ModelId) -> float:
+        return per_second(self._rates[model], self._now)
+
+    def __iter__(self) -> Iterator[ModelId]:
+        return iter(self._rates)
+
+    def __len__(self) -> int:
+        return len(self._rates)
 
 
 def _is_down(state: FleetState, name: NodeName) -> bool:

@@ -129,6 +129,7 @@ class Lines:
             in_flight=self._in_flight.depths,
             now=self._clock.now(),
             max_in_flight=self._settings.max_in_flight,
+            policy=self._store.policy,
         )
 
     async def turn(

@@ -1,0 +1,142 @@
+"""What keeps a node from loading or waking a model now: found quickly, said in words when asked."""
+
+import enum
+
+from cortex_core.catalogue import Profile
+from cortex_core.fleet.feasibility import infeasible_reason, is_feasible
+from cortex_core.fleet.state import NodeState
+from cortex_core.ids import ReplicaId
+from cortex_core.placement.case import UNDER_WAY, Case
+from cortex_core.placement.fit import (
+    Fit,
+    cooling_down,
+    find_fit,
+    free_bytes,
+    is_plain,
+    needed_share,
+)
+from cortex_core.placement.steps import NodeVerdict
+from cortex_core.replica import ReplicaStatus
+from cortex_core.units import mib_from_bytes
+
+
+class Obstacle(enum.Enum):
+    """Why not here."""
+
+    AVOIDED = enum.auto()
+    BARRED = enum.auto()
+    INFEASIBLE = enum.auto()
+    UNREACHABLE = enum.auto()
+    DRAINING = enum.auto()
+    CORDONED = enum.auto()
+    RECYCLING = enum.auto()
+    POISONED = enum.auto()
+    LOADED = enum.auto()
+    UNLOADING = enum.auto()
+    COMING = enum.auto()
+    COOLING = enum.auto()
+    NO_ROOM = enum.auto()
+
+
+_BY_STATUS = {
+    ReplicaStatus.POISONED: Obstacle.POISONED,
+    ReplicaStatus.LOADED: Obstacle.LOADED,
+    ReplicaStatus.UNLOADING: Obstacle.UNLOADING,
+    **dict.fromkeys(UNDER_WAY, Obstacle.COMING),
+}
+
+_WORDS = {
+    Obstacle.AVOIDED: "it was tried for this request",
+    Obstacle.BARRED: "a request that has waited for longer gets the next room there",
+    Obstacle.DRAINING: "the node is draining",
+    Obstacle.CORDONED: "the node is cordoned: it takes no new models",
+    Obstacle.RECYCLING: "its engines are being recycled",
+    Obstacle.POISONED: "its device there is poisoned",
+    Obstacle.UNLOADING: "it is being unloaded there",
+    Obstacle.COMING: "it is on its way there already",
+}
+
+
+def glance(case: Case, profile: Profile, node: NodeState) -> Fit | Obstacle:
+    """Return where on `node` the model would be loaded or woken now, or what keeps it from that.
+
+    Args:
+        case: the fleet at a moment.
+        profile: with the size that it has there.
+        node: any node of the fleet.
+    """
+    if not is_feasible(profile, node):
+        return Obstacle.INFEASIBLE
+    replica = node.replicas.get(profile.id)
+    is_asleep = replica is not None and replica.status is ReplicaStatus.SLEEPING
+    obstacle = _closed(case, node, is_asleep=is_asleep)
+    if obstacle is None and replica is not None:
+        obstacle = _BY_STATUS.get(replica.status)
+        if replica.id in case.state.unloads:
+            obstacle = obstacle or Obstacle.UNLOADING
+    if obstacle is None:
+        obstacle = _noted(case, profile, node)
+    if obstacle is not None:
+        return obstacle
+    only = replica.devices if replica is not None and is_asleep else ()
+    if is_plain(case.state, node) and node.widest_bytes < needed_share(profile, only):
+        return Obstacle.NO_ROOM
+    free = free_bytes(case.state, case.catalogue, node)
+    return find_fit(profile, node, free, only) or Obstacle.NO_ROOM
+
+
+def _closed(case: Case, node: NodeState, *, is_asleep: bool) -> Obstacle | None:
+    """Return why a node takes nothing now, whatever it is; it may wake what sleeps there."""
+    if not node.is_reachable:
+        return Obstacle.UNREACHABLE
+    if node.is_draining:
+        return Obstacle.DRAINING
+    if node.is_cordoned and not is_asleep:
+        return Obstacle.CORDONED
+    return Obstacle.RECYCLING if case.state.recycling == node.name else None
+
+
+def _noted(case: Case, profile: Profile, node: NodeState) -> Obstacle | None:
+    """Return why a node is not asked for this model now."""
+    if profile.id in case.state.commands_at.get(node.name, ()):
+        return Obstacle.COMING
+    if not case.state.failures:
+        return None
+    target = ReplicaId(node=node.name, model=profile.id)
+    return Obstacle.COOLING if cooling_down(case.state, target, case.now) else None
+
+
+def verdict_of(case: Case, profile: Profile, node: NodeState, obstacle: Obstacle) -> NodeVerdict:
+    """Return the obstacle in words."""
+    is_permanent, retry_at = False, None
+    match obstacle:
+        case Obstacle.INFEASIBLE:
+            reason = infeasible_reason(profile, node) or "it could never hold it"
+            is_elsewhere = bool(profile.pinned_on) and node.name not in profile.pinned_on
+            is_permanent = node.facts is not None or is_elsewhere
+        case Obstacle.UNREACHABLE:
+            reason = f"the node is {node.health}"
+        case Obstacle.LOADED:
+            why = node.replicas[profile.id].unservable_reason
+            reason = f"it is loaded there and takes no requests: {why}" if why else "it is there"
+        case Obstacle.COOLING:
+            failure = case.state.failures[ReplicaId(node=node.name, model=profile.id)]
+            reason = f"the last load failed: {failure.reason}"
+            retry_at = failure.retry_at if failure.is_for_room else None
+        case Obstacle.NO_ROOM:
+            reason = _no_room(case, profile, node)
+        case _:
+            reason = _WORDS[obstacle]
+    return NodeVerdict(
+        node=node.name,
+        reason=reason,
+        is_permanent=is_permanent,
+        lacks_room=obstacle is Obstacle.NO_ROOM,
+        retry_at=retry_at,
+    )
+
+
+def _no_room(case: Case, profile: Profile, node: NodeState) -> str:
+    free = free_bytes(case.state, case.catalogue, node).values()
+    sizes = ", ".join(str(mib_from_bytes(size)) for size in free)
+    return f"no room now: it takes {profile.vram_mb} MiB, free are {sizes} MiB"
