@@ -5,12 +5,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.rates import MEMORY_S, counted, per_second
 from cortex_core.fleet.reducers import (
-    with_command,
     with_report,
     with_swap,
     without_swap,
@@ -19,7 +17,7 @@ from cortex_core.fleet.state import FleetState, Resident
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeReport
 from cortex_core.placement.case import Case
-from cortex_core.placement.fit import free_bytes, shares
+from cortex_core.placement.fit import free_bytes
 from cortex_core.placement.idle import idle_replicas
 from cortex_core.placement.plan import plan
 from cortex_core.placement.policy import EvictionPolicy, Strategy, priority_of
@@ -27,7 +25,6 @@ from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.route import RouteHints, Wait, route
 from cortex_core.units import MIB
-from tests.core.strategies import MODELS, catalogues, fleets
 from tests.core.test_placement import fleet, gpu_node, make_room
 
 NOW = 1000.0
@@ -353,49 +350,3 @@ def test_a_rate_fades() -> None:
     assert per_second(rate, 59.0 + MEMORY_S) == pytest.approx(
         per_second(rate, 59.0) / 2.718, rel=0.01
     )
-
-
-policies = st.builds(
-    EvictionPolicy,
-    strategy=st.sampled_from(Strategy),
-    min_residency_s=st.sampled_from([0.0, 30.0]),
-    idle_unload_s=st.sampled_from([None, 10.0]),
-)
-
-
-@given(fleets(), catalogues(), st.lists(st.sampled_from(MODELS), unique=True), policies)
-def test_plans_are_safe_and_come_to_rest(
-    state: FleetState, catalogue: Catalogue, demand: list[ModelId], policy: EvictionPolicy
-) -> None:
-    """Issue: pinned stay, no device over-committed, the plan is idempotent."""
-    steps = plan(state, catalogue, demand, NOW, policy=policy)
-    for step in steps:
-        match step:
-            case Load():
-                state = with_command(state, step.replica, step.command)
-            case Evict():
-                check_swap(state, catalogue, step)
-                state = with_swap(state, step.model, step.swap)
-            case _:
-                pass
-    again = plan(state, catalogue, demand, NOW, policy=policy)
-
-    assert not [step for step in again if isinstance(step, Load | Evict)]
-
-
-def check_swap(state: FleetState, catalogue: Catalogue, step: Evict) -> None:
-    """Check that those who give way may, and that it is enough."""
-    node = state.nodes[step.swap.node]
-    wanted = catalogue.profiles[step.model]
-    free = dict(free_bytes(state, catalogue, node))
-    for victim in step.swap.replicas:
-        replica, known = node.replicas[victim.model], catalogue.profiles.get(victim.model)
-        assert replica.status is ReplicaStatus.LOADED
-        assert known is not None
-        assert node.name not in known.pinned_on
-        assert priority_of(known) <= priority_of(wanted)
-        assert victim not in state.unloads
-        for index, size in shares(node, replica, known).items():
-            free[index] = free.get(index, 0) + size
-    assert len(step.swap.devices) == wanted.min_devices
-    assert all(free[index] >= step.swap.share_bytes for index in step.swap.devices)

@@ -4,7 +4,7 @@ import enum
 
 import msgspec
 
-from cortex_core.ids import ModelId, NodeName
+from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.placement.steps import Evict, Hold, Load, Recycle, Retire, Step, Wake, parting_of
 from cortex_core.routing.route import Candidate, Decision, Refuse, Serve, Wait
 
@@ -99,53 +99,38 @@ def record_of_request(decision: Decision, model: ModelId, request_id: str, at: f
 
 def record_of_step(step: Step, at: float) -> Record:
     """Return the record of one step of a plan."""
+    if isinstance(step, Hold):
+        verdicts = step.verdicts
+        return Record(
+            at=at,
+            kind=DecisionKind.HOLD,
+            model=step.model,
+            reason="no node can take it now",
+            considered=tuple(Considered(node=one.node, rejected=one.reason) for one in verdicts),
+        )
+    kind, target, reason, victims = _done(step)
+    return Record(
+        at=at, kind=kind, model=target.model, node=target.node, reason=reason, victims=victims
+    )
+
+
+def _done(
+    step: Load | Wake | Evict | Retire | Recycle,
+) -> tuple[DecisionKind, ReplicaId, str, tuple[ModelId, ...]]:
+    """Return what is done, where and why, and who gives way."""
     match step:
         case Load(replica=replica, command=command):
             devices = ", ".join(str(index) for index in command.devices) or "the neuron's choice"
-            reason = f"it fits there (devices: {devices})"
-            return Record(
-                at=at, kind=DecisionKind.LOAD, model=replica.model, node=replica.node, reason=reason
-            )
-        case Evict(model=model, swap=swap):
-            return Record(
-                at=at,
-                kind=DecisionKind.EVICT,
-                model=model,
-                node=swap.node,
-                reason=f"room is made for it there: {parting_of(swap.victims)}",
-                victims=tuple(victim.replica.model for victim in swap.victims),
-            )
+            return DecisionKind.LOAD, replica, f"it fits there (devices: {devices})", ()
         case Wake(replica=replica):
-            return Record(
-                at=at,
-                kind=DecisionKind.WAKE,
-                model=replica.model,
-                node=replica.node,
-                reason="it sleeps there, and fits",
-            )
-        case Recycle(node=node, cycles=cycles):
-            return Record(
-                at=at,
-                kind=DecisionKind.RECYCLE,
-                model=ModelId(""),
-                node=node,
-                reason=f"{cycles} loads there ended in an unload",
-            )
+            return DecisionKind.WAKE, replica, "it sleeps there, and fits", ()
+        case Evict(model=model, swap=swap):
+            target = ReplicaId(node=swap.node, model=model)
+            reason = f"room is made for it there: {parting_of(swap.victims)}"
+            victims = tuple(victim.model for victim in swap.replicas)
+            return DecisionKind.EVICT, target, reason, victims
         case Retire(replica=replica):
-            return Record(
-                at=at,
-                kind=DecisionKind.RETIRE,
-                model=replica.model,
-                node=replica.node,
-                reason="nobody has used it for long",
-            )
-        case Hold(model=model, verdicts=verdicts):
-            return Record(
-                at=at,
-                kind=DecisionKind.HOLD,
-                model=model,
-                reason="no node can take it now",
-                considered=tuple(
-                    Considered(node=one.node, rejected=one.reason) for one in verdicts
-                ),
-            )
+            return DecisionKind.RETIRE, replica, "nobody has used it for long", ()
+        case Recycle(node=node, cycles=cycles):
+            target = ReplicaId(node=node, model=ModelId(""))
+            return DecisionKind.RECYCLE, target, f"{cycles} loads there ended in an unload", ()

@@ -131,20 +131,8 @@ def route(
         return _full(model, usable, candidates)
     if places:
         return _serve(places, catalogue, candidates, hints, in_flight, max_in_flight)
-    wait = _under_way(state, model, pairs, hints)
-    if wait is None and not state.is_heard:
-        # A gateway that has just started must not turn away, or load anew, what a node has.
-        wait = Wait(model=model, reason="the nodes are being asked what they have", is_load=False)
-    if wait is None:
-        case = Case(state=state, catalogue=catalogue, policy=policy, now=now)
-        found = _absent(case, model, hints, pairs)
-        if isinstance(found, RequestError):
-            return Refuse(error=found, candidates=tuple(candidates))
-        wait = found
-    if not hints.cold_ok:
-        cold = ModelLoadingError(f"{model!r} is not loaded: {wait.reason}")
-        return Refuse(error=cold, candidates=tuple(candidates))
-    return msgspec.structs.replace(wait, candidates=tuple(candidates))
+    case = Case(state=state, catalogue=catalogue, policy=policy, now=now)
+    return _not_ready(case, model, hints, pairs, tuple(candidates))
 
 
 def _serve(
@@ -224,6 +212,26 @@ def _has_other(state: FleetState, replica: ReplicaId, now: float) -> bool:
             if breaker is None or not breaker.is_open(now):
                 return True
     return False
+
+
+def _not_ready(
+    case: Case,
+    model: ModelId,
+    hints: RouteHints,
+    pairs: list[tuple[NodeState, Replica]],
+    candidates: tuple[Candidate, ...],
+) -> Decision:
+    found: Wait | RequestError | None = _under_way(case.state, model, pairs, hints)
+    if found is None and not case.state.is_heard:
+        # A gateway that has just started must not turn away, or load anew, what a node has.
+        found = Wait(model=model, reason="the nodes are being asked what they have", is_load=False)
+    if found is None:
+        found = _absent(case, model, hints, pairs)
+    if isinstance(found, Wait) and not hints.cold_ok:
+        found = ModelLoadingError(f"{model!r} is not loaded: {found.reason}")
+    if isinstance(found, RequestError):
+        return Refuse(error=found, candidates=candidates)
+    return msgspec.structs.replace(found, candidates=candidates)
 
 
 def _absent(
