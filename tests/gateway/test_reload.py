@@ -61,10 +61,10 @@ def test_what_can_change_changes_and_the_rest_is_named() -> None:
         (f"models.{B}", "added"),
         ("neurons.beast", "added"),
     }
-    gateway = found.inforce.settings.gateway
+    gateway = found.in_force.settings.gateway
     assert (gateway.listen, gateway.timeouts.hold_s) == ("127.0.0.1:1", 6.0)
     assert gateway.responses.path is None
-    assert found.inforce.catalogue is new.catalogue
+    assert found.in_force.catalogue is new.catalogue
 
 
 def test_a_new_key_of_an_upstream_is_a_change() -> None:
@@ -79,7 +79,7 @@ def test_a_new_key_of_an_upstream_is_a_change() -> None:
     found = compare(with_key("old"), with_key("new"))
 
     assert found.changed == (ConfigChange(path="upstreams.hosted", change="changed"),)
-    assert found.inforce.accesses[NodeName("hosted")].headers == [("authorization", "new")]
+    assert found.in_force.accesses[NodeName("hosted")].headers == [("authorization", "new")]
 
 
 seconds = st.floats(min_value=0.1, max_value=70.0)
@@ -104,7 +104,7 @@ def test_a_second_reload_of_the_same_files_changes_nothing(
     """Ours: idempotent, and what takes a restart is told each time."""
     new = configuration(**after)
     first = compare(configuration(**before), new)
-    second = compare(first.inforce, new)
+    second = compare(first.in_force, new)
 
     assert second.changed == ()
     assert second.needs_restart == first.needs_restart

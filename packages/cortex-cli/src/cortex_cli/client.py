@@ -2,7 +2,7 @@
 
 import os
 import urllib.parse
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -13,6 +13,7 @@ import msgspec
 from cortex_cli.context import ConfigurationError, FleetError
 from cortex_core.fleet.overview import FleetOverview
 from cortex_core.routing.explain import Explanation
+from cortex_core.routing.record import DecisionsAnswer
 from cortex_core.sse import SseDecoder, SseEvent
 from cortex_core.wire.admin import (
     DONE_EVENT,
@@ -91,6 +92,17 @@ class GatewayClient:
                 something else.
         """
         return await self._ask("POST", "/admin/explain", Explanation, body={"model": model})
+
+    async def decisions(self, query: Mapping[str, str]) -> DecisionsAnswer:
+        """Return the latest decisions.
+
+        Args:
+            query: `request`, `model` and `limit`, as far as they are meant.
+
+        Raises:
+            FleetError: the gateway cannot be reached, or answers something else.
+        """
+        return await self._get(f"/admin/decisions?{urllib.parse.urlencode(query)}", DecisionsAnswer)
 
     async def perform(self, action: Action, model: str, command: ModelCommand) -> ModelAnswer:
         """Have something done to a model, and return when it is done.

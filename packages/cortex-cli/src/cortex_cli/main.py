@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import click
 
 from cortex_cli.commands.config import config
+from cortex_cli.commands.decisions import decisions
 from cortex_cli.commands.explain import explain
 from cortex_cli.commands.load import load
 from cortex_cli.commands.models import models
@@ -82,6 +83,7 @@ def cortex(context: click.Context) -> None:
 
 for _command in (
     config,
+    decisions,
     explain,
     load,
     models,

@@ -36,7 +36,7 @@ K = TypeVar("K", bound=str)
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of a new configuration."""
 
-    inforce: Configuration
+    in_force: Configuration
     """The new one, with the old values of what takes a restart."""
     changed: tuple[ConfigChange, ...]
     """By path."""
@@ -62,7 +62,7 @@ def compare(old: Configuration, new: Configuration) -> Comparison:
     changes += _entries("models", old.catalogue.profiles, new.catalogue.profiles)
     changes += _entries("aliases", old.catalogue.aliases, new.catalogue.aliases)
     return Comparison(
-        inforce=Configuration(
+        in_force=Configuration(
             settings=msgspec.convert(after, GatewaySettings),
             catalogue=new.catalogue,
             accesses=new.accesses,

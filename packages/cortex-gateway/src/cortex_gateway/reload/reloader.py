@@ -22,7 +22,7 @@ class Reloader:
     """Reads the files anew when somebody asks: `Configured`, and an async context manager.
 
     Args:
-        inforce: what the gateway was started with.
+        in_force: what the gateway was started with.
         file: the settings file, to be shown.
         read: reads and checks the files; called in a thread.
         apply: puts a configuration in force, at one blow; it cannot fail.
@@ -31,14 +31,14 @@ class Reloader:
 
     def __init__(
         self,
-        inforce: Configuration,
+        in_force: Configuration,
         *,
         file: pathlib.Path | None,
         read: Callable[[], Configuration],
         apply: Callable[[Configuration], None],
         clock: Clock,
     ) -> None:
-        self._inforce = inforce
+        self._in_force = in_force
         self._file = file
         self._read = read
         self._apply = apply
@@ -67,19 +67,19 @@ class Reloader:
         await self._group.__aexit__(None, None, None)
 
     @property
-    def inforce(self) -> Configuration:
+    def in_force(self) -> Configuration:
         """What is in force."""
-        return self._inforce
+        return self._in_force
 
     def view(self) -> ConfigView:
         """Return what is in force, without secrets."""
-        inforce = self._inforce
+        in_force = self._in_force
         return ConfigView(
             file=None if self._file is None else str(self._file),
             loaded_at=self._loaded_at,
-            settings=msgspec.to_builtins(inforce.settings),
-            models=len(inforce.catalogue.profiles),
-            aliases=len(inforce.catalogue.aliases),
+            settings=msgspec.to_builtins(in_force.settings),
+            models=len(in_force.catalogue.profiles),
+            aliases=len(in_force.catalogue.aliases),
             needs_restart=self._needs_restart,
         )
 
@@ -91,9 +91,9 @@ class Reloader:
         """
         async with self._turn:
             new = await asyncio.to_thread(self._read)
-            found = compare(self._inforce, new)
-            self._apply(found.inforce)
-            self._inforce, self._needs_restart = found.inforce, found.needs_restart
+            found = compare(self._in_force, new)
+            self._apply(found.in_force)
+            self._in_force, self._needs_restart = found.in_force, found.needs_restart
             self._loaded_at = self._clock.wall()
         for change in found.changed:
             logger.info("settings: %s %s", change.path, change.change)
