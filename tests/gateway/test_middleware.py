@@ -42,3 +42,33 @@ async def test_only_pages_that_are_named_may_ask(
 
     assert before == after == allowed
     assert is_ok is (allowed is not None)
+
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "status"),
+    [
+        ((), "http://evil.example", 403),
+        ((), "null", 403),
+        ((PAGE,), "http://evil.example", 403),
+        ((PAGE,), PAGE, 404),
+        (("*",), "http://evil.example", 404),
+        ((), None, 404),
+        ((), "own", 404),
+    ],
+)
+async def test_pages_of_strangers_give_no_orders(
+    origins: tuple[str, ...], origin: str | None, status: int
+) -> None:
+    """Fetch standard: a page may send a plain POST anywhere, and the browser names it."""
+    async with (
+        gateway({"a": "http://127.0.0.1:9"}, wrap=lambda app: Origins(app, origins)) as g,
+        aiohttp.ClientSession() as session,
+    ):
+        headers = {} if origin is None else {"origin": g.url if origin == "own" else origin}
+        # A node that is not there: whoever may ask is told so.
+        url = f"{g.url}/admin/nodes/none/drain"
+        async with session.post(url, headers=headers, data=b"{}") as answer:
+            body = await answer.json()
+
+    assert answer.status == status
+    assert body["error"]["code"] == ("permission_denied" if status == 403 else "not_found")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import pathlib
+import re
 
 import msgspec
 import pytest
@@ -13,12 +14,13 @@ from cortex_core.dialect import Dialect
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.wire.admin import ConfigChange
 from cortex_gateway.proxy.access import Access
-from cortex_gateway.reload.changes import compare
+from cortex_gateway.reload.changes import LIVE, LIVE_TABLES, compare
 from cortex_gateway.reload.configuration import Configuration
 from cortex_gateway.settings import GatewaySettings
-from tests.fakes.neuron import FakeNeuron, running
+from tests.fakes.neuron import FakeNeuron, black_hole, running
 from tests.fakes.upstream import ScriptedNode, streams, words
 from tests.gateway.door import WAIT_S, Door, door, write
+from tests.repository.checkout import ROOT
 
 A, B = "org/a", "org/b"
 STREAMS = 50
@@ -65,6 +67,17 @@ def test_what_can_change_changes_and_the_rest_is_named() -> None:
     assert (gateway.listen, gateway.timeouts.hold_s) == ("127.0.0.1:1", 6.0)
     assert gateway.responses.path is None
     assert found.in_force.catalogue is new.catalogue
+
+
+def test_the_page_of_settings_names_what_needs_no_restart() -> None:
+    """Ours: nobody shall have to try."""
+    text = (ROOT / "docs" / "reference" / "settings.md").read_text()
+    part = text.split("## Changes while the gateway runs")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([a-z_.]+)`", part))
+    tables = {f"{name}." for name in re.findall(r"`\[([a-z.]+)\]`", part)}
+
+    assert named >= LIVE
+    assert tables == set(LIVE_TABLES)
 
 
 def test_a_new_key_of_an_upstream_is_a_change() -> None:
@@ -217,6 +230,29 @@ async def test_streams_go_on_while_nodes_come_and_go(tmp_path: pathlib.Path) -> 
     assert all(body.endswith("data: [DONE]\n\n") and "two" in body for _, body in answers)
     assert late[1].endswith("data: [DONE]\n\n")
     assert (new.open_streams, old.requests["/health"]) == (1, asks_before)
+
+
+async def test_a_node_that_is_named_and_silent_makes_nothing_unready(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Ours: nobody is sent away because of a machine that is not there yet."""
+    neuron = FakeNeuron()
+    neuron.set_model(A, "loaded")
+    async with (
+        running(neuron),
+        black_hole() as silent,
+        door(write(tmp_path, {"beast": neuron.url}, A)) as d,
+    ):
+        before = await d.get("/readyz")
+        nodes = {"beast": neuron.url, "later": silent}
+        await asyncio.to_thread(write, tmp_path, nodes, A)
+        await d.post("/admin/config/reload")
+        fleet, after = await d.fleet(), await d.get("/readyz")
+        served = await d.chat(A)
+
+    assert fleet["later"]["health"] == "unseen"
+    assert before["status"] == after["status"] == "ok"
+    assert served[0] == 200
 
 
 async def test_another_address_is_another_node(tmp_path: pathlib.Path) -> None:

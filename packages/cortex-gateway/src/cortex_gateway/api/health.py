@@ -36,6 +36,7 @@ def routes(store: Store, *, version: str, is_draining: Callable[[], bool]) -> li
         version: of this distribution.
         is_draining: whether the process is going down.
     """
+    has_been_ready = False
 
     async def health(_: Request) -> Response:
         # Given: 200 whatever the status says; probes that want a status code have `/readyz`.
@@ -45,8 +46,11 @@ def routes(store: Store, *, version: str, is_draining: Callable[[], bool]) -> li
         return _json(Probe(status="ok"))
 
     async def ready(_: Request) -> Response:
-        reason = "draining" if is_draining() else unready_reason(store.state)
+        nonlocal has_been_ready
+        reason = unready_reason(store.state, is_starting=not has_been_ready)
+        reason = "draining" if is_draining() else reason
         if reason is None:
+            has_been_ready = True
             return _json(Probe(status="ok"))
         return _json(Probe(status="unready", reason=reason), status=503)
 
@@ -64,17 +68,18 @@ def routes(store: Store, *, version: str, is_draining: Callable[[], bool]) -> li
     ]
 
 
-def unready_reason(state: FleetState) -> str | None:
+def unready_reason(state: FleetState, *, is_starting: bool = True) -> str | None:
     """Return why requests had better go to another gateway, or `None`.
 
     Ready is who has asked every node once, whether it answered or not, and reaches at least one.
+    Nodes that are named later, while it runs, need not have been asked.
     """
     unasked = [
         node.name
         for node in state.nodes.values()
         if node.health is NodeHealth.UNSEEN and not node.misses
     ]
-    if unasked:
+    if unasked and is_starting:
         return f"not heard of yet: {', '.join(unasked)}"
     if not any(node.is_reachable for node in state.nodes.values()):
         return "no node can be reached"
