@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+from functools import partial
 
 import aiohttp
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from cortex_core.fleet.reducers import with_report
+from cortex_core.node import NodeReport
 from cortex_core.replica import ReplicaStatus
 from cortex_gateway.settings import Timeouts
-from tests.fakes.gateway import MODEL, ask, calling, gateway, replica
+from tests.fakes.gateway import MODEL, NOW, ask, calling, gateway, replica
 from tests.fakes.upstream import (
     Script,
     ScriptedNode,
@@ -145,3 +148,23 @@ async def test_caller_that_left_is_told_as_499(caplog: pytest.LogCaptureFixture)
 
     line = vars(caplog.records[-1])
     assert (line["status"], line["outcome"]) == (499, "client_gone")
+
+
+async def test_requests_are_use_although_a_neuron_reports_none() -> None:
+    """Issue: whoever is used last gives way last; neurons of the given kind do not say."""
+    where, long_ago = replica("a").id, NOW() - 60
+    ok = answers(200, b'{"choices":[]}')
+    async with nodes(node := ScriptedNode(ok)), gateway({"a": node.url}) as g:
+        for held in ((), (replica("a"),)):
+            report = NodeReport(replicas=held)
+            g.store.update(partial(with_report, name=where.node, report=report, now=long_ago))
+        before = g.store.state.resident(where)
+        await ask(g.url)
+        await g.recorder.request()
+        after = g.store.state.resident(where)
+
+    assert before is not None
+    assert after is not None
+    assert before.used == long_ago
+    assert after.used > long_ago
+    assert g.store.request_times()[MODEL] > 0

@@ -8,7 +8,7 @@ import msgspec
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.state import FleetState
-from cortex_core.ids import ModelId, NodeName
+from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.routing.retry import Failure
@@ -59,6 +59,14 @@ class Store(Protocol):
 
     def count(self, model: ModelId, now: float) -> None:
         """Note one request for a model of the fleet."""
+        ...
+
+    def touch(self, replica: ReplicaId, now: float) -> None:
+        """Note that a request begins or ends at `replica`, whose neuron may not say so."""
+        ...
+
+    def served(self, model: ModelId, request_s: float) -> None:
+        """Note how long a request for `model` was with a replica."""
         ...
 
     def demanded(self) -> frozenset[ModelId]:

@@ -162,6 +162,8 @@ class Walk:
         )
         is_retry = self._search.attempts > 0
         account.dispatch(replica)
+        began = account.now()
+        doors.store.touch(replica, began)
         account.ignored = outbound.ignored
         beat = self._beat if self._asked.is_stream else None
         pulse = Pulse(beat, doors.settings.heartbeat_s, f"waiting for {replica.model} to begin")
@@ -182,7 +184,7 @@ class Walk:
         except UpstreamFailure as failure:
             self._failed(replica, failure, access)
             return False
-        self._answered(replica)
+        self._answered(replica, began)
         return True
 
     def _post(
@@ -252,11 +254,13 @@ class Walk:
         if failure.failure in _UNREACHED:
             store.refresh(replica.node)
 
-    def _answered(self, replica: ReplicaId) -> None:
-        """Note that the node answered, well or by itself badly."""
+    def _answered(self, replica: ReplicaId, began: float) -> None:
+        """Note that the node answered an attempt, well or by itself badly."""
         doors = self._doors
         doors.metrics.attempted(OK)
         now = doors.clock.now()
+        doors.store.touch(replica, now)
+        doors.store.served(replica.model, now - began)
         if self._account.outcome == FAILED_AT_NODE:
             doors.store.update(lambda state: with_request_failure(state, replica, now))
         elif replica in doors.store.state.breakers:
