@@ -23,7 +23,10 @@ class FakeEngine:
     def __init__(self, spec: ModelSpec, vram_bytes: int | None) -> None:
         self.spec = spec
         self.info = ModelInfo(
-            capabilities=Capabilities(chat=True, sleep=True), limit=Limit(), vram_bytes=vram_bytes
+            capabilities=Capabilities(chat=True, sleep=True),
+            limit=Limit(),
+            vram_bytes=vram_bytes,
+            sleep_bytes=spec.vram_bytes,
         )
         self.failure: str | None = None
         self.may_close = _set_event()

@@ -48,7 +48,7 @@ specs = st.builds(
 )
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(LoadAsked, spec=specs, now=st.just(1.0)),
-    st.builds(LoadPlaced, devices=st.just((DeviceIndex(0),))),
+    st.builds(LoadPlaced, devices=st.just((DeviceIndex(0),)), now=st.just(1.5)),
     st.builds(
         LoadProgressed,
         stage=st.just("weights"),
@@ -237,6 +237,26 @@ def test_commands_for_a_model_that_sleeps_do_what_they_say() -> None:
         ReplicaStatus.UNLOADING,
         False,
     )
+
+
+def test_waiting_for_memory_is_not_counted_as_loading() -> None:
+    """Ours: whoever weighs a load against another wants to know what the model costs."""
+    devices = (DeviceIndex(0),)
+    history: list[Event] = [
+        LoadAsked(spec=SPEC, now=0.0),
+        LoadPlaced(devices=devices, now=10.0),
+        LoadEnded(info=INFO, now=12.0),
+        SleepAsked(level=1, now=20.0, drain_timeout_s=5.0),
+        SleepEnded(host_used_bytes=7, now=21.0),
+        WakeAsked(now=30.0),
+        LoadPlaced(devices=devices, now=35.0),
+        WakeEnded(now=35.5),
+    ]
+
+    state, _ = _run(history)
+
+    assert state is not None
+    assert (state.load_s, state.wake_s) == (2.0, 0.5)
 
 
 @pytest.mark.parametrize("is_refused", [True, False])

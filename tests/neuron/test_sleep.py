@@ -28,8 +28,8 @@ async def test_sleep_frees_the_device_and_a_wake_takes_it_back(bench: Bench) -> 
     await bench.supervisor.sleep(A, 1, 0)
 
     assert (bench.status(A), bench.held()) == (ReplicaStatus.SLEEPING, [0, 0])
-    assert bench.memory.sleep_budget.used_bytes == 60
-    assert bench.supervisor.state(A).host_used_bytes == 60
+    assert bench.memory.sleep_budget.used_bytes == 50
+    assert bench.supervisor.state(A).host_used_bytes == 50
     assert bench.harness.engines[0].sleep_level == 1
 
     await bench.wake(A)

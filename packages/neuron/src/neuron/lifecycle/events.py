@@ -15,9 +15,10 @@ class LoadAsked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadPlaced(msgspec.Struct, frozen=True, kw_only=True):
-    """The load got its devices and its memory."""
+    """A load or a wake got its devices and its memory."""
 
     devices: tuple[DeviceIndex, ...]
+    now: float
 
 
 class LoadProgressed(msgspec.Struct, frozen=True, kw_only=True):

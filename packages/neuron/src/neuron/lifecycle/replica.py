@@ -60,8 +60,12 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 0
     last_used: float | None = None
     """Epoch seconds of the end of the latest request."""
+    placed_at: float | None = None
+    """Monotonic seconds at which the latest load or wake had its memory."""
     load_s: float | None = None
+    """Seconds that the load took from there on: waiting for memory is not the model's."""
     wake_s: float | None = None
+    """Likewise of the latest wake."""
     sleep_level: int | None = None
     """Of a model that sleeps, is falling asleep or is waking; `None` for all others."""
     host_used_bytes: int | None = None
@@ -186,16 +190,17 @@ def _loading(state: ReplicaState | None, event: LoadEvent) -> Step:
         return Step(state=state)
     if isinstance(event, LoadProgressed):
         return Step(state=msgspec.structs.replace(state, progress=_progress(state, event)))
+    if isinstance(event, LoadPlaced):
+        placed = msgspec.structs.replace(state, devices=event.devices, placed_at=event.now)
+        return Step(state=placed)
     if state.is_waking:
         return Step(state=state)
     match event:
-        case LoadPlaced():
-            return Step(state=msgspec.structs.replace(state, devices=event.devices))
         case LoadEnded():
             loaded = msgspec.structs.replace(
                 _with_status(state, ReplicaStatus.LOADED, event.now),
                 info=event.info,
-                load_s=event.now - state.since,
+                load_s=_taken_s(state, event.now),
                 error=None,
             )
             return Step(state=loaded)
@@ -260,6 +265,7 @@ def _wake_asked(state: ReplicaState, now: float) -> Step:
             waking = msgspec.structs.replace(
                 _with_status(state, ReplicaStatus.LOADING, now),
                 progress=LoadProgress(stage="waking"),
+                placed_at=None,
             )
             return Step(state=waking, effects=(StartWake(),))
         case ReplicaStatus.LOADED | ReplicaStatus.LOADING:
@@ -276,7 +282,7 @@ def _woke(state: ReplicaState, event: WakeEnded | WakeFailed) -> Step:
     if isinstance(event, WakeEnded):
         awake = msgspec.structs.replace(
             _with_status(state, ReplicaStatus.LOADED, event.now),
-            wake_s=event.now - state.since,
+            wake_s=_taken_s(state, event.now),
             sleep_level=None,
             host_used_bytes=None,
             error=None,
@@ -306,6 +312,10 @@ def _as_failed(state: ReplicaState, error: str, now: float) -> ReplicaState:
         host_used_bytes=None,
         error=error,
     )
+
+
+def _taken_s(state: ReplicaState, now: float) -> float:
+    return now - (state.since if state.placed_at is None else state.placed_at)
 
 
 def _with_status(state: ReplicaState, status: ReplicaStatus, now: float) -> ReplicaState:

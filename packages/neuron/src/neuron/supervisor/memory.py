@@ -246,7 +246,8 @@ class Memory:
             if all(now[index] <= before.get(index, 0) - back for index in now if index in before):
                 return {}
             await self._clock.sleep(_SETTLE_INTERVAL_S)
-        due = {index: now[index] - before[index] + holding.share_bytes for index in now}
+        known = now.keys() & before.keys()
+        due = {index: now[index] - before[index] + holding.share_bytes for index in known}
         return {index: min(size, holding.share_bytes) for index, size in due.items() if size > 0}
 
     def _note_leaks(self, model: ModelId, left: Mapping[DeviceIndex, int]) -> None:

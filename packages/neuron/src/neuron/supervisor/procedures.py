@@ -131,7 +131,7 @@ class Procedures:
             spec = msgspec.structs.replace(spec, vram_bytes=max(measured, spec.vram_bytes or 0))
         life.has_reserved = True
         life.accepted.set()
-        self._apply(life, LoadPlaced(devices=devices))
+        self._apply(life, LoadPlaced(devices=devices, now=self._clock.now()))
         async with self._parts.lanes.hold(devices):
             before = await self._memory.used(life.model)
             engine = await harness.load(

@@ -97,8 +97,8 @@ def measured(notes: Notes) -> tuple[Measured, ...]:
         Measured(
             id=model,
             vram_mb=None if known.vram_bytes is None else mib_from_bytes(known.vram_bytes),
-            load_s=known.load_s,
-            wake_s=known.wake_s,
+            load_s=_rounded(known.load_s),
+            wake_s=_rounded(known.wake_s),
         )
         for model, known in notes.latest().items()
     )
@@ -138,6 +138,10 @@ def progress(state: LoadProgress | None) -> Progress | None:
         total_bytes=state.total_bytes,
         eta_s=None if state.eta_s is None else round(state.eta_s, 1),
     )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _device_health(facts: DeviceFacts, reading: DeviceReading, budget: Budget) -> DeviceHealth:

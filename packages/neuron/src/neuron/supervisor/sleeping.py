@@ -15,6 +15,7 @@ from cortex_core.harness import Engine
 from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.events import (
     Event,
+    LoadPlaced,
     LoadProgressed,
     SleepEnded,
     SleepFailed,
@@ -106,6 +107,8 @@ class Sleeping:
         try:
             await self._memory.reserve_again(life.state.asked, lambda: self._wait_for_memory(life))
             life.accepted.set()
+            placed = LoadPlaced(devices=life.state.devices, now=self._clock.now())
+            self._apply(life, placed)
             try:
                 await self._resume(life)
             except InsufficientVramError as error:
