@@ -119,6 +119,23 @@ async def test_a_load_on_a_node_makes_room_there(tmp_path: pathlib.Path) -> None
     assert [body["model_id"] for body in neuron.loads] == [A]
 
 
+async def test_a_wait_that_leads_nowhere_ends(tmp_path: pathlib.Path) -> None:
+    """Ours: `gateway.timeouts.load_s` bounds what goes before a load as well."""
+    neuron = FakeNeuron()
+    neuron.set_model(A, "unloading")
+    brief = "[gateway.timeouts]\nload_s = 0.2"
+    async with (
+        running(neuron),
+        door(write(tmp_path, {"beast": neuron.url}, A, more=brief)) as d,
+    ):
+        there, on_node = await d.post(f"/admin/models/{A}/load", node="beast")
+        anywhere, at_large = await d.post(f"/admin/models/{A}/load")
+
+    assert (there, on_node["error"]["code"]) == (503, "model_loading")
+    assert (anywhere, at_large["error"]["code"]) == (503, "model_loading")
+    assert neuron.loads == []
+
+
 async def test_who_does_not_wait_is_told_at_once_and_the_load_goes_on(
     tmp_path: pathlib.Path,
 ) -> None:

@@ -129,7 +129,7 @@ class Loading:
         """
         deadline = self._clock.now() + self._limit_s()
         last, told_at = None, 0.0
-        source = self._anywhere(model) if node is None else self._on(model, node)
+        source = self._anywhere(model) if node is None else self._on(model, node, deadline)
         async with contextlib.aclosing(source):
             async for news in source:
                 if self._clock.now() >= deadline:
@@ -195,9 +195,9 @@ class Loading:
                 )
                 await self._changed(revision)
 
-    async def _on(self, model: ModelId, node: NodeName) -> News:
+    async def _on(self, model: ModelId, node: NodeName, deadline: float) -> News:
         target = ReplicaId(node=node, model=model)
-        task = self._operations.start(self._bring(target), f"load {target}")
+        task = self._operations.start(self._bring(target, deadline), f"load {target}")
         while not task.done():
             revision = self._store.state.revision
             replica = self._replica(target)
@@ -208,13 +208,13 @@ class Loading:
         if error is not None:
             raise error
 
-    async def _bring(self, target: ReplicaId) -> None:
+    async def _bring(self, target: ReplicaId, deadline: float) -> None:
         """Load or wake a model on a node, after others gave way there if need be.
 
         Raises:
             RequestError: why it is not loaded.
         """
-        while True:
+        while self._clock.now() < deadline:
             state, revision = self._store.state, self._store.state.revision
             node, replica = state.nodes.get(target.node), self._replica(target)
             if node is None or node.health is NodeHealth.DOWN:
@@ -227,6 +227,7 @@ class Loading:
                 await self._operations.act(Action.WAKE, target)
             else:
                 await self._step(target, revision)
+        raise ModelLoadingError(f"{target} is not loaded yet, and is not waited for any longer")
 
     async def _step(self, target: ReplicaId, revision: int) -> None:
         """Do the next thing on the way to a load.
