@@ -232,6 +232,32 @@ async def test_streams_go_on_while_nodes_come_and_go(tmp_path: pathlib.Path) -> 
     assert (new.open_streams, old.requests["/health"]) == (1, asks_before)
 
 
+async def test_swaps_and_loads_survive_nodes_that_come_and_go(tmp_path: pathlib.Path) -> None:
+    """Ours: commands are under way at whatever moment a node is taken out."""
+    stays, goes = FakeNeuron(), FakeNeuron()
+    models = [{"id": f"org/{n}", "harness": "simulated", "vram_mb": 20000} for n in range(3)]
+    at_once = "[eviction]\nmin_residency_s = 0.0"
+    async with running(stays), running(goes):
+        both = {"stays": stays.url, "goes": goes.url}
+        async with door(write(tmp_path, both, *models, more=at_once)) as d:
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(d.chat(f"org/{n % 3}")) for n in range(30)]
+                for turn in range(20):
+                    nodes = {"stays": stays.url} if turn % 2 == 0 else both
+                    await asyncio.to_thread(write, tmp_path, nodes, *models, more=at_once)
+                    status, _ = await d.post("/admin/config/reload")
+                    assert status == 200
+                    if turn < 3:
+                        asked.append(tasks.create_task(d.post("/admin/models/org/1/load")))
+            alive = await d.get("/livez")
+            after = [(await d.chat(str(model["id"])))[0] for model in models]
+
+    assert alive["status"] == "ok"
+    # Whoever was with the node when it was taken out may have been told so; nobody hangs.
+    assert {task.result()[0] for task in asked} <= {200, 502, 503}
+    assert after == [200, 200, 200]
+
+
 async def test_a_node_that_is_named_and_silent_makes_nothing_unready(
     tmp_path: pathlib.Path,
 ) -> None:

@@ -135,7 +135,8 @@ class Commands:
 
     async def _part(self, swap: Swap) -> RequestError | None:
         """Have the victims go, and return why one could not."""
-        replicas = self._store.state.nodes[swap.node].replicas
+        node = self._store.state.nodes.get(swap.node)
+        replicas = {} if node is None else node.replicas
         asleep = {model for model, r in replicas.items() if r.status is ReplicaStatus.SLEEPING}
         # Those who are to sleep need the host's memory that the sleepers give back.
         for is_asleep in (True, False):

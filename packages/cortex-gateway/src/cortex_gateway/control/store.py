@@ -66,6 +66,7 @@ class FleetStore:
     def forget(self, node: NodeName) -> None:
         """Take a node out of the fleet; requests that are with it go on."""
         self.update(partial(without_node, name=node))
+        self.keep_wishes(self.wishes(), (wish for wish in self._wishes if wish.node != node))
         self._limits.pop(node, None)
         self._refreshes.pop(node, None)
 
