@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -21,9 +22,9 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 from cortex_core.catalogue import Catalogue
-from cortex_core.fleet.reducers import from_endpoints, with_report
+from cortex_core.fleet.reducers import from_endpoints, with_facts, with_report
 from cortex_core.ids import ModelId, NodeName, ReplicaId
-from cortex_core.node import NodeReport
+from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
@@ -34,10 +35,11 @@ from cortex_core.server.stack import protect
 from cortex_gateway.api.openai import routes
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.proxy.proxy import Proxy
-from cortex_gateway.settings import Timeouts
+from cortex_gateway.settings import GatewaySettings, Timeouts
 
 MODEL = ModelId("org/model")
 TURNS = 4
@@ -100,16 +102,20 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
     from cortex_core.server.listen import ListeningSocket
 
     node, clock, timeouts = NodeName("node"), SystemClock(), Timeouts()
-    state = from_endpoints({node: upstream_url})
+    facts = NodeFacts(hostname="host", devices=(), harnesses=("none",))
+    state = with_facts(from_endpoints({node: upstream_url}), node, facts)
     loaded = Replica(id=ReplicaId(node=node, model=MODEL), status=ReplicaStatus.LOADED)
     state = with_report(state, node, NodeReport(replicas=(loaded,)), clock.now())
     async with open_session(timeouts) as session:
+        metrics = GatewayMetrics(CollectorRegistry())
         proxy = Proxy(
             store=FleetStore(state, Catalogue()),
             upstream=HttpUpstream(session, timeouts),
-            settings=timeouts,
-            metrics=GatewayMetrics(CollectorRegistry()),
+            settings=GatewaySettings().proxy,
+            metrics=metrics,
             clock=clock,
+            journal=Journal(clock.wall, metrics.decided),
+            random=random.random,
         )
         drain, shutdown = Drain(), Shutdown()
         listener = Listener(
@@ -118,7 +124,10 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
             keep_alive_s=NEURON_KEEP_ALIVE_S,
         )
         with shutdown.on_signals():
-            await serve([listener], drain=drain, shutdown=shutdown, environ={}, drain_timeout_s=0)
+            async with proxy.lines.running():
+                await serve(
+                    [listener], drain=drain, shutdown=shutdown, environ={}, drain_timeout_s=0
+                )
 
 
 class Target:
