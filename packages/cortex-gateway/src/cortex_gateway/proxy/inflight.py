@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
-from cortex_core.ids import ReplicaId
+from cortex_core.ids import NodeName, ReplicaId
 
 
 class InFlight:
@@ -29,7 +29,8 @@ class InFlight:
     def depths(self) -> Mapping[ReplicaId, int]:
         """Requests with each replica: its latest report, and what was begun or ended here since.
 
-        A replica without an entry has as many as its report says.
+        A replica without an entry has as many as its report says. One that has become idle since
+        has an entry of 0, or it would seem as busy as that report found it.
         """
         return MappingProxyType(self._depths)
 
@@ -40,6 +41,12 @@ class InFlight:
             self._depths[replica] = depth
         else:
             self._depths.pop(replica, None)
+
+    def forget(self, node: NodeName) -> None:
+        """Drop what was reported of a node that is no longer there."""
+        for replica in [one for one in self._depths if one.node == node]:
+            if replica not in self._own:
+                del self._depths[replica]
 
     def reserve(self, replica: ReplicaId) -> None:
         """Keep a place for a request that is about to be told so; `release` gives it back."""
@@ -71,9 +78,9 @@ class InFlight:
             self.on_free(replica)
 
     def _add(self, replica: ReplicaId, change: int) -> None:
-        for counts in (self._own, self._depths):
-            count = counts.get(replica, 0) + change
-            if count > 0:
-                counts[replica] = count
-            else:
-                counts.pop(replica, None)
+        own = self._own.get(replica, 0) + change
+        if own > 0:
+            self._own[replica] = own
+        else:
+            self._own.pop(replica, None)
+        self._depths[replica] = max(self._depths.get(replica, 0) + change, 0)
