@@ -58,7 +58,8 @@ async def in_line(g: Gateway, count: int) -> None:
 
 def is_empty(g: Gateway) -> bool:
     flight = g.proxy.in_flight
-    return not (flight.replicas or flight.depths or flight.requests or g.store.demanded())
+    depths = any(flight.depths.values())
+    return not (flight.replicas or depths or flight.requests or g.store.demanded())
 
 
 async def test_a_replica_gets_no_more_than_it_runs_and_all_are_answered() -> None:
@@ -184,6 +185,72 @@ async def test_a_place_that_does_not_come_free_in_time_is_an_overload() -> None:
 
     assert (answer.status, answer.json["error"]["code"]) == (503, "server_is_overloaded")
     assert "retry-after" in answer.headers
+
+
+async def test_a_place_is_free_when_its_request_ends_whatever_the_last_report_said() -> None:
+    """Ours: a report counts the requests of its moment, and the next one may be a second away."""
+    gate = Gate()
+    async with (
+        nodes(gate.node),
+        gateway({"a": gate.node.url}, queue=ONE) as g,
+        asyncio.TaskGroup() as tasks,
+    ):
+        first = tasks.create_task(send(g, "first"))
+        await until_true(lambda: gate.open == 1)
+        g.report("a", msgspec.structs.replace(replica("a"), in_flight=1))
+        gate.let(2)
+        await first
+        await until_true(lambda: not g.proxy.in_flight.replicas)
+        assert await send(g, "second", prefer="wait=0") == 200
+
+
+async def test_what_is_counted_of_a_node_goes_with_it() -> None:
+    gate, a = Gate(), replica("a").id
+    busy = msgspec.structs.replace(replica("a"), in_flight=2)
+    async with nodes(gate.node), gateway({"a": gate.node.url}, [busy]) as g:
+        await until_true(lambda: g.proxy.in_flight.depths == {a: 2})
+        g.store.forget(a.node)
+        await until_true(lambda: not g.proxy.in_flight.depths)
+
+
+@pytest.mark.parametrize("status", [LOADING, ReplicaStatus.UNLOADING])
+async def test_who_wants_no_wait_for_a_load_is_told_at_once_though_others_wait(
+    status: ReplicaStatus,
+) -> None:
+    """Issue: `x-cortex-cold-ok: false` asks for a refusal at once."""
+    gate = Gate()
+    async with (
+        nodes(gate.node),
+        gateway({"a": gate.node.url}, [replica("a", status)]) as g,
+        asyncio.TaskGroup() as tasks,
+    ):
+        patient = tasks.create_task(send(g, "patient"))
+        await in_line(g, 1)
+        refused = await ask(g.url, {"user": "x"}, headers={"x-cortex-cold-ok": "false"})
+        g.report("a", replica("a"))
+        gate.let()
+        assert await patient == 200
+
+    assert (refused.status, refused.json["error"]["code"]) == (503, "model_loading")
+
+
+async def test_who_wants_no_wait_for_a_load_leaves_the_line_when_one_becomes_needed() -> None:
+    gate = Gate()
+    async with (
+        nodes(gate.node),
+        gateway({"a": gate.node.url}, queue=ONE) as g,
+        asyncio.TaskGroup() as tasks,
+    ):
+        first = tasks.create_task(send(g, "first"))
+        await until_true(lambda: gate.open == 1)
+        unwilling = tasks.create_task(send(g, "x", x_cortex_cold_ok="false"))
+        patient = tasks.create_task(send(g, "patient"))
+        await in_line(g, 2)
+        g.report("a", replica("a", ReplicaStatus.UNLOADING))
+        assert await unwilling == 503
+        g.report("a", replica("a"))
+        gate.let(2)
+        assert [await first, await patient] == [200, 200]
 
 
 async def test_who_leaves_the_line_is_forgotten_at_once() -> None:

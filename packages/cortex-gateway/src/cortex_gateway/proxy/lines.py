@@ -7,15 +7,17 @@ before its request is told, so that two of them never count on the same one.
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
 
-from cortex_core.errors import ModelLoadingError, OverloadedError, RequestError
+from cortex_core.errors import OverloadedError, RequestError
 from cortex_core.fleet.rates import Rate, counted, per_second
 from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.replica import ReplicaStatus
 from cortex_core.routing.explain import explain
 from cortex_core.routing.queue import FairQueue, Ticket, retry_after_s
 from cortex_core.routing.route import Decision, Refuse, RouteHints, Serve, Wait, route
@@ -24,8 +26,15 @@ from cortex_gateway.ports import ProxySettings, Store
 from cortex_gateway.proxy.hold import FIRST_HEARTBEAT_S, Beat, describe, too_late
 from cortex_gateway.proxy.inflight import InFlight
 
+logger = logging.getLogger(__name__)
+
 TICK_S = 0.25
-"""How often lines are looked at though nothing has changed: ramps and cool-downs end by time."""
+"""How often all lines are looked at, whether or not something has changed: ramps and cool-downs
+end by time. In between only lines are whose model is loaded somewhere: to find out what becomes of
+one that is not takes a look at every node, and a big fleet changes all the time."""
+
+OUTLOOK_S = 1.0
+"""How long the expected time of a load is believed; many who wait for it may be late at once."""
 
 DRAIN_MEMORY_S = 30.0
 """How far back the rate reaches at which a line empties."""
@@ -42,8 +51,8 @@ class Place:
     def __init__(self, ticket: Ticket, hints: RouteHints) -> None:
         self.ticket = ticket
         self.hints = hints
-        self.granted: asyncio.Future[Serve | None] = asyncio.get_running_loop().create_future()
-        """Where to go; `None` says that it has to ask anew, and leave."""
+        self.granted: asyncio.Future[Serve | Refuse] = asyncio.get_running_loop().create_future()
+        """Where to go, or why to leave."""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +79,11 @@ class Line:
     def note(self, wait: Wait, now: float) -> None:
         """Take the reason that was found just now."""
         self.wait = wait
-        if wait.is_load:
+        self.endure(now)
+
+    def endure(self, now: float) -> None:
+        """Note that the latest reason has held until now."""
+        if self.wait.is_load:
             self.loading_until = now
 
 
@@ -102,6 +115,8 @@ class Lines:
         self._lines: dict[ModelId, Line] = {}
         self._drains: dict[ModelId, Rate] = {}
         self._reported: dict[NodeName, float | None] = {}
+        self._expected: dict[ModelId, tuple[float, float | None]] = {}
+        """When each load was last reckoned, and how many seconds it was to take from then."""
         in_flight.on_free = self._freed
 
     @asynccontextmanager
@@ -119,7 +134,7 @@ class Lines:
         line = self._lines.get(model)
         return 0 if line is None else len(line.queue)
 
-    def decide(self, model: ModelId, hints: RouteHints) -> Decision:
+    def decide(self, model: ModelId, hints: RouteHints, now: float | None = None) -> Decision:
         """Decide from the newest snapshot, without regard to who else waits."""
         return route(
             self._store.state,
@@ -127,7 +142,7 @@ class Lines:
             model,
             hints=msgspec.structs.replace(hints, draw=self._random()),
             in_flight=self._in_flight.depths,
-            now=self._clock.now(),
+            now=self._clock.now() if now is None else now,
             max_in_flight=self._settings.max_in_flight,
             policy=self._store.policy,
         )
@@ -158,17 +173,18 @@ class Lines:
             ModelLoadingError: the model did not come in time, or the caller waits for no load.
         """
         line = self._lines.get(model)
-        while True:
-            if line is None or not line.queue:
-                decision = self.decide(model, hints)
-                if not isinstance(decision, Wait):
-                    return Turn(decision=decision)
-                line = self._open(model, decision)
-            on_wait(line.wait)
-            turn = await self._stand(line, model, ticket, hints, deadline, beat)
-            if turn is not None:
-                return turn
-            line = self._lines.get(model)
+        if line is None or not line.queue:
+            decision = self.decide(model, hints)
+            if not isinstance(decision, Wait):
+                return Turn(decision=decision)
+            line = self._open(model, decision)
+        elif not (hints.cold_ok or line.wait.is_full):
+            # That others wait for a load is no reason to have this one wait for it.
+            decision = self.decide(model, hints)
+            if isinstance(decision, Refuse):
+                return Turn(decision=decision)
+        on_wait(line.wait)
+        return await self._stand(line, model, ticket, hints, deadline, beat)
 
     async def _stand(
         self,
@@ -178,26 +194,25 @@ class Lines:
         hints: RouteHints,
         deadline: float,
         beat: Beat | None,
-    ) -> Turn | None:
-        """Wait in a line; `None` when there is no reason to any more."""
+    ) -> Turn:
         place = Place(ticket, hints)
         self._enter(line, model, place)
+        decision = None
         with self._store.demand(model):
             try:
-                serve = await self._granted(line, model, place, deadline, beat)
+                decision = await self._granted(line, model, place, deadline, beat)
             finally:
-                self._leave(line, model, place)
+                if self._leave(line, model, place) and decision is None:
+                    # It left at the moment of its turn, which is the next one's now.
+                    self._let_through(model)
         began = ticket.entered_at
         is_cold = line.loading_until >= began
-        if serve is not None:
-            load_s = line.loading_until - began if is_cold else 0.0
-            return Turn(decision=serve, is_cold=is_cold, load_s=load_s)
-        decision = self.decide(model, hints)
-        return None if isinstance(decision, Wait) else Turn(decision=decision, is_cold=is_cold)
+        load_s = line.loading_until - began if is_cold else 0.0
+        return Turn(decision=decision, is_cold=is_cold, load_s=load_s)
 
     async def _granted(
         self, line: Line, model: ModelId, place: Place, deadline: float, beat: Beat | None
-    ) -> Serve | None:
+    ) -> Serve | Refuse:
         beat_at = math.inf
         if beat is not None:
             first_s = min(FIRST_HEARTBEAT_S, self._settings.heartbeat_s)
@@ -232,15 +247,22 @@ class Lines:
             advice = self._advice(model, len(line.queue))
             raise OverloadedError(error.message, retry_after_s=advice) from None
         line.places[place.ticket.id] = place
+        line.endure(self._clock.now())
 
-    def _leave(self, line: Line, model: ModelId, place: Place) -> None:
-        """Take a request out of its line, and its place back from the counts, if it has one."""
+    def _leave(self, line: Line, model: ModelId, place: Place) -> bool:
+        """Take a request out of its line, and its place back from the counts.
+
+        Returns:
+            Whether it had one.
+        """
         line.queue.leave(place.ticket.id)
         line.places.pop(place.ticket.id, None)
         self._close_empty(line, model)
-        serve = place.granted.result() if place.granted.done() else None
-        if serve is not None:
-            self._in_flight.release(serve.replica)
+        decision = place.granted.result() if place.granted.done() else None
+        if not isinstance(decision, Serve):
+            return False
+        self._in_flight.release(decision.replica)
+        return True
 
     def _close_empty(self, line: Line, model: ModelId) -> None:
         if not line.places and self._lines.get(model) is line:
@@ -252,19 +274,26 @@ class Lines:
                 f"no place with {model!r} came free in time",
                 retry_after_s=self._advice(model, len(line.queue)),
             )
-        return self._too_late(line.wait)
+        return too_late(line.wait, self._expected_s(model))
 
-    def _too_late(self, wait: Wait) -> ModelLoadingError:
+    def _expected_s(self, model: ModelId) -> float | None:
+        """Return how long a load will still take, as far as is known."""
         store, now = self._store, self._clock.now()
-        outlook = explain(
-            store.state,
-            store.catalogue,
-            wait.model,
-            policy=store.policy,
-            rates=store.rates(now),
-            now=now,
-        )
-        return too_late(wait, outlook.expected_s)
+        at, expected_s = self._expected.get(model, (-math.inf, None))
+        if now - at >= OUTLOOK_S:
+            at, expected_s = (
+                now,
+                explain(
+                    store.state,
+                    store.catalogue,
+                    model,
+                    policy=store.policy,
+                    rates=store.rates(now),
+                    now=now,
+                ).expected_s,
+            )
+            self._expected[model] = (at, expected_s)
+        return None if expected_s is None else max(0.0, expected_s - (now - at))
 
     def _advice(self, model: ModelId, waiting: int) -> float:
         drain, now = self._drains.get(model), self._clock.now()
@@ -272,20 +301,42 @@ class Lines:
         return retry_after_s(waiting, rate)
 
     async def _run(self) -> None:
+        tick_at = -math.inf
         while True:
             revision = self._store.state.revision
-            self._observe()
-            for model in tuple(self._lines):
-                self._let_through(model)
+            is_tick = self._clock.now() >= tick_at
             try:
-                async with asyncio.timeout(TICK_S):
+                await self._look(is_tick)
+            except Exception:
+                logger.exception("a look at who waits failed; others follow")
+            now = self._clock.now()
+            if is_tick:
+                tick_at = now + TICK_S
+            try:
+                async with asyncio.timeout(max(0.0, tick_at - now)):
                     await self._store.changed(revision)
             except TimeoutError:
                 pass
 
+    async def _look(self, is_tick: bool) -> None:
+        """Let through who can be, in every line that may move."""
+        self._observe()
+        for model in tuple(self._lines):
+            pairs = self._store.state.replicas_of(model)
+            if any(replica.status is ReplicaStatus.LOADED for _, replica in pairs):
+                self._let_through(model)
+            elif is_tick:
+                self._let_through(model)
+                # Others are not to wait until every line was looked at.
+                await asyncio.sleep(0)
+
     def _observe(self) -> None:
         """Take the counts of every report that is new."""
-        for name, node in self._store.state.nodes.items():
+        nodes = self._store.state.nodes
+        for name in self._reported.keys() - nodes.keys():
+            del self._reported[name]
+            self._in_flight.forget(name)
+        for name, node in nodes.items():
             if node.facts is not None and node.reported_at != self._reported.get(name):
                 self._reported[name] = node.reported_at
                 for replica in node.replicas.values():
@@ -298,29 +349,39 @@ class Lines:
         """Let as many through as there are places for, in the order of the queue."""
         line = self._lines.get(model)
         while line is not None and line.queue:
-            decision = self.decide(model, RouteHints())
+            now = self._clock.now()
+            decision = self.decide(model, RouteHints(), now)
             if isinstance(decision, Refuse):
-                self._send_away(line, lambda place: True)
+                line.endure(now)
+                self._send_away(line, decision, lambda place: True)
                 return
             if isinstance(decision, Wait):
-                line.note(decision, self._clock.now())
-                if decision.is_load:
-                    self._send_away(line, lambda place: not place.hints.cold_ok)
+                line.note(decision, now)
+                if not decision.is_full:
+                    self._send_unwilling_away(line, model, now)
                 return
+            line.endure(now)
             ticket = line.queue.next()
             assert ticket is not None
-            self._grant(model, line.places[ticket.id])
+            self._grant(model, line.places[ticket.id], now)
 
-    def _grant(self, model: ModelId, place: Place) -> None:
+    def _grant(self, model: ModelId, place: Place, now: float) -> None:
         # The hints change which replica it is, not whether there is one.
-        serve = self.decide(model, place.hints)
+        serve = self.decide(model, place.hints, now)
         assert isinstance(serve, Serve)
         self._in_flight.reserve(serve.replica)
-        now = self._clock.now()
         self._drains[model] = counted(self._drains.get(model), now, memory_s=DRAIN_MEMORY_S)
         place.granted.set_result(serve)
 
-    def _send_away(self, line: Line, is_meant: Callable[[Place], bool]) -> None:
+    def _send_unwilling_away(self, line: Line, model: ModelId, now: float) -> None:
+        """Turn away who does not want to wait for a load."""
+        if all(place.hints.cold_ok for place in line.places.values()):
+            return
+        decision = self.decide(model, RouteHints(cold_ok=False), now)
+        if isinstance(decision, Refuse):
+            self._send_away(line, decision, lambda place: not place.hints.cold_ok)
+
+    def _send_away(self, line: Line, refusal: Refuse, is_meant: Callable[[Place], bool]) -> None:
         for place in tuple(line.places.values()):
             if is_meant(place) and line.queue.leave(place.ticket.id):
-                place.granted.set_result(None)
+                place.granted.set_result(refusal)

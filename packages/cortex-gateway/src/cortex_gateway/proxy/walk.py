@@ -136,7 +136,8 @@ class Walk:
         self._account.is_cold_start = self._search.is_cold
         self._note(decision)
         if isinstance(decision, Refuse):
-            raise decision.error
+            # Many may be told the same; none is to carry the traces of all.
+            raise decision.error.with_traceback(None)
         return decision
 
     def _note(self, decision: Decision) -> None:
