@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import relay, translate
+from benchmarks import plan, relay, translate
 
-BENCHMARKS = {"translate": translate.main, "relay": relay.main}
+BENCHMARKS = {"translate": translate.main, "relay": relay.main, "plan": plan.main}
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from cortex_core.placement.fit import (
     settled_bytes,
     shares,
 )
+from cortex_core.placement.host import can_sleep
 from cortex_core.placement.parting import part
 from cortex_core.placement.policy import Strategy, priority_of
 from cortex_core.placement.times import load_s, wake_s
@@ -64,19 +65,17 @@ def find_eviction(case: Case, profile: Profile, node: NodeState) -> Eviction | L
         `None` when nobody who may give way makes enough room.
     """
     only = sleeper_devices(profile, node)
-    settled = settled_bytes(case.state, case.catalogue, node, case.now)
-    if find_fit(profile, node, settled, only) is not None:
-        lag_ends = math.inf if node.freed_at is None else node.freed_at + READING_LAG_S
-        return Later(at=lag_ends if lag_ends > case.now else math.inf, is_settling=True)
+    if has_news(case, node):
+        settled = settled_bytes(case.state, case.catalogue, node, case.now)
+        if find_fit(profile, node, settled, only) is not None:
+            lag_ends = math.inf if node.freed_at is None else node.freed_at + READING_LAG_S
+            return Later(at=lag_ends if lag_ends > case.now else math.inf, is_settling=True)
     free = free_bytes(case.state, case.catalogue, node)
-    victims = candidates(case, profile, node)
-    ready = [victim for victim in victims if victim.stays_until <= case.now]
+    ready, next_at = candidates(case, profile, node)
     chosen = _enough(profile, node, free, ready, only)
     if chosen is None:
-        if find_fit(profile, node, _in_future(case, profile, node), only) is None:
-            return None
-        turns = [victim.stays_until for victim in victims if victim.stays_until > case.now]
-        return Later(at=min(turns, default=math.inf))
+        future = _in_future(case, profile, node)
+        return None if find_fit(profile, node, future, only) is None else Later(at=next_at)
     fit = find_fit(profile, node, _freed(free, chosen), only)
     assert fit is not None
     parting = part(case, profile, node, chosen)
@@ -109,14 +108,23 @@ def least_price(case: Case, profile: Profile, node: NodeState) -> tuple[float, .
     """
     arrival = _arrival(case, profile, node)
     is_busy, used = node.coldest
-    is_alone = float(case.state.spread.isdisjoint(node.replicas))
+    is_alone = float(not _has_spare(case, node))
     match case.policy.strategy:
         case Strategy.LRU:
             return (float(is_busy), arrival, is_alone, used)
         case Strategy.PRIORITY:
-            return (float(is_busy), arrival, is_alone, _least_priority(case, node))
+            return (float(is_busy), arrival, is_alone, _least_priority(case, node), used)
         case Strategy.COST:
-            return (float(is_busy), arrival + _least_loss(case, node))
+            return (float(is_busy), arrival + _least_loss(case, node), used)
+
+
+def _has_spare(case: Case, node: NodeState) -> bool:
+    """Whether a replica of the node is of a model that is served well enough without it."""
+    profiles = case.catalogue.profiles
+    for model in case.state.spread.intersection(node.replicas):
+        if model in profiles and case.is_spare(node.replicas[model], profiles[model]):
+            return True
+    return False
 
 
 def _least_priority(case: Case, node: NodeState) -> float:
@@ -134,8 +142,10 @@ def _least_loss(case: Case, node: NodeState) -> float:
             if not chance or profile is None:
                 return 0.0
             profile = sized(case.state, profile, node)
-            times = (wake_s(node, profile, replica), load_s(node, profile))
-            least = min(least, chance * min(time or 0.0 for time in times))
+            back_s = load_s(node, profile) or 0.0
+            if can_sleep(node, replica):
+                back_s = min(back_s, wake_s(node, profile, replica) or 0.0)
+            least = min(least, chance * back_s)
     return least if math.isfinite(least) else 0.0
 
 

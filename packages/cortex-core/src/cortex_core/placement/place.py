@@ -38,6 +38,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 ANYWHERE = Limits()
 
+ENOUGH_NODES = 64
+"""Of so many nodes, those on which the victims look cheapest, an eviction is the cheapest; what
+the others have is not looked at once one is found."""
+
 
 def find_room(case: Case, model: ModelId, limits: Limits = ANYWHERE) -> Load | Wake | Evict | Hold:
     """Choose a node for `model`.
@@ -133,8 +137,8 @@ class _Survey:
     def evicting(self) -> Evict | None:
         """Return the cheapest eviction, unless enough has given way somewhere already."""
         best: tuple[tuple[float, ...], NodeName, Eviction] | None = None
-        for least, node in self._crowded():
-            if best is not None and best[0] < least:
+        for looked, (least, node) in enumerate(self._crowded()):
+            if best is not None and (best[0] < least or looked >= ENOUGH_NODES):
                 break
             found = find_eviction(self._case, self._here(node), node)
             if isinstance(found, Later):

@@ -1,5 +1,6 @@
 """Who may give way on a node, and in which order."""
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -23,9 +24,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     """With the size that it has on this node."""
     shares: Mapping[DeviceIndex, int]
-    """What it holds of each device, in bytes."""
-    stays_until: float
-    """Monotonic seconds until which it is not to be moved."""
+    """What it holds of each device, in bytes; empty for a sleeper."""
     is_spare: bool
     """Its model is served well enough without it."""
     price: tuple[float, ...]
@@ -37,30 +36,31 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return (*self.price, self.replica.id.model)
 
 
-def candidates(case: Case, wanting: Profile, node: NodeState) -> list[Candidate]:
-    """Return who may give way for `wanting`, in the order in which they do."""
-    found = []
-    host_free = host_free_bytes(case, node)
+def candidates(case: Case, wanting: Profile, node: NodeState) -> tuple[list[Candidate], float]:
+    """Return who may give way for `wanting` now, in order, and when the next one may.
+
+    The latter is in monotonic seconds, infinite when no passing of time helps.
+    """
+    found, next_at = [], math.inf
     for model, replica in node.replicas.items():
         profile = case.catalogue.profiles.get(model)
         if replica.status is not ReplicaStatus.LOADED or replica.id in case.state.unloads:
             continue
         if profile is None or not case.may_give_way(replica, wanting, node):
             continue
+        stays_until = (node.residents.get(model) or OLD).since + case.policy.min_residency_s
+        if stays_until > case.now:
+            next_at = min(next_at, stays_until)
+            continue
         profile = sized(case.state, profile, node)
         held = shares(node, replica, profile)
         if any(held.values()):
-            is_kept = can_sleep(node, replica) and sum(held.values()) <= host_free
-            loss_s = _loss(case, node, replica, profile, Way.SLEEP_1 if is_kept else Way.UNLOAD)
-            found.append(_candidate(case, node, replica, profile, loss_s))
-    return sorted(found, key=lambda candidate: candidate.key)
+            found.append(_candidate(case, node, replica, profile, held))
+    return sorted(found, key=lambda candidate: candidate.key), next_at
 
 
 def movable_sleepers(case: Case, wanting: Profile, node: NodeState) -> list[Candidate]:
-    """Return the sleepers that may be unloaded, the least valuable first.
-
-    What they weigh for `cost` is what their callers lose when they are unloaded.
-    """
+    """Return the sleepers that may be unloaded for another, the least valuable first."""
     state, found = case.state, []
     for replica in sleepers(node):
         model = replica.id.model
@@ -72,42 +72,59 @@ def movable_sleepers(case: Case, wanting: Profile, node: NodeState) -> list[Cand
             continue
         if host_bytes(case, node, replica):
             profile = sized(state, profile, node)
-            loss_s = _loss(case, node, replica, profile, Way.UNLOAD)
-            loss_s -= _loss(case, node, replica, profile, Way.SLEEP_1)
-            found.append(_candidate(case, node, replica, profile, max(0.0, loss_s)))
+            found.append(_candidate(case, node, replica, profile, {}))
     return sorted(found, key=lambda sleeper: sleeper.key)
 
 
 def lost_s(case: Case, node: NodeState, candidate: Candidate, way: Way) -> float:
     """Return the seconds that callers are expected to lose when it gives way in this way."""
-    return _loss(case, node, candidate.replica, candidate.profile, way)
-
-
-def _loss(case: Case, node: NodeState, replica: Replica, profile: Profile, way: Way) -> float:
-    if case.is_spare(replica, profile):
+    if candidate.is_spare:
         return 0.0
-    return case.chance(profile.id) * comeback_s(node, profile, replica, way)
+    back_s = comeback_s(node, candidate.profile, candidate.replica, way)
+    return case.chance(candidate.profile.id) * back_s
 
 
 def _candidate(
-    case: Case, node: NodeState, replica: Replica, profile: Profile, loss_s: float
+    case: Case,
+    node: NodeState,
+    replica: Replica,
+    profile: Profile,
+    held: Mapping[DeviceIndex, int],
 ) -> Candidate:
     resident = node.residents.get(profile.id) or OLD
-    is_spare = case.is_spare(replica, profile)
-    match case.policy.strategy:
-        case Strategy.LRU:
-            weight: tuple[float, ...] = (float(not is_spare),)
-        case Strategy.PRIORITY:
-            weight = (float(not is_spare), float(priority_of(profile)))
-        case _:
-            weight = (loss_s,)
-    # Nodes have clocks of their own, so that the gateway's comes first.
-    age = (resident.used, replica.last_used or 0.0)
-    return Candidate(
+    candidate = Candidate(
         replica=replica,
         profile=profile,
-        shares=shares(node, replica, profile),
-        stays_until=resident.since + case.policy.min_residency_s,
-        is_spare=is_spare,
-        price=(float(replica.is_busy), *weight, *age),
+        shares=held,
+        is_spare=case.is_spare(replica, profile),
+        # Nodes have clocks of their own, so that the gateway's comes first.
+        price=(resident.used, replica.last_used or 0.0),
     )
+    price = (float(replica.is_busy), *_weight(case, node, candidate), *candidate.price)
+    return msgspec.structs.replace(candidate, price=price)
+
+
+def _weight(case: Case, node: NodeState, candidate: Candidate) -> tuple[float, ...]:
+    """Return what the strategy weighs of a replica."""
+    match case.policy.strategy:
+        case Strategy.LRU:
+            return (float(not candidate.is_spare),)
+        case Strategy.PRIORITY:
+            return (float(not candidate.is_spare), float(priority_of(candidate.profile)))
+        case Strategy.COST:
+            return (_likely_loss(case, node, candidate),)
+
+
+def _likely_loss(case: Case, node: NodeState, candidate: Candidate) -> float:
+    """Return what is lost when it goes in the way that looks possible if it goes alone.
+
+    Of a sleeper, that is what its unloading costs beside its sleep.
+    """
+    replica = candidate.replica
+    unload_s = lost_s(case, node, candidate, Way.UNLOAD)
+    if replica.status is ReplicaStatus.SLEEPING:
+        return max(0.0, unload_s - lost_s(case, node, candidate, Way.SLEEP_1))
+    if not can_sleep(node, replica):
+        return unload_s
+    fits = sum(candidate.shares.values()) <= host_free_bytes(case, node)
+    return lost_s(case, node, candidate, Way.SLEEP_1) if fits else unload_s
