@@ -27,7 +27,7 @@ def estimated(state: FleetState, profile: Profile) -> Profile:
         if target.model == profile.id
     ]
     largest = max(told, default=0)
-    return _with_size(profile, largest) if largest else profile
+    return with_size(profile, largest) if largest else profile
 
 
 def sized(state: FleetState, profile: Profile, node: NodeState) -> Profile:
@@ -47,8 +47,9 @@ def sized(state: FleetState, profile: Profile, node: NodeState) -> Profile:
         failure = state.failures.get(ReplicaId(node=node.name, model=profile.id))
         if failure is not None and failure.needed_bytes:
             size = max(size or 0, failure.needed_bytes)
-    return profile if size == profile.vram_bytes or size is None else _with_size(profile, size)
+    return profile if size == profile.vram_bytes or size is None else with_size(profile, size)
 
 
-def _with_size(profile: Profile, size: int) -> Profile:
+def with_size(profile: Profile, size: int) -> Profile:
+    """Return the profile with a size in bytes, rounded up to whole MiB."""
     return msgspec.structs.replace(profile, vram_mb=-(-size // MIB))

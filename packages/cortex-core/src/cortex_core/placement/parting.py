@@ -9,7 +9,7 @@ from cortex_core.fleet.state import NodeState, Victim, Way
 from cortex_core.placement.case import Case
 from cortex_core.placement.host import can_sleep, host_bytes, host_free_bytes
 from cortex_core.placement.policy import Strategy
-from cortex_core.placement.times import comeback_s, measured_load_s
+from cortex_core.placement.times import comeback_s, has_woken, measured_load_s
 from cortex_core.placement.victims import Candidate, lost_s, movable_sleepers
 
 
@@ -107,5 +107,7 @@ def _is_worth_less(
 def _is_quicker_kept(node: NodeState, candidate: Candidate) -> bool:
     """Whether a wake from level 2 is known to be quicker than a load."""
     load_s = measured_load_s(node, candidate.profile)
+    if not has_woken(node, candidate.profile, candidate.replica):
+        return False
     kept_s = comeback_s(node, candidate.profile, candidate.replica, Way.SLEEP_2)
     return load_s is not None and 0.0 < kept_s < load_s

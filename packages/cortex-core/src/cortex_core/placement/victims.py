@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cortex_core.catalogue import Profile
-from cortex_core.fleet.sizes import sized
+from cortex_core.fleet.sizes import sized, with_size
 from cortex_core.fleet.state import NodeState, Way
 from cortex_core.ids import DeviceIndex
 from cortex_core.placement.case import OLD, Case
@@ -55,6 +55,8 @@ def candidates(case: Case, wanting: Profile, node: NodeState) -> tuple[list[Cand
         profile = sized(case.state, profile, node)
         held = shares(node, replica, profile)
         if any(held.values()):
+            # What it holds now is the best that is known of it.
+            profile = with_size(profile, sum(held.values()))
             found.append(_candidate(case, node, replica, profile, held))
     return sorted(found, key=lambda candidate: candidate.key), next_at
 
