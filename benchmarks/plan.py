@@ -20,6 +20,7 @@ from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.placement.plan import plan
 from cortex_core.placement.policy import EvictionPolicy, Strategy
+from cortex_core.placement.steps import Step
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.units import MIB
 
@@ -48,12 +49,6 @@ def main() -> None:
 
 def costs(nodes: int, models: int) -> Iterator[tuple[str, float]]:
     """Yield what is measured and its seconds."""
-    catalogue = Catalogue(
-        profiles={
-            model(i): Profile(id=model(i), harness="simulated", vram_mb=10_000)
-            for i in range(models)
-        }
-    )
     state = fleet(nodes)
     # A gateway has known for long where its models are; reports carry that over.
     _ = state.homes, state.spread
@@ -61,8 +56,6 @@ def costs(nodes: int, models: int) -> Iterator[tuple[str, float]]:
     news = cycle(names, partial(report, nodes))
     told = report(nodes, names[1])
     held = ReplicaId(node=names[0], model=model(0))
-    absent, asleep = model(models - 1), model(PER_NODE * nodes)
-    rates = {model(i): 0.001 for i in range(models)}
 
     def fresh() -> FleetState:
         """Return the fleet after one report, as it is before each plan."""
@@ -72,26 +65,27 @@ def costs(nodes: int, models: int) -> Iterator[tuple[str, float]]:
     yield "one report", best(fresh, lambda s: with_report(s, names[1], told, NOW))
     yield "one use noted", best(fresh, lambda s: with_use(s, held, NOW + 1))
     yield "where a model is", best(fresh, lambda s: list(s.replicas_of(model(3))))
-    yield "plan: nobody waits", best(fresh, lambda s: plan(s, catalogue, [], NOW))
-    yield (
-        "plan: one waits and is served",
-        best(fresh, lambda s: plan(s, catalogue, [model(3)], NOW)),
-    )
-    yield "plan: a wake, others give way", best(fresh, lambda s: plan(s, catalogue, [asleep], NOW))
+    for name, work in plans(nodes, models):
+        yield f"plan: {name}", best(fresh, work)
+
+
+def plans(
+    nodes: int, models: int
+) -> Iterator[tuple[str, Callable[[FleetState], tuple[Step, ...]]]]:
+    """Yield what is planned, and that plan."""
+    profiles = [Profile(id=model(i), harness="simulated", vram_mb=10_000) for i in range(models)]
+    decide = partial(plan, catalogue=Catalogue(profiles={one.id: one for one in profiles}), now=NOW)
+    absent, asleep = model(models - 1), model(PER_NODE * nodes)
+    rates = {one.id: 0.001 for one in profiles}
+    yield "nobody waits", partial(decide, demand=[])
+    yield "one waits and is served", partial(decide, demand=[model(3)])
+    yield "a wake, others give way", partial(decide, demand=[asleep])
     for strategy in Strategy:
         policy = EvictionPolicy(strategy=strategy)
-        yield (
-            f"plan: a load, others give way ({strategy})",
-            best(
-                fresh,
-                lambda s: plan(s, catalogue, [absent], NOW, policy=policy, rates=rates),  # noqa: B023 - called here
-            ),
-        )
+        name = f"a load, others give way ({strategy})"
+        yield name, partial(decide, demand=[absent], policy=policy, rates=rates)
     turn = EvictionPolicy(min_residency_s=2 * NOW)
-    yield (
-        "plan: a load that must wait",
-        best(fresh, lambda s: plan(s, catalogue, [absent], NOW, policy=turn)),
-    )
+    yield "a load that must wait", partial(decide, demand=[absent], policy=turn)
 
 
 def best(make: Callable[[], FleetState], work: Callable[[FleetState], object]) -> float:

@@ -24,9 +24,7 @@ class FakeNeuron:
     def __init__(self, *, is_given_only: bool = False) -> None:
         self.is_given_only = is_given_only
         """Speak nothing but what the given system speaks: no events, no boot ids."""
-        self.url = ""
-        self.boot_id = "boot-1"
-        self.uptime_s = 100.0
+        self.url, self.boot_id, self.uptime_s = "", "boot-1", 100.0
         self.devices = [{"index": 0, "name": "SIM-24", "vram_total_mb": 24576}]
         self.harnesses = ["simulated"]
         self.models: dict[str, dict[str, object]] = {}
@@ -41,6 +39,8 @@ class FakeNeuron:
         self.refusals: dict[str, tuple[int, dict[str, object]]] = {}
         """Status and body with which a command path answers."""
         self.is_cordoned = False
+        self.health_fields: dict[str, object] = {}
+        """What `/health` says beside the usual."""
         self.streams_may_end = open_gate()
         """While it is not set, streams stop after their first piece."""
         self.open_streams = 0
@@ -117,7 +117,7 @@ class FakeNeuron:
             ],
         }
         more = {"boot_id": self.boot_id, "cordoned": self.is_cordoned}
-        return answer if self.is_given_only else {**answer, **more}
+        return answer if self.is_given_only else {**answer, **more, **self.health_fields}
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._misbehave], client_max_size=64 << 20)
@@ -134,6 +134,7 @@ class FakeNeuron:
             app.router.add_post("/models/wake", self._command(self._wake))
             app.router.add_post("/models/pin", self._command(self._pin))
             app.router.add_post("/cordon", self._command(self._cordon))
+            app.router.add_post("/recycle", self._command(self._recycle))
         return app
 
     @web.middleware
@@ -212,6 +213,11 @@ class FakeNeuron:
         self.is_cordoned = bool(body["cordoned"])
         self.tell_health()
         return "cordoned" if self.is_cordoned else "uncordoned"
+
+    def _recycle(self, _: dict[str, object]) -> str:
+        self.health_fields["cycles"] = 0
+        self.tell_health()
+        return "recycled"
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -2,18 +2,25 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 
 import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.errors import ModelLoadingError
-from cortex_core.fleet.reducers import from_endpoints, with_miss
+from cortex_core.fleet.rates import MEMORY_S
+from cortex_core.fleet.reducers import from_endpoints, with_miss, with_report
 from cortex_core.fleet.state import FleetState
+from cortex_core.ids import ModelId, ReplicaId
+from cortex_core.node import NodeReport
+from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.retry import Failure
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.ports import UpstreamFailure
 from tests.gateway.fleet import MODEL, NODE
+
+REPLICA = ReplicaId(node=NODE, model=MODEL)
 
 
 def store() -> FleetStore:
@@ -175,3 +182,74 @@ def test_snapshot_is_replaced_not_changed() -> None:
 
     assert keeper.state is not before
     assert (before.revision, dict(before.nodes)) == copy
+
+
+def in_use(used: float) -> FleetStore:
+    """Return a keeper of one model that was used at a time."""
+    keeper = store()
+    replica = Replica(id=REPLICA, status=ReplicaStatus.LOADED)
+    keeper.update(partial(with_report, name=NODE, report=NodeReport(replicas=(replica,)), now=used))
+    return keeper
+
+
+async def test_use_is_noted_once_a_second_and_wakes_nobody() -> None:
+    """Ours: the data path says so with every request, and nobody decides anew for it."""
+    keeper = in_use(100.0)
+    revision = keeper.state.revision
+    await keeper.wanted()
+
+    for at in (100.5, 101.0, 101.5, 103.0):
+        keeper.touch(REPLICA, at)
+    keeper.touch(ReplicaId(node=NODE, model=ModelId("org/other")), 200.0)
+    woken = await asyncio.wait_for(_is_woken(keeper), 5)
+
+    resident = keeper.state.resident(REPLICA)
+    assert resident is not None
+    assert (resident.since, resident.used) == (100.0, 103.0)
+    assert keeper.state.revision == revision + 2
+    assert not woken
+
+
+async def test_a_wish_stays_until_it_is_settled() -> None:
+    """Ours: as when room must be made first."""
+    keeper = store()
+    keeper.want_on(REPLICA)
+    await asyncio.wait_for(keeper.wanted(), 5)
+    keeper.keep_wishes([REPLICA], [REPLICA])
+    kept = keeper.wishes()
+    keeper.keep_wishes([REPLICA], [])
+
+    assert kept == (REPLICA,)
+    assert keeper.wishes() == ()
+
+
+def test_requests_are_measured_with_the_latest_counting_most() -> None:
+    """Ours: what a copy is weighed with."""
+    keeper = store()
+    for _ in range(100):
+        keeper.served(MODEL, 8.0)
+    keeper.served(MODEL, 18.0)
+
+    assert keeper.request_times() == {MODEL: pytest.approx(9.0)}
+
+
+def test_waiters_are_counted_by_model() -> None:
+    """Ours: how long the queue is."""
+    keeper = store()
+    with keeper.demand(MODEL), keeper.demand(MODEL):
+        counted = keeper.waiting()
+
+    assert counted == {MODEL: 2}
+    assert keeper.waiting() == {}
+
+
+def test_rates_are_those_of_the_moment() -> None:
+    """Ours: reckoned only where somebody asks."""
+    keeper = store()
+    keeper.count(MODEL, 0.0)
+    early, late = keeper.rates(0.0), keeper.rates(MEMORY_S)
+
+    assert early[MODEL] == pytest.approx(late[MODEL] * 2.718, rel=0.01)
+    assert early.get(ModelId("org/other"), 0.0) == 0.0
+    assert list(early) == [MODEL]
+    assert len(early) == 1

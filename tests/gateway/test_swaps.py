@@ -5,14 +5,14 @@ import asyncio
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from cortex_core.catalogue import Profile
-from cortex_core.ids import ModelId, ReplicaId
+from cortex_core.catalogue import Profile, Replicas
+from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.replica import ReplicaStatus
 from cortex_core.routing.route import Refuse, RouteHints, route
 from cortex_gateway.metrics import GatewayMetrics
 from tests.fakes.neuron import FakeNeuron, running
-from tests.gateway.fleet import NODE, control_of, has_status, until, until_true
+from tests.gateway.fleet import NODE, QuickClock, control_of, has_status, until, until_true
 
 A, B = ModelId("org/a"), ModelId("org/b")
 PROFILES = [Profile(id=model, harness="simulated", vram_mb=20_000) for model in (A, B)]
@@ -47,6 +47,184 @@ async def test_a_model_gives_way_and_comes_back() -> None:
     assert [body["model_id"] for body in neuron.loads] == [B, A]
     evicted = registry.get_sample_value("cortex_evictions_total", {"model": A, "node": NODE})
     assert evicted == 1
+
+
+def drowsy(*models: ModelId, budget_mb: int = 64_000) -> FakeNeuron:
+    """Return a neuron that can sleep, with models that are loaded."""
+    neuron = FakeNeuron()
+    neuron.health_fields["sleep_budget_mb"] = budget_mb
+    for model in models:
+        neuron.set_model(model, "loaded", vram_used_mb=20_000, capabilities={"sleep": True})
+    return neuron
+
+
+async def test_a_model_sleeps_to_give_way_and_is_woken() -> None:
+    """Issue: tiers; A, B, A is one sleep, one load, and one wake."""
+    neuron = drowsy(A)
+    async with (
+        running(neuron),
+        control_of({NODE: neuron.url}, profiles=PROFILES, policy=AT_ONCE) as store,
+    ):
+        await until(store, has_status(NODE, A, ReplicaStatus.LOADED))
+        for model in (B, A):
+            with store.demand(model):
+                await until(store, has_status(NODE, model, ReplicaStatus.LOADED))
+                await until(store, lambda state: not state.commands and not state.swaps)
+
+    slept = {"model_id": A, "level": 1, "drain_timeout_s": AT_ONCE.drain_s}
+    assert neuron.commands == [("/models/sleep", slept), ("/models/wake", {"model_id": A})]
+    assert [body["model_id"] for body in neuron.loads] == [B]
+    # The fake says of what it loads that it cannot sleep.
+    assert [body["model_id"] for body in neuron.unloads] == [B]
+
+
+async def test_what_does_not_sleep_is_unloaded_and_not_asked_again() -> None:
+    """Issue: say so through `capabilities` and fall back to unload; a 409 says it late."""
+    neuron = drowsy(A)
+    neuron.refusals["/models/sleep"] = (409, {"error": {"message": "the engine cannot sleep"}})
+    async with (
+        running(neuron),
+        control_of({NODE: neuron.url}, profiles=PROFILES, policy=AT_ONCE) as store,
+    ):
+        await until(store, has_status(NODE, A, ReplicaStatus.LOADED))
+        with store.demand(B):
+            state = await until(store, has_status(NODE, B, ReplicaStatus.LOADED))
+
+    assert [path for path, _ in neuron.commands] == ["/models/sleep"]
+    assert [body["model_id"] for body in neuron.unloads] == [A]
+    assert state.nodes[NODE].sleepless == {A}
+
+
+async def test_a_sleeper_leaves_the_host_before_the_next_one_falls_asleep() -> None:
+    """Issue: host RAM is a budget too."""
+    neuron, third = drowsy(A, budget_mb=20_000), ModelId("org/c")
+    neuron.set_model(third, "sleeping", sleep_level=1, host_used_mb=20_000)
+    gone: list[bool] = []
+    neuron.unload_may_end.clear()
+    profiles = [*PROFILES, msgspec.structs.replace(PROFILES[0], id=third)]
+    async with (
+        running(neuron),
+        control_of({NODE: neuron.url}, profiles=profiles, policy=AT_ONCE) as store,
+    ):
+        await until(store, has_status(NODE, A, ReplicaStatus.LOADED))
+        store.touch(ReplicaId(node=NODE, model=A), store.state.nodes[NODE].residents[A].used + 2)
+        with store.demand(B):
+            await until_true(lambda: bool(neuron.unloads))
+            gone.append(bool(neuron.commands))
+            neuron.unload_may_end.set()
+            await until(store, has_status(NODE, B, ReplicaStatus.LOADED))
+
+    assert gone == [False]
+    assert [body["model_id"] for body in neuron.unloads] == [third]
+    assert [path for path, _ in neuron.commands] == ["/models/sleep"]
+
+
+async def test_a_wake_that_fails_cools_down() -> None:
+    """Ours: as a load does, with the reason shown."""
+    neuron = drowsy()
+    neuron.set_model(A, "sleeping", sleep_level=1)
+    neuron.refusals["/models/wake"] = (500, {"error": {"message": "its weights are gone"}})
+    async with (
+        running(neuron),
+        control_of({NODE: neuron.url}, profiles=PROFILES, policy=AT_ONCE) as store,
+    ):
+        await until(store, has_status(NODE, A, ReplicaStatus.SLEEPING))
+        with store.demand(A):
+            state = await until(store, lambda state: bool(state.failures))
+
+    assert state.failures[ReplicaId(node=NODE, model=A)].reason == "its weights are gone"
+    assert [path for path, _ in neuron.commands] == ["/models/wake"]
+
+
+async def test_what_a_neuron_says_it_needs_is_its_size_from_then_on() -> None:
+    """Issue: memory truth; a 507 says what no catalogue knew, and others give way next time."""
+    neuron = FakeNeuron()
+    neuron.set_model(A, "loaded", vram_used_mb=10_000)
+    error = {"message": "too little", "needed_bytes": 20_000 << 20, "free_bytes": 14_000 << 20}
+    neuron.load_error = (507, {"error": error})
+    unsized = [PROFILES[0], Profile(id=B, harness="simulated")]
+    async with (
+        running(neuron),
+        control_of(
+            {NODE: neuron.url}, profiles=unsized, policy=AT_ONCE, clock=QuickClock(100)
+        ) as store,
+    ):
+        await until(store, has_status(NODE, A, ReplicaStatus.LOADED))
+        with store.demand(B):
+            await until(store, lambda state: bool(state.failures))
+            neuron.load_error = None
+            await until(store, has_status(NODE, B, ReplicaStatus.LOADED))
+
+    assert [body["model_id"] for body in neuron.unloads] == [A]
+    assert neuron.loads[0].get("vram_mb") is None
+    assert neuron.loads[-1]["vram_mb"] == 20_000
+
+
+async def test_a_worn_node_is_recycled_while_nobody_misses_it() -> None:
+    """Issue: `defrag_after_cycles`."""
+    neuron = FakeNeuron()
+    neuron.health_fields["cycles"] = 50
+    policy = EvictionPolicy(defrag_after_cycles=50)
+    async with running(neuron), control_of({NODE: neuron.url}, policy=policy) as store:
+        await until_true(lambda: bool(neuron.commands))
+        state = await until(store, lambda state: state.nodes[NODE].cycles == 0)
+        await until(store, lambda state: state.recycling is None)
+
+    assert neuron.commands == [("/recycle", {})]
+    assert state.nodes[NODE].recycle_after is None
+
+
+async def test_a_node_that_cannot_be_recycled_is_left_in_peace() -> None:
+    """Ours: an older neuron has no such path."""
+    neuron = FakeNeuron()
+    neuron.health_fields["cycles"] = 50
+    neuron.refusals["/recycle"] = (404, {"error": {"message": "there is no such path"}})
+    policy = EvictionPolicy(defrag_after_cycles=50)
+    async with running(neuron), control_of({NODE: neuron.url}, policy=policy) as store:
+        await until(store, lambda state: state.nodes[NODE].recycle_after is not None)
+        for _ in range(3):
+            before = store.state.revision
+            neuron.tell_health()
+            await store.changed(before)
+
+    assert len(neuron.commands) == 1
+
+
+async def test_copies_are_kept_on_nodes_of_their_own() -> None:
+    """Issue: replicas = {min, max}; also where others must give way first."""
+    first, second = holding(A), holding(B)
+    twice = msgspec.structs.replace(PROFILES[0], replicas=Replicas(min=2, max=2))
+    async with (
+        running(first),
+        running(second),
+        control_of(
+            {"one": first.url, "two": second.url}, profiles=[twice, PROFILES[1]], policy=AT_ONCE
+        ) as store,
+    ):
+        await until(store, has_status("two", A, ReplicaStatus.LOADED))
+        await until(store, lambda state: not state.commands and not state.swaps)
+
+    assert (first.loads, first.unloads) == ([], [])
+    assert [body["model_id"] for body in second.unloads] == [B]
+
+
+async def test_a_wish_is_granted_on_that_very_node() -> None:
+    """Issue: load with a node, although another one serves the model."""
+    first, second = holding(A), holding(B)
+    async with (
+        running(first),
+        running(second),
+        control_of(
+            {"one": first.url, "two": second.url}, profiles=PROFILES, policy=AT_ONCE
+        ) as store,
+    ):
+        await until(store, has_status("two", B, ReplicaStatus.LOADED))
+        await until(store, has_status("one", A, ReplicaStatus.LOADED))
+        store.want_on(ReplicaId(node=NodeName("two"), model=A))
+        await until(store, has_status("two", A, ReplicaStatus.LOADED))
+        await until_true(lambda: not store.wishes())
+
+    assert first.unloads == []
 
 
 async def test_nothing_moves_while_nobody_asks() -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from cortex_core.catalogue import Catalogue
+from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.feasibility import infeasible_reason
+from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.harness import Capabilities, Limit
 from cortex_core.ids import ModelId
@@ -70,7 +71,6 @@ def model_object(
     """Return one model as the list shows it."""
     profile = catalogue.profiles.get(model)
     pairs = list(state.replicas_of(model))
-    estimate = profile.vram_mb if profile else None
     limit = known_limit(replica for _, replica in pairs)
     context, output = (None, None) if limit is None else (limit.context, limit.output)
     if context is None and profile is not None:
@@ -90,7 +90,7 @@ def model_object(
         ),
         locations=tuple(
             sorted(
-                (_location(node, replica, estimate) for node, replica in pairs),
+                (_location(state, node, replica, profile) for node, replica in pairs),
                 key=lambda location: location.node,
             )
         ),
@@ -134,9 +134,13 @@ def _known_models(state: FleetState, catalogue: Catalogue) -> list[ModelId]:
     return list(known)
 
 
-def _location(node: NodeState, replica: Replica, estimate_mb: int | None) -> ModelLocation:
+def _location(
+    state: FleetState, node: NodeState, replica: Replica, profile: Profile | None
+) -> ModelLocation:
     status = replica.status if node.is_reachable else ReplicaStatus.UNKNOWN
-    used = replica.vram_used_bytes
+    used, estimate_mb = node.size_of(replica), None
+    if used is None and profile is not None:
+        estimate_mb = sized(state, estimated(state, profile), node).vram_mb
     return ModelLocation(
         node=node.name,
         status=status.value,
