@@ -81,6 +81,30 @@ async def test_a_load_that_fails_ends_its_stream_in_an_error(tmp_path: pathlib.P
     assert len(neuron.loads) == 3
 
 
+async def test_a_gateway_that_goes_down_says_so_in_its_streams(tmp_path: pathlib.Path) -> None:
+    """Contract: a cut stream never looks complete, and tells why it ends."""
+    neuron = FakeNeuron()
+    neuron.load_may_end.clear()
+    async with (
+        running(neuron),
+        asyncio.TaskGroup() as tasks,
+        door(write(tmp_path, {"beast": neuron.url}, A)) as d,
+    ):
+        asked = tasks.create_task(d.events(f"/admin/models/{A}/load"))
+        await until_true(lambda: bool(neuron.loads))
+        await until_loading(d)
+    events = asked.result()
+
+    assert events[-1].event == "error"
+    assert json.loads(events[-1].data)["error"]["code"] == "draining"
+
+
+async def until_loading(d: Door) -> None:
+    async with asyncio.timeout(5):
+        while not (await d.fleet())["beast"]["models"]:  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.01)
+
+
 async def test_a_load_on_a_node_goes_there(tmp_path: pathlib.Path) -> None:
     """Issue: the node optional; a second copy beside the one elsewhere."""
     one, two = FakeNeuron(), FakeNeuron()

@@ -1,5 +1,6 @@
 """What operators do to models: `/admin/models/*`."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -10,10 +11,10 @@ from starlette.routing import Route
 
 from cortex_core.codec import encode_json
 from cortex_core.dialect import Dialect, error_body
-from cortex_core.errors import RequestError
+from cortex_core.errors import DrainingError, RequestError
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.routing.resolve import resolve
-from cortex_core.server.exchange import exchange_of
+from cortex_core.server.exchange import Cut, Exchange, exchange_of
 from cortex_core.sse import encode_event
 from cortex_core.wire.admin import (
     DONE_EVENT,
@@ -65,7 +66,7 @@ def routes(store: Store, operations: Operations, loading: Loading) -> list[Route
             return answer(found, 202 if found.nodes[0].changed else 200)
         if _STREAM in request.headers.get("accept", ""):
             loading.check(model, command.node)
-            events = _events(loading, model, command.node, exchange_of(request.scope).request_id)
+            events = _events(loading, model, command.node, exchange_of(request.scope))
             return StreamingResponse(events, media_type=_STREAM)
         return answer(await loading.load(model, command.node))
 
@@ -80,16 +81,27 @@ def routes(store: Store, operations: Operations, loading: Loading) -> list[Route
 
 
 async def _events(
-    loading: Loading, model: ModelId, node: NodeName | None, request_id: str
+    loading: Loading, model: ModelId, node: NodeName | None, exchange: Exchange
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events of a load, down to the one that ends them."""
+
+    def failed(error: RequestError) -> bytes:
+        body = error_body(error, Dialect.OPENAI, exchange.request_id)
+        return encode_event(body, event=ERROR_EVENT)
+
     before = loading.where(model, node)
     try:
         async with aclosing(loading.follow(model, node)) as source:
             async for news in source:
                 yield encode_event(encode_json(news), event=PROGRESS_EVENT)
     except RequestError as error:
-        yield encode_event(error_body(error, Dialect.OPENAI, request_id), event=ERROR_EVENT)
+        yield failed(error)
+        return
+    except asyncio.CancelledError:
+        if exchange.cut is not Cut.DRAIN:
+            raise
+        # The answer is to end here, in good order, which an error would prevent.
+        yield failed(DrainingError("this process is going down; the load goes on"))
         return
     done: ModelAnswer = loading.answer(
         model, loading.where(model, node) or node, changed=before is None
