@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import logging
 import pathlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -156,8 +157,11 @@ async def door(file: pathlib.Path) -> AsyncIterator[Door]:
             graceful_s=0.1, flush_timeout_s=0.1,
         )  # fmt: skip
         tasks.create_task(server)
+        # A reload sets it for the process, which here is that of all tests.
+        level = logging.getLogger().level
         try:
             await entrance.until_up(*configuration.settings.endpoints)
             yield entrance
         finally:
+            logging.getLogger().setLevel(level)
             shutdown.ask()

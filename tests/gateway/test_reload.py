@@ -325,18 +325,13 @@ async def test_an_upstream_is_used_as_soon_as_it_is_named(tmp_path: pathlib.Path
 
 async def test_the_log_gets_as_talkative_as_the_file_says(tmp_path: pathlib.Path) -> None:
     """Ours: one of the settings that people change while something goes wrong."""
-    root = logging.getLogger()
-    before = root.level
     neuron = FakeNeuron()
-    try:
-        async with running(neuron):
-            nodes = {"beast": neuron.url}
-            async with door(write(tmp_path, nodes, A)) as d:
-                await asyncio.to_thread(write, tmp_path, nodes, A, gateway='log_level = "error"')
-                await d.post("/admin/config/reload")
-                assert root.level == logging.ERROR
-    finally:
-        root.setLevel(before)
+    async with running(neuron):
+        nodes = {"beast": neuron.url}
+        async with door(write(tmp_path, nodes, A)) as d:
+            await asyncio.to_thread(write, tmp_path, nodes, A, gateway='log_level = "error"')
+            await d.post("/admin/config/reload")
+            assert logging.getLogger().level == logging.ERROR
 
 
 async def test_reloads_that_come_together_end_with_what_the_files_say(
