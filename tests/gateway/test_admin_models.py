@@ -143,6 +143,28 @@ async def test_a_load_on_a_node_makes_room_there(tmp_path: pathlib.Path) -> None
     assert [body["model_id"] for body in neuron.loads] == [A]
 
 
+@pytest.mark.parametrize("query", [{}, {"node": "beast"}])
+async def test_what_sleeps_is_woken_rather_than_loaded(
+    tmp_path: pathlib.Path, query: dict[str, str]
+) -> None:
+    """Issue: waking comes before loading; others give way to it as to a load."""
+    neuron = FakeNeuron()
+    neuron.set_model(A, "sleeping", sleep_level=1)
+    neuron.set_model(B, "loaded", vram_used_mb=20000)
+    models = [{"id": m, "harness": "simulated", "vram_mb": 20000} for m in (A, B)]
+    at_once = "[eviction]\nmin_residency_s = 0.0"
+    async with (
+        running(neuron),
+        door(write(tmp_path, {"beast": neuron.url}, *models, more=at_once)) as d,
+    ):
+        status, answer = await d.post(f"/admin/models/{A}/load", **query)
+
+    assert (status, answer["nodes"][0]["node"]) == (200, "beast")
+    assert neuron.loads == []
+    assert [path for path, body in neuron.commands if body["model_id"] == A] == ["/models/wake"]
+    assert [body["model_id"] for body in neuron.unloads] == [B]
+
+
 async def test_a_wait_that_leads_nowhere_ends(tmp_path: pathlib.Path) -> None:
     """Ours: `gateway.timeouts.load_s` bounds what goes before a load as well."""
     neuron = FakeNeuron()

@@ -47,7 +47,7 @@ class Loading:
     Args:
         store: the fleet.
         commands: does what is decided for a node.
-        operations: sees it through; wakes what sleeps.
+        operations: sees it through.
         clock: monotonic seconds.
         limit_s: how long a load may take in all, with what goes before it.
     """
@@ -223,8 +223,6 @@ class Loading:
                 return
             if _is_changing(state, target, replica):
                 await self._changed(revision)
-            elif replica is not None and replica.status is ReplicaStatus.SLEEPING:
-                await self._operations.act(Action.WAKE, target)
             else:
                 await self._step(target, revision)
         raise ModelLoadingError(f"{target} is not loaded yet, and is not waited for any longer")
