@@ -13,7 +13,7 @@ from cortex_core.placement.plan import plan
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.placement.recycle import IN_USE_S
 from cortex_core.placement.steps import Hold, Load, Recycle
-from cortex_core.replica import ReplicaStatus
+from cortex_core.replica import Replica, ReplicaStatus
 from tests.core.test_copies import MODEL, catalogue, node, on
 from tests.core.test_evict import NOW
 from tests.core.test_placement import fleet
@@ -24,6 +24,10 @@ POLICY = EvictionPolicy(defrag_after_cycles=50)
 def worn(name: str, cycles: int | None = 60, **fields: Any) -> NodeState:
     """Return a node that has loaded and unloaded often; the model there was used long ago."""
     return msgspec.structs.replace(node(name, on(name)), cycles=cycles, **fields)
+
+
+def changing(name: str, status: ReplicaStatus) -> Replica:
+    return msgspec.structs.replace(on(name), status=status)
 
 
 def recycled(state: FleetState, policy: EvictionPolicy = POLICY, **more: Any) -> list[str]:
@@ -55,7 +59,9 @@ def test_one_node_at_a_time_and_the_most_worn_first() -> None:
     [
         {"is_draining": True},
         {"health": NodeHealth.DOWN},
-        {"replicas": {MODEL: msgspec.structs.replace(on("b"), status=ReplicaStatus.RELOADING)}},
+        {"replicas": {MODEL: changing("b", ReplicaStatus.RELOADING)}},
+        {"replicas": {MODEL: changing("b", ReplicaStatus.UNLOADING)}, "cycles": 50},
+        {"replicas": {MODEL: changing("b", ReplicaStatus.LOADING)}, "cycles": 0},
     ],
 )
 def test_another_node_that_is_away_is_waited_for(other: dict[str, Any]) -> None:
@@ -78,6 +84,15 @@ def test_the_only_home_of_a_model_in_use_stays() -> None:
 def test_a_node_whose_model_is_waited_for_stays() -> None:
     """Issue: or waited for."""
     assert recycled(fleet(worn("a")), waiting={MODEL: 1}) == []
+
+
+def test_a_copy_that_is_away_to_be_recycled_is_not_loaded_elsewhere() -> None:
+    """Ours: the neuron brings its models back itself."""
+    state = fleet(msgspec.structs.replace(worn("a"), replicas={}), node("b"))
+    kept = catalogue(low=1)
+
+    assert plan(with_recycling(state, NodeName("a")), kept, [], NOW) == ()
+    assert len(plan(state, kept, [], NOW)) == 1
 
 
 def test_a_node_with_something_under_way_stays() -> None:

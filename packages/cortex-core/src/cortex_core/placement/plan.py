@@ -77,8 +77,10 @@ def plan(
         draft.grant(wish)
     for model in asked.demand:
         draft.serve(model)
-    for profile in catalogue.kept:
-        draft.keep(profile)
+    if state.recycling is None:
+        # What is away because its engine is being replaced comes back by itself.
+        for profile in catalogue.kept:
+            draft.keep(profile)
     for model, count in asked.waiting.items():
         draft.copy(model, count, asked.request_times)
     draft.tidy()
@@ -141,8 +143,10 @@ class _Draft:
             if profile.id in self._case.state.swaps:
                 return
             step = find_room(self._case, profile.id, Limits(barred=self._awaited))
+            if isinstance(step, Hold):
+                return  # nobody waits who would have to be told
             self._take(step, is_bound=True)
-            if not isinstance(step, Load | Wake):
+            if isinstance(step, Evict):
                 return
 
     def copy(self, model: ModelId, waiting: int, times: Mapping[ModelId, float]) -> None:
