@@ -71,7 +71,7 @@ class Supervisor:
         self._clock = parts.clock
         self._on_change = on_change
         self._procedures = Procedures(parts, self._apply, self._closed)
-        self.recycling = Recycling(parts, self._all_lives, self.unload, self._start_load)
+        self.recycling = Recycling(parts, self._all_lives, self.unload, self._load_again)
         self._sleeping = Sleeping(parts, self._apply)
         self._lives: dict[ModelId, Life] = {}
         self._leaving: dict[ModelId, Life] = {}
@@ -121,6 +121,11 @@ class Supervisor:
         await self._wait_for_unload(spec.model)
         self._check_draining()
         return self._start_load(spec, is_new_taken=not self._parts.notebook.notes.is_cordoned)
+
+    def _load_again(self, spec: ModelSpec) -> Life:
+        """Start to load a model that was here until a moment ago, cordoned or not."""
+        self._check_draining()
+        return self._start_load(spec)
 
     def _start_load(self, spec: ModelSpec, *, is_new_taken: bool = True) -> Life:
         known = self._lives.get(spec.model)

@@ -22,7 +22,8 @@ class Recycling:
         parts: what it needs.
         lives: returns all models, those whose dead engine is not gone yet included.
         unload: unloads a model and returns when its memory is free.
-        load: starts to load a model, whatever the node's marks say.
+        load: starts to load a model, whatever the node's marks say; refuses when the neuron
+            goes down.
     """
 
     def __init__(
