@@ -151,6 +151,17 @@ def test_load_of_broken_weights_says_so(own_neuron: NeuronProcess, tmp_path: pat
     assert own_neuron.engine_processes() == set()
 
 
+@pytest.mark.parametrize("most", [0, 1])
+def test_engine_that_tells_few_log_probabilities_loads_all_the_same(
+    own_neuron: NeuronProcess, most: int
+) -> None:
+    """Ours: the question of every load asks for no more than the options allow."""
+    answer = own_neuron.load(CHAT, engine={"max_logprobs": most})
+
+    assert answer.status_code == 200, answer.text
+    own_neuron.unload(CHAT)
+
+
 def test_engine_on_the_cpu_says_that_it_cannot_sleep(own_neuron: NeuronProcess) -> None:
     """vLLM 0.32: on the CPU `sleep` frees nothing, and `enable_sleep_mode` is refused."""
     wanted = own_neuron.load(CHAT, engine={"enable_sleep_mode": True})

@@ -100,6 +100,30 @@ def test_question_goes_by_what_the_model_can_do() -> None:
     assert question("m", Capabilities()) is None
 
 
+@pytest.mark.parametrize(("most", "asked"), [(-1, 2), (20, 2), (1, 1), (0, None)])
+def test_no_more_log_probabilities_are_asked_for_than_the_engine_gives(
+    most: int, asked: int | None
+) -> None:
+    """vLLM's `max_logprobs`: one more is a 400."""
+    asking = question("m", Capabilities(completions=True), most)
+
+    assert asking is not None
+    assert json.loads(asking[1]).get("logprobs") == asked
+
+
+def test_text_alone_is_compared_where_there_are_no_log_probabilities() -> None:
+    """Ours: better than nothing."""
+    one, other = (
+        read_answer(Route.COMPLETIONS, json.dumps({"choices": [{"text": text}]}).encode())
+        for text in (" 10 11", " !!!!")
+    )
+
+    assert flaw(one, None) is flaw(one, one) is None
+    assert flaw(other, one) is not None
+    empty = read_answer(Route.COMPLETIONS, b'{"choices": [{"text": "", "logprobs": null}]}')
+    assert flaw(empty, None) is not None
+
+
 def test_answers_are_read_as_vllm_writes_them() -> None:
     """OpenAI's shapes; what vLLM cannot write as a number is null."""
     completion = {

@@ -16,6 +16,9 @@ PROMPT = "1 2 3 4 5 6 7 8 9"
 _TOKENS = 8
 """Enough for broken weights to show, few enough to cost less than the first answer anyway."""
 
+_LOGPROBS = 2
+"""The token itself and the one that nearly came instead."""
+
 _CLOSE_CALL = 0.1
 """Difference of two log probabilities below which either token may come first: kernels do not
 add up in the same order every time."""
@@ -54,6 +57,7 @@ class _Logprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Choice(msgspec.Struct, frozen=True, kw_only=True):
+    text: str = ""
     logprobs: _Logprobs | None = None
 
 
@@ -69,8 +73,17 @@ class _Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     data: tuple[_Embedding, ...] = ()
 
 
-def question(model: str, capabilities: Capabilities) -> tuple[Route, bytes] | None:
-    """Return what to ask a model, or `None` when it does nothing that can be checked."""
+def question(
+    model: str, capabilities: Capabilities, max_logprobs: int = _LOGPROBS
+) -> tuple[Route, bytes] | None:
+    """Return what to ask a model, or `None` when it does nothing that can be checked.
+
+    Args:
+        model: its id.
+        capabilities: of it.
+        max_logprobs: how many it may be asked for at each place, as its options say; -1 is any
+            number. With 0 the text alone is looked at.
+    """
     if capabilities.completions:
         body: dict[str, object] = {
             "model": model,
@@ -78,8 +91,9 @@ def question(model: str, capabilities: Capabilities) -> tuple[Route, bytes] | No
             "max_tokens": _TOKENS,
             "temperature": 0,
             "ignore_eos": True,
-            "logprobs": 2,
         }
+        if max_logprobs:
+            body["logprobs"] = _LOGPROBS if max_logprobs < 0 else min(_LOGPROBS, max_logprobs)
         return Route.COMPLETIONS, msgspec.json.encode(body)
     if capabilities.embeddings:
         body = {"model": model, "input": PROMPT, "encoding_format": "float"}
@@ -97,6 +111,8 @@ def read_answer(route: Route, body: bytes) -> Said:
         data = msgspec.json.decode(body, type=_Embeddings).data
         return Vector(values=data[0].embedding if data else ())
     choices = msgspec.json.decode(body, type=_Completion).choices
+    if choices and choices[0].logprobs is None and choices[0].text:
+        return Spoken(tokens=(choices[0].text,), logprobs=(0.0,))
     said = (choices[0].logprobs if choices else None) or _Logprobs()
     return Spoken(
         tokens=said.tokens,

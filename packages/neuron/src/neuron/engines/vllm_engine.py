@@ -127,7 +127,9 @@ class VllmEngine:
 
     async def check_answer(self) -> None:
         """Ask for a few tokens, or a vector; the same must come after every wake."""
-        question = vllm_check.question(self._model, self._info.capabilities)
+        question = vllm_check.question(
+            self._model, self._info.capabilities, self._llm.model_config.max_logprobs
+        )
         if question is None:
             return
         route, body = question
