@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 from cortex_core.replica import LoadProgress, ReplicaStatus
 from cortex_gateway.settings import Timeouts
 from tests.fakes.gateway import MODEL, TO_A, Gateway, ask, calling, gateway, replica
-from tests.fakes.upstream import DONE, ScriptedNode, cuts, nodes, streams, words
+from tests.fakes.upstream import DONE, ScriptedNode, cuts, nodes, refuses, streams, words
 
 HEADERS = {"x-cortex-progress": "reasoning"}
 SAID = "loading org/model: weights, 1024 of 2048 MiB\n"
@@ -129,6 +129,42 @@ async def test_what_was_shown_does_not_keep_a_request_from_another_node() -> Non
     assert bad.wires
     assert (begin + rest).count(b"event: message_start") == 1
     assert b"event: error" not in rest
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "first", "last"),
+    [
+        (
+            "/v1/messages",
+            {"max_tokens": 9, "thinking": {"type": "adaptive"}},
+            b"event: message_start",
+            b"event: message_stop",
+        ),
+        (
+            "/v1/responses",
+            {"input": "hi"},
+            b"event: response.created",
+            b"event: response.completed",
+        ),
+    ],
+)
+async def test_what_is_shown_only_after_a_refusal_belongs_to_the_same_answer(
+    path: str, fields: dict[str, object], first: bytes, last: bytes
+) -> None:
+    answers = iter((refuses, streams(words(3))))
+    node = ScriptedNode(lambda wire: next(answers)(wire))
+    async with (
+        nodes(node),
+        gateway({"a": node.url}, timeouts=QUICK) as g,
+        calling(g.url, {"stream": True, **fields}, path=path, **HEADERS) as caller,
+    ):
+        await g.refresh_asked("a")
+        g.report("a", replica("a", ReplicaStatus.LOADING, progress=PROGRESS))
+        begin = await caller.read_until(b"MiB\\n")
+        g.report("a", replica("a"))
+        whole = begin + await caller.read_until(last)
+
+    assert whole.count(first) == 1
 
 
 async def test_without_the_header_it_is_a_comment() -> None:

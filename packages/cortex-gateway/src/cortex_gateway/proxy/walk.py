@@ -161,6 +161,9 @@ class Walk:
         outbound = self._asked.outbound(
             target_of(doors.store.state, replica, access), access.dialect
         )
+        if self._call.shows_progress:
+            # What is shown from now on must be known to who writes the answer.
+            self._thoughts = outbound.answer
         is_retry = self._search.attempts > 0
         account.dispatch(replica)
         began = account.now()
