@@ -170,9 +170,12 @@ def affinity_of(session: str | None, body: bytes) -> bytes | None:
     """
     if session:
         return b"session:" + session.encode()[:LEADING_BYTES]
-    found = [body.find(name, 0, _SEARCHED_BYTES) for name in _BEGINNINGS]
-    begin = min((position for position in found if position >= 0), default=-1)
-    return None if begin < 0 else body[begin : begin + LEADING_BYTES]
+    begin = _SEARCHED_BYTES
+    for name in _BEGINNINGS:
+        # What begins after another one has begun is not looked for.
+        found = body.find(name, 0, begin)
+        begin = begin if found < 0 else found
+    return None if begin == _SEARCHED_BYTES else body[begin : begin + LEADING_BYTES]
 
 
 def _favourite(
@@ -183,13 +186,17 @@ def _favourite(
     """Return the favourite of a conversation, unless it is too busy or its node is suspect."""
     if affinity is None:
         return None
-    node, favourite = max(replicas, key=lambda pair: _rank(affinity, pair[0]))
+    conversation = hashlib.blake2b(affinity, digest_size=8)
+
+    def rank(pair: tuple[NodeState, Replica]) -> bytes:
+        # A copy, so that a long beginning is not read once for each of many replicas.
+        both = conversation.copy()
+        both.update(pair[0].name.encode())
+        return both.digest()
+
+    node, favourite = max(replicas, key=rank)
     if node.health is NodeHealth.SUSPECT:
         return None
     mean = math.fsum(depth(replica, in_flight) for _, replica in replicas) / len(replicas)
     is_too_busy = depth(favourite, in_flight) > mean * FAVOURITE_FACTOR + FAVOURITE_SLACK
     return None if is_too_busy else favourite.id
-
-
-def _rank(affinity: bytes, node: NodeState) -> bytes:
-    return hashlib.blake2b(affinity, digest_size=8, key=node.name.encode()[:64]).digest()
