@@ -104,6 +104,18 @@ def test_the_queue_is_bounded_in_all_and_per_caller() -> None:
     line.enter(Ticket(id="z", caller="third"))
 
 
+def test_other_bounds_hold_for_who_comes_after() -> None:
+    line = queue(max_depth=2, max_per_caller=2)
+    fill(line, "one", 2)
+
+    line.bound(max_depth=3, max_per_caller=3)
+    line.enter(Ticket(id="x", caller="one"))
+    line.bound(max_depth=1, max_per_caller=1)
+    with pytest.raises(OverloadedError):
+        line.enter(Ticket(id="y", caller="other"))
+    assert len(drained(line)) == 3
+
+
 def test_who_leaves_is_forgotten() -> None:
     line = queue()
     fill(line, "one", 2)

@@ -1,83 +1,25 @@
 """Requests in line: who is next, who is turned away, and that no place is lost."""
 
 import asyncio
-import json
 
-import msgspec
 import pytest
 
 from cortex_core.errors import ModelLoadingError, OverloadedError
 from cortex_core.replica import ReplicaStatus
-from cortex_core.routing.queue import FIRST_RELEASE, MAX_RETRY_AFTER_S, Ticket
+from cortex_core.routing.queue import MAX_RETRY_AFTER_S, Ticket
 from cortex_core.routing.route import Refuse, RouteHints, Serve
-from cortex_gateway.settings import QueueSettings, Timeouts
-from tests.fakes.gateway import MODEL, NOW, Gateway, ask, calling, gateway, replica
-from tests.fakes.upstream import ScriptedNode, Wire, nodes
+from cortex_core.server.clock import SystemClock
+from cortex_gateway.proxy.inflight import InFlight
+from cortex_gateway.proxy.lines import Lines
+from cortex_gateway.reload.live import LiveSettings
+from cortex_gateway.settings import ApiSettings, GatewaySettings, QueueSettings, Timeouts
+from tests.fakes.gate import ONE, Gate, in_line, is_empty, send
+from tests.fakes.gateway import MODEL, NOW, ask, calling, gateway, replica
+from tests.fakes.upstream import nodes
 from tests.gateway.fleet import until_true
 
-ONE = QueueSettings(max_in_flight=1)
 QUICK = Timeouts(heartbeat_s=0.05)
 LOADING = ReplicaStatus.LOADING
-
-
-class Gate:
-    """A node that answers one request for every time that it is told to."""
-
-    def __init__(self) -> None:
-        self.node = ScriptedNode(self.script)
-        self.order: list[str] = []
-        self.open = 0
-        self.most = 0
-        self._may_end = asyncio.Semaphore(0)
-
-    async def script(self, wire: Wire) -> None:
-        self.order.append(json.loads(wire.body)["user"])
-        self.open += 1
-        self.most = max(self.most, self.open)
-        await self._may_end.acquire()
-        self.open -= 1
-        await wire.answer(200, b'{"choices":[]}')
-
-    def let(self, count: int = 1) -> None:
-        for _ in range(count):
-            self._may_end.release()
-
-
-async def send(g: Gateway, who: str, **headers: str) -> int:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    answer = await ask(
-        g.url, {"user": who}, headers={"authorization": f"Bearer {who}", **names}, limit_s=30
-    )
-    return answer.status
-
-
-async def in_line(g: Gateway, count: int) -> None:
-    """Wait until so many requests are in line."""
-    await until_true(lambda: g.proxy.lines.waiting(MODEL) == count)
-
-
-def is_empty(g: Gateway) -> bool:
-    flight = g.proxy.in_flight
-    depths = any(flight.depths.values())
-    return not (flight.replicas or depths or flight.requests or g.store.demanded())
-
-
-async def test_a_replica_gets_no_more_than_it_runs_and_all_are_answered() -> None:
-    gate = Gate()
-    async with (
-        nodes(gate.node),
-        gateway({"a": gate.node.url}, queue=QueueSettings(max_in_flight=3)) as g,
-        asyncio.TaskGroup() as tasks,
-    ):
-        asked = [tasks.create_task(send(g, "x")) for _ in range(20)]
-        await in_line(g, 17)
-        await until_true(lambda: gate.open == 3)
-        gate.let(20)
-        answers = [await task for task in asked]
-        await until_true(lambda: is_empty(g))
-
-    assert answers == [200] * 20
-    assert gate.most == 3
 
 
 async def test_a_runaway_caller_holds_up_another_by_a_turn() -> None:
@@ -170,6 +112,40 @@ async def test_one_caller_cannot_fill_the_line() -> None:
     assert sorted(task.result() for task in mine) == [200, 200, 200, 503, 503]
 
 
+async def test_a_line_that_is_never_empty_takes_new_bounds_too() -> None:
+    """Reference: `[gateway.queue]` needs no restart."""
+
+    def settings(max_waiting: int) -> GatewaySettings:
+        return GatewaySettings(gateway=ApiSettings(queue=QueueSettings(max_waiting=max_waiting)))
+
+    live = LiveSettings(settings(1))
+    async with gateway({"a": "http://127.0.0.1:9"}, [replica("a", LOADING)]) as g:
+        lines = Lines(
+            store=g.store,
+            in_flight=InFlight(),
+            settings=live,
+            clock=SystemClock(),
+            random=lambda: 0.0,
+        )
+
+        async def stand(number: int) -> Serve | Refuse:
+            ticket = Ticket(id=f"t{number}", caller="x", entered_at=NOW())
+            turn = await lines.turn(MODEL, ticket, RouteHints(), deadline=NOW() + 20, beat=None)
+            return turn.decision
+
+        async with lines.running(), asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(stand(1))]
+            await until_true(lambda: lines.waiting(MODEL) == 1)
+            with pytest.raises(OverloadedError):
+                await stand(2)
+            live.current = settings(2)
+            asked.append(tasks.create_task(stand(3)))
+            await until_true(lambda: lines.waiting(MODEL) == 2)
+            g.report("a", replica("a"))
+
+    assert all(isinstance(task.result(), Serve) for task in asked)
+
+
 async def test_a_place_that_does_not_come_free_in_time_is_an_overload() -> None:
     gate = Gate()
     async with (
@@ -185,32 +161,6 @@ async def test_a_place_that_does_not_come_free_in_time_is_an_overload() -> None:
 
     assert (answer.status, answer.json["error"]["code"]) == (503, "server_is_overloaded")
     assert "retry-after" in answer.headers
-
-
-async def test_a_place_is_free_when_its_request_ends_whatever_the_last_report_said() -> None:
-    """Ours: a report counts the requests of its moment, and the next one may be a second away."""
-    gate = Gate()
-    async with (
-        nodes(gate.node),
-        gateway({"a": gate.node.url}, queue=ONE) as g,
-        asyncio.TaskGroup() as tasks,
-    ):
-        first = tasks.create_task(send(g, "first"))
-        await until_true(lambda: gate.open == 1)
-        g.report("a", msgspec.structs.replace(replica("a"), in_flight=1))
-        gate.let(2)
-        await first
-        await until_true(lambda: not g.proxy.in_flight.replicas)
-        assert await send(g, "second", prefer="wait=0") == 200
-
-
-async def test_what_is_counted_of_a_node_goes_with_it() -> None:
-    gate, a = Gate(), replica("a").id
-    busy = msgspec.structs.replace(replica("a"), in_flight=2)
-    async with nodes(gate.node), gateway({"a": gate.node.url}, [busy]) as g:
-        await until_true(lambda: g.proxy.in_flight.depths == {a: 2})
-        g.store.forget(a.node)
-        await until_true(lambda: not g.proxy.in_flight.depths)
 
 
 @pytest.mark.parametrize("status", [LOADING, ReplicaStatus.UNLOADING])
@@ -290,74 +240,6 @@ async def test_a_streaming_caller_in_line_sees_that_it_is_heard() -> None:
 
     assert b"cold-start" not in head
     assert b"every place with it is taken on a" in comment
-
-
-async def test_what_waited_for_a_load_is_let_in_at_a_ramp() -> None:
-    gate = Gate()
-    async with (
-        nodes(gate.node),
-        gateway({"a": gate.node.url}, [replica("a", LOADING)]) as g,
-        asyncio.TaskGroup() as tasks,
-    ):
-        asked = [tasks.create_task(send(g, "x")) for _ in range(40)]
-        await in_line(g, 40)
-        g.report("a", replica("a"))
-        await until_true(lambda: gate.open >= FIRST_RELEASE)
-        at_first = gate.most
-        await until_true(lambda: gate.most == 40)
-        gate.let(40)
-        answers = [await task for task in asked]
-
-    assert answers == [200] * 40
-    assert at_first <= 2 * FIRST_RELEASE
-
-
-async def test_requests_of_other_gateways_take_places_too() -> None:
-    """Issue: two gateways on one fleet admit no more than one would."""
-    gate = Gate()
-    busy = msgspec.structs.replace(replica("a"), in_flight=2)
-    async with (
-        nodes(gate.node),
-        gateway({"a": gate.node.url}, [busy], queue=QueueSettings(max_in_flight=3)) as g,
-        asyncio.TaskGroup() as tasks,
-    ):
-        await until_true(lambda: bool(g.proxy.in_flight.depths))
-        asked = [tasks.create_task(send(g, "x")) for _ in range(3)]
-        await in_line(g, 2)
-        await until_true(lambda: gate.open == 1)
-        alone = gate.most
-        g.report("a", replica("a"))
-        await until_true(lambda: gate.open == 3)
-        gate.let(3)
-        assert [await task for task in asked] == [200] * 3
-
-    assert alone == 1
-
-
-async def test_a_place_given_to_somebody_who_leaves_at_that_moment_is_not_lost() -> None:
-    gate = Gate()
-    async with (
-        nodes(gate.node),
-        gateway({"a": gate.node.url}, [replica("a", LOADING)], queue=ONE) as g,
-    ):
-        lines = g.proxy.lines
-
-        async def stand(number: int) -> Serve | Refuse:
-            ticket = Ticket(id=f"t{number}", caller="x", entered_at=NOW())
-            turn = await lines.turn(MODEL, ticket, RouteHints(), deadline=NOW() + 20, beat=None)
-            return turn.decision
-
-        async with asyncio.TaskGroup() as tasks:
-            leaving = tasks.create_task(stand(1))
-            staying = tasks.create_task(stand(2))
-            await in_line(g, 2)
-            g.report("a", replica("a"))
-            await until_true(lambda: len(g.proxy.in_flight.replicas) == 1 or staying.done())
-            leaving.cancel()
-            decision = await staying
-
-    assert isinstance(decision, Serve)
-    assert not g.proxy.in_flight.replicas
 
 
 async def test_the_advice_of_a_load_that_takes_longer_is_its_expected_time() -> None:

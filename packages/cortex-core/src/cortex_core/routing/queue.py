@@ -121,6 +121,11 @@ class FairQueue:
         """Return how many wait."""
         return len(self._waiting)
 
+    def bound(self, *, max_depth: int, max_per_caller: int) -> None:
+        """Put other bounds in force; who waits already stays."""
+        self._max_depth = max_depth
+        self._max_per_caller = max_per_caller
+
     def of_caller(self, caller: str) -> int:
         """Return how many requests of `caller` wait."""
         return self._per_caller.get(caller, 0)

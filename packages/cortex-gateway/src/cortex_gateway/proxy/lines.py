@@ -231,15 +231,16 @@ class Lines:
     def _open(self, model: ModelId, wait: Wait) -> Line:
         line = self._lines.get(model)
         if line is None:
-            queue = FairQueue(
-                max_depth=self._settings.max_waiting,
-                max_per_caller=self._settings.max_waiting_per_caller,
-            )
-            line = self._lines[model] = Line(queue, wait)
+            line = self._lines[model] = Line(FairQueue(max_depth=0, max_per_caller=0), wait)
         line.note(wait, self._clock.now())
         return line
 
     def _enter(self, line: Line, model: ModelId, place: Place) -> None:
+        # The settings may have changed since the line was opened.
+        line.queue.bound(
+            max_depth=self._settings.max_waiting,
+            max_per_caller=self._settings.max_waiting_per_caller,
+        )
         try:
             line.queue.enter(place.ticket)
         except OverloadedError as error:
