@@ -105,6 +105,24 @@ async def test_another_boot_id_asks_for_discovery_again() -> None:
     assert facts.boot_id == "boot-2"
 
 
+async def test_a_node_is_not_up_before_it_is_known_what_it_is() -> None:
+    """Issue: a request is held, never refused, because a node was only half asked."""
+    neuron = FakeNeuron()
+
+    async with running(neuron), control_of({NODE: neuron.url}) as store:
+        state = store.state
+        while state.nodes[NODE].facts is None:
+            assert not state.is_heard
+            state = await store.changed(state.revision)
+        neuron.restart("boot-2")
+        boot_id = "boot-1"
+        while boot_id != "boot-2":
+            state = await store.changed(state.revision)
+            facts = state.nodes[NODE].facts
+            assert facts is not None
+            boot_id = facts.boot_id or ""
+
+
 async def test_node_is_down_after_three_misses_and_up_after_one_report() -> None:
     """Ours: suspect, down, up; its models stay listed all along but are not loaded."""
     neuron = FakeNeuron()

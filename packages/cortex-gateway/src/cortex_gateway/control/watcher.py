@@ -93,21 +93,24 @@ class NodeWatcher:
             if not is_extra or self._health is NodeHealth.UP:
                 self._miss(stamp, error.message)
             return False
-        self._apply(stamp, None, report)
-        await self._discover()
+        # Together: of a node that is up and of which nothing else is known, requests would be
+        # told that it cannot serve them.
+        self._apply(stamp, await self._facts_with(report), report)
         return True
 
-    async def _discover(self) -> None:
-        if self._store.state.nodes[self._name].facts is not None:
-            return
+    async def _facts_with(self, report: NodeReport) -> NodeFacts | None:
+        """Return what discovery finds, if it was not asked in this life of the neuron."""
+        known = self._store.state.nodes[self._name].facts
+        if known is not None and report.boot_id in (None, known.boot_id):
+            return None
         try:
             facts = await self._client.discovery()
         except (UpstreamError, UpstreamTimeoutError) as error:
             logger.warning("discovery of %s failed: %s", self._name, error.message)
-            return
+            return None
         # Another life may be another version, with an event stream.
         self._has_events = True
-        self._store.update(lambda state: with_facts(state, self._name, facts))
+        return facts
 
     async def _follow(self) -> None:
         """Take the events of the node until the stream ends."""
@@ -132,9 +135,10 @@ class NodeWatcher:
         now = self._clock.now()
 
         def reduce(state: FleetState) -> FleetState:
-            if facts is not None:
-                state = with_facts(state, self._name, facts)
-            return state if report is None else with_report(state, self._name, report, now)
+            # The report of another life voids what was known of the last one, facts included.
+            if report is not None:
+                state = with_report(state, self._name, report, now)
+            return state if facts is None else with_facts(state, self._name, facts)
 
         self._update(reduce)
 
