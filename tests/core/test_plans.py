@@ -13,10 +13,12 @@ from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.fit import free_bytes, shares
 from cortex_core.placement.host import can_sleep, host_bytes, host_free_bytes
+from cortex_core.placement.place import find_room
 from cortex_core.placement.plan import open_wishes, plan
 from cortex_core.placement.policy import EvictionPolicy, Strategy, priority_of
 from cortex_core.placement.steps import Evict, Hold, Load, Recycle, Retire, Step, Wake
 from cortex_core.replica import ReplicaStatus
+from cortex_core.routing.explain import Outcome, explain
 from tests.core.lively import MODELS, NODES, NOW, catalogues, fleets
 
 policies = st.builds(
@@ -291,3 +293,27 @@ def test_sizes_are_what_the_node_measured(world: World, model: ModelId) -> None:
             assert 0 <= (here.vram_bytes or 0) - known.vram_bytes < 1 << 20
         elif profile.vram_mb is not None:
             assert here.vram_mb == profile.vram_mb
+
+
+@given(worlds(), models)
+def test_what_is_told_is_what_would_be_done(world: World, model: ModelId) -> None:
+    """Issue: the same code decides and explains; also asleep, and with who gives way how."""
+    case = msgspec.structs.replace(world.case(world.state), rates=world.rates)
+    found = explain(
+        world.state, world.catalogue, model, policy=world.policy, rates=world.rates, now=NOW
+    )
+    step = find_room(case, model)
+
+    if found.outcome in (Outcome.SERVE, Outcome.COMING, Outcome.WAIT):
+        return
+    match step:
+        case Wake(replica=replica):
+            assert (found.outcome, found.node) == (Outcome.WAKE, replica.node)
+        case Load(replica=replica):
+            assert (found.outcome, found.node) == (Outcome.LOAD, replica.node)
+        case Evict(swap=swap):
+            assert (found.outcome, found.node) == (Outcome.EVICT, swap.node)
+            assert found.victims == tuple(victim.model for victim in swap.replicas)
+        case Hold(retry_at=retry_at):
+            assert found.outcome is Outcome.REFUSE
+            assert retry_at is None

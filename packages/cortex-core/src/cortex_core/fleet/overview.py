@@ -5,6 +5,7 @@ import msgspec
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.device import Device, DeviceReading
 from cortex_core.fleet.feasibility import infeasible_reason
+from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
 from cortex_core.ids import DeviceIndex, ModelId, NodeName
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
@@ -184,8 +185,10 @@ def _replica_view(node: NodeState, replica: Replica, profile: Profile | None) ->
 
 
 def _unloaded_view(state: FleetState, profile: Profile) -> UnloadedView:
+    known = estimated(state, profile)
     verdicts = {
-        name: infeasible_reason(profile, node) for name, node in sorted(state.nodes.items())
+        name: infeasible_reason(sized(state, known, node), node)
+        for name, node in sorted(state.nodes.items())
     }
     feasible = tuple(name for name, reason in verdicts.items() if reason is None)
     failed = _last_failure(state, profile.id)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.fleet.feasibility import infeasible_reason
+from cortex_core.fleet.feasibility import is_feasible
 from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.harness import Capabilities, Limit
@@ -70,6 +70,7 @@ def model_object(
 ) -> ModelObject:
     """Return one model as the list shows it."""
     profile = catalogue.profiles.get(model)
+    known = None if profile is None else estimated(state, profile)
     pairs = list(state.replicas_of(model))
     limit = known_limit(replica for _, replica in pairs)
     context, output = (None, None) if limit is None else (limit.context, limit.output)
@@ -85,7 +86,7 @@ def model_object(
             sorted(
                 node.name
                 for node in state.nodes.values()
-                if profile is not None and infeasible_reason(profile, node) is None
+                if known is not None and is_feasible(sized(state, known, node), node)
             )
         ),
         locations=tuple(

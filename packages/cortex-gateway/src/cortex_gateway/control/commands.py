@@ -171,7 +171,7 @@ class Commands:
         logger.info("recycling the engines of %s after %d cycles", name, step.cycles)
         retry_at = None
         try:
-            error = await _error_of(name, self._clients[name].recycle)
+            error = await _error_of(name, lambda: self._clients[name].recycle())
             if error is None:
                 await self._shown(name, lambda state: has_recycled(state, step))
             else:
