@@ -7,6 +7,7 @@ from cortex_core.fleet.breaker import FAILURES_TO_EJECT, MAX_EJECTION_S, Breaker
 from cortex_core.fleet.reducers import (
     MAX_COOL_DOWN_S,
     from_endpoints,
+    with_command,
     with_doubt,
     with_facts,
     with_load_failure,
@@ -14,8 +15,10 @@ from cortex_core.fleet.reducers import (
     with_report,
     with_request_failure,
     with_request_success,
+    with_use,
+    without_node,
 )
-from cortex_core.fleet.state import FleetState, NodeHealth
+from cortex_core.fleet.state import FleetState, LoadCommand, NodeHealth
 from cortex_core.ids import BootId, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.replica import Replica, ReplicaStatus
@@ -149,3 +152,51 @@ def test_every_change_raises_the_revision(steps: list[str]) -> None:
             case _:
                 state = with_doubt(state, RID)
         assert state is before or state.revision > before.revision
+
+
+NAMES = tuple(NodeName(name) for name in "abc")
+HELD = tuple(ModelId(name) for name in "xyz")
+told = st.tuples(st.sampled_from(NAMES), st.sets(st.sampled_from(HELD)), st.booleans())
+
+
+@given(st.lists(told, max_size=20))
+def test_what_is_kept_beside_the_fleet_is_what_it_has(
+    news: list[tuple[NodeName, set[ModelId], bool]],
+) -> None:
+    """Ours: carried from one snapshot to the next, or reckoned anew, it is the same."""
+    state = from_endpoints({name: f"http://{name}" for name in NAMES})
+    for name, models, is_loaded in news:
+        status = ReplicaStatus.LOADED if is_loaded else ReplicaStatus.SLEEPING
+        held = [Replica(id=ReplicaId(node=name, model=one), status=status) for one in models]
+        _ = state.homes, state.spread, state.commands_at
+        if name in state.nodes:
+            state = with_report(state, name, NodeReport(replicas=tuple(held)), 1.0)
+        if not models and name in state.nodes:
+            state = without_node(state, name)
+        for replica in held:
+            command = LoadCommand(devices=(), vram_bytes=None, sent_at=1.0)
+            state = (
+                with_command(state, replica.id, command)
+                if replica.id.node in state.nodes
+                else state
+            )
+    anew = FleetState(nodes=state.nodes, commands=state.commands)
+
+    assert state.homes == anew.homes
+    assert state.spread == anew.spread
+    assert state.commands_at == anew.commands_at
+    assert {m: [n.name for n, _ in state.replicas_of(m)] for m in HELD} == {
+        m: [n.name for n in state.nodes.values() if m in n.replicas] for m in HELD
+    }
+
+
+def test_use_makes_a_replica_younger_and_never_older() -> None:
+    """Ours: reports may tell of later use than the gateway itself."""
+    state = with_report(fresh(), BEAST, report(), 5.0)
+    unknown = ReplicaId(node=BEAST, model=ModelId("none"))
+
+    assert with_use(state, RID, 4.0) is state
+    assert with_use(state, unknown, 9.0) is state
+    resident = with_use(state, RID, 9.0).resident(RID)
+    assert resident is not None
+    assert (resident.since, resident.used) == (5.0, 9.0)

@@ -178,6 +178,7 @@ class Loading:
             hints=RouteHints(),
             in_flight={},
             now=self._clock.now(),
+            policy=store.policy,
         )
 
     async def _anywhere(self, model: ModelId) -> News:
