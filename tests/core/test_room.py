@@ -16,8 +16,10 @@ from cortex_core.ids import DeviceIndex, ModelId, ReplicaId
 from cortex_core.node import NodeReport
 from cortex_core.placement.fit import READING_LAG_S, free_bytes
 from cortex_core.placement.plan import plan
+from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.placement.steps import Hold, Load
 from cortex_core.replica import ReplicaStatus
+from cortex_core.routing.explain import Outcome, explain
 from cortex_core.routing.route import Refuse, RouteHints, Wait, route
 from cortex_core.units import MIB
 from tests.core.test_evict import NODE, NOW, WANTED, loaded, models, profile, room, with_replicas
@@ -131,5 +133,9 @@ def test_a_race_for_room_that_was_lost_is_waited_out() -> None:
     def decided(state: FleetState) -> object:
         return route(state, models(), WANTED, hints=RouteHints(), in_flight={}, now=NOW)
 
-    assert isinstance(decided(lost), Wait)
-    assert isinstance(decided(broken), Refuse)
+    def told(state: FleetState) -> Outcome:
+        policy = EvictionPolicy()
+        return explain(state, models(), WANTED, policy=policy, rates={}, now=NOW).outcome
+
+    assert (type(decided(lost)), told(lost)) == (Wait, Outcome.WAIT)
+    assert (type(decided(broken)), told(broken)) == (Refuse, Outcome.REFUSE)

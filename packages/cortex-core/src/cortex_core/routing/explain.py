@@ -155,6 +155,10 @@ def _outlook(case: Case, model: ModelId, profile: Profile | None, node: NodeStat
             reason=f"it sleeps there, and {how}" if is_wake else f"it fits, and {how}",
             expected_s=coming_s,
         )
+    if verdict.retry_at is not None:
+        # Somebody else was quicker, and callers are held until it is tried again.
+        reason = f"{verdict.reason}; it is tried again in {verdict.retry_at - case.now:.0f} s"
+        return NodeOutlook(node=node.name, outcome=Outcome.WAIT, reason=reason)
     if not verdict.lacks_room:
         return NodeOutlook(node=node.name, outcome=Outcome.REFUSE, reason=verdict.reason)
     return _crowded(case, profile, node, verdict.reason)
