@@ -33,6 +33,7 @@ vram_mb = 8000
 SIMULATED = """
 host = "127.0.0.1"
 port = {port}
+sleep_budget_mb = {sleep_mb}
 [[harnesses]]
 name = "simulated"
 [harness.simulated]
@@ -150,10 +151,18 @@ def simulated_neuron(
     load_s: float = 0.1,
     rate: float = 200,
     together: int = 256,
+    sleep_mb: int = 0,
 ) -> Iterator[Daemon]:
-    """Run a neuron with the simulated engine on 24 GiB."""
+    """Run a neuron with the simulated engine on 24 GiB.
+
+    Nothing sleeps there unless it is given host memory: how much a machine has is no matter of
+    the tests.
+    """
     config = folder / "neuron-simulated.toml"
-    config.write_text(SIMULATED.format(port=port, load_s=load_s, rate=rate, together=together))
+    text = SIMULATED.format(
+        port=port, load_s=load_s, rate=rate, together=together, sleep_mb=sleep_mb
+    )
+    config.write_text(text)
     with started("neuron", config, r"ready: http://(\S+)") as daemon:
         yield daemon
 

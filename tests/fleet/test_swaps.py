@@ -66,6 +66,27 @@ def test_everybody_is_answered_although_only_one_model_fits(tmp_path: pathlib.Pa
             assert 2 <= swaps(neuron) <= len(wanted) // 2
 
 
+def test_what_gave_way_asleep_is_woken(tmp_path: pathlib.Path) -> None:
+    """Issue: tiers; each model is loaded once, however often they take turns."""
+    eviction = "[eviction]\nmin_residency_s = 0\n"
+    asked = [*MODELS] * 3
+    with (
+        simulated_neuron(tmp_path, sleep_mb=64_000) as neuron,
+        gateway(tmp_path, CATALOGUE, more=eviction, sim=neuron.url) as door,
+        door.sdk() as client,
+    ):
+        answered = [ask(client, model, is_stream=True) for model in asked]
+        decided = door.get("/admin/decisions?limit=1000").json()["decisions"]
+        loads, unloads = sum("model loaded" in line for line in neuron.log), swaps(neuron)
+
+    assert answered == asked
+    assert (loads, unloads) == (len(MODELS), 0)
+    # Each is told twice: when it was decided, and what came of it.
+    woken = [one for one in decided if one["kind"] == "wake" and "took_s" in one]
+    assert len(woken) == len(asked) - len(MODELS)
+    assert any("put to sleep" in one["reason"] for one in decided if one["kind"] == "evict")
+
+
 def test_a_pinned_model_stays(tmp_path: pathlib.Path) -> None:
     """Issue: pinned never."""
     pinned = CATALOGUE.replace('"sim/a"\n', '"sim/a"\npinned_on = ["sim"]\n')
