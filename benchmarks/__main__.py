@@ -2,9 +2,14 @@
 
 import argparse
 
-from benchmarks import plan, relay, translate
+from benchmarks import plan, relay, simulate, translate
 
-BENCHMARKS = {"translate": translate.main, "relay": relay.main, "plan": plan.main}
+BENCHMARKS = {
+    "translate": translate.main,
+    "relay": relay.main,
+    "plan": plan.main,
+    "simulate": simulate.main,
+}
 
 
 def main() -> None:

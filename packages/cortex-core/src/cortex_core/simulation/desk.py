@@ -103,7 +103,7 @@ class Desk:
     def let_through(self) -> None:
         """Look after those whose model is there: nobody gives way before they had their turn."""
         for model in [*self._store.waiting]:
-            if self._is_served(model):
+            if self._store.state.is_served(model):
                 lane = self._lanes[model]
                 lane.is_full = False
                 self._pump(model, lane)
@@ -116,7 +116,7 @@ class Desk:
                 a route would.
         """
         for model in [*self._store.waiting]:
-            if not self._is_served(model):
+            if not self._store.state.is_served(model):
                 lane = self._lanes[model]
                 lane.is_full = False
                 if model in known:
@@ -140,18 +140,12 @@ class Desk:
         lane.pendings[ticket.id] = pending
         lane.warm.append(pending)
         lane.deadlines.append((arrival.at + self._settings.hold_s, ticket.id))
-        if lane.is_full or not self._is_served(model):
+        if lane.is_full or not self._store.state.is_served(model):
             # The plan that comes at this very moment says whether it waits or is refused.
             pending.is_cold = not lane.is_full
             self._waits(model, lane)
         else:
             self._pump(model, lane)
-
-    def _is_served(self, model: ModelId) -> bool:
-        return any(
-            node.takes_work and replica.is_servable
-            for node, replica in self._store.state.replicas_of(model)
-        )
 
     def _pump(self, model: ModelId, lane: _Lane) -> None:
         """Send out whoever is next, until nobody is or nobody may."""
@@ -259,7 +253,9 @@ class Desk:
         self._send(pending, replica)
 
     def _send(self, pending: Pending, replica: ReplicaId) -> None:
-        pending.waited_s = self._timeline.now - pending.arrival.at
+        now = self._timeline.now
+        pending.waited_s, pending.sent_at = now - pending.arrival.at, now
+        self._store.touch(replica, now)
         self._in_flight[replica] = self._in_flight.get(replica, 0) + 1
         self._retries += pending.attempts > 0
         neuron = self._neurons[replica.node]
@@ -283,7 +279,10 @@ class Desk:
         self._open -= 1
         self._in_flight[replica] -= 1
         assert work.first_at is not None
-        self._journal.serve(pending, work.first_at, self._timeline.now)
+        now = self._timeline.now
+        self._store.touch(replica, now)
+        self._store.served(replica.model, now - pending.sent_at)
+        self._journal.serve(pending, work.first_at, now)
         if replica in self._store.state.breakers:
             self._store.note(partial(with_request_success, replica=replica))
         self._free(replica.model)

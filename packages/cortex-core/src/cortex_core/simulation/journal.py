@@ -21,6 +21,7 @@ class Pending(msgspec.Struct, kw_only=True, eq=False):
     """Attempts that failed."""
     tried: frozenset[ReplicaId] = frozenset()
     """Where it failed."""
+    sent_at: float = 0.0
     waited_s: float = 0.0
     """From its arrival to its latest dispatch."""
 

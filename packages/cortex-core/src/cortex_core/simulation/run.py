@@ -17,9 +17,14 @@ from cortex_core.simulation.journal import Deed, Journal, Wait
 from cortex_core.simulation.machines import FleetFile, LoadFault, Outage
 from cortex_core.simulation.memory import Span
 from cortex_core.simulation.neuron import Counts, Neuron
+from cortex_core.simulation.orders import Orders
 from cortex_core.simulation.store import Store
 from cortex_core.simulation.timeline import Timeline
 from cortex_core.simulation.trace import Arrival
+
+REST_S = 0.01
+"""Between two plans, for each model that requests wait for. A real gateway rests for nine times as
+long as its last plan took, which comes to about as much with some tens of nodes."""
 
 AFTERMATH_S = 86400.0
 """How long a simulation goes on after the last arrival, at most: everything that is waited for
@@ -137,7 +142,8 @@ class _World:
         state = from_endpoints({node.name: f"simulated://{node.name}" for node in fleet.nodes})
         self._store = store = Store(state, catalogue, self._policy, timeline)
         self._neurons: dict[NodeName, Neuron] = {}
-        self._control = Control(store, self._neurons, fleet.report_s, timeline, journal)
+        orders = Orders(store, self._neurons, timeline, journal)
+        self._control = Control(store, self._neurons, orders, fleet.report_s, timeline)
         for node in fleet.nodes:
             self._neurons[node.name] = Neuron(
                 node,
@@ -151,6 +157,8 @@ class _World:
         self._desk = Desk(store, self._neurons, fleet.queue, timeline, journal, dice, report)
         store.settle = self._settle
         self._has_settled = False
+        self._plan_at = 0.0
+        self._will_plan = False
 
     def run(self) -> None:
         """Let it all happen."""
@@ -208,8 +216,19 @@ class _World:
         )
 
     def _settle(self) -> None:
+        """Let through whom one can, and plan for the others, unless that was done just now."""
         self._desk.let_through()
-        self._desk.ask_again(self._control.plan())
+        now = self._timeline.now
+        if now >= self._plan_at:
+            self._plan_at = now + REST_S * len(self._store.waiting)
+            self._desk.ask_again(self._control.plan())
+        elif not self._will_plan:
+            self._will_plan = True
+            self._timeline.at(self._plan_at, self._plan_late)
+
+    def _plan_late(self) -> None:
+        self._will_plan = False
+        self._settle()
 
     def _arrive(self, number: int) -> None:
         arrivals = self._arrivals

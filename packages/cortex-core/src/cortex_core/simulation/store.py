@@ -4,14 +4,21 @@ The same reducers make it as make the picture of a real gateway. What is differe
 is looked at: a report that says no more than how busy a node is makes nobody plan or ask again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.rates import Rate, counted, per_second
+from cortex_core.fleet.reducers import with_use
 from cortex_core.fleet.state import FleetState
-from cortex_core.ids import ModelId
+from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.simulation.timeline import Action, Timeline
+
+TOUCH_S = 1.0
+"""How exactly it is known when a replica was used, as with a real gateway."""
+
+REQUEST_SHARE = 0.1
+"""How much the latest request counts in what a request takes."""
 
 
 class Store:
@@ -38,10 +45,13 @@ class Store:
         """Grows whenever a decision may have become another one."""
         self.settle: Action = lambda: None
         """Asks and plans again; called once, however much has changed at one moment."""
+        self.request_times: dict[ModelId, float] = {}
+        """Seconds that a request takes, by model."""
         self._timeline = timeline
         self._is_due = False
         self._waiters: dict[ModelId, int] = {}
-        self._asked: dict[ModelId, None] = {}
+        self._first: dict[ModelId, None] = {}
+        self._wishes: dict[ReplicaId, None] = {}
         self._rates: dict[ModelId, Rate] = {}
 
     def note(self, reducer: Callable[[FleetState], FleetState]) -> None:
@@ -58,10 +68,23 @@ class Store:
         self.epoch += 1
         self._due()
 
-    def want(self, model: ModelId) -> None:
-        """Have `model` planned for once more, whether or not anybody waits for it."""
-        self._asked[model] = None
+    def want_first(self, model: ModelId) -> None:
+        """Have `model` planned for once, before all others: room was made for it."""
+        self._first[model] = None
         self._due()
+
+    def want_on(self, replica: ReplicaId) -> None:
+        """Have a model on that very node, whether or not others serve it."""
+        self._wishes[replica] = None
+        self._due()
+
+    def wishes(self) -> tuple[ReplicaId, ...]:
+        """Return what is wanted on a certain node, the oldest wish first."""
+        return tuple(self._wishes)
+
+    def keep_wishes(self, kept: Iterable[ReplicaId]) -> None:
+        """Forget all wishes but those that are `kept`."""
+        self._wishes = dict.fromkeys(kept)
 
     def wait_for(self, model: ModelId, waiting: int) -> None:
         """Note how many requests wait for `model`; the first of them makes it wanted."""
@@ -71,7 +94,7 @@ class Store:
             self._waiters[model] = waiting
         else:
             self._waiters[model] = waiting
-            self.want(model)
+            self._due()
 
     @property
     def waiting(self) -> dict[ModelId, int]:
@@ -79,10 +102,24 @@ class Store:
         return self._waiters
 
     def take_demanded(self) -> tuple[ModelId, ...]:
-        """Return the models to plan for, as a real gateway's store does."""
-        wanted = tuple(dict.fromkeys((*self._waiters, *self._asked)))
-        self._asked.clear()
+        """Return the models to plan for, in the order in which a real gateway's store has them."""
+        for model in [*self._waiters]:
+            if self.state.is_served(model):
+                self._waiters[model] = self._waiters.pop(model)
+        wanted = tuple(dict.fromkeys((*self._first, *self._waiters)))
+        self._first.clear()
         return wanted
+
+    def touch(self, replica: ReplicaId, now: float) -> None:
+        """Note that a request begins or ends at `replica`."""
+        known = self.state.resident(replica)
+        if known is not None and now - known.used >= TOUCH_S:
+            self.state = with_use(self.state, replica, now)
+
+    def served(self, model: ModelId, request_s: float) -> None:
+        """Note how long a request for `model` was with a replica."""
+        known = self.request_times.get(model, request_s)
+        self.request_times[model] = known + (request_s - known) * REQUEST_SHARE
 
     def count(self, model: ModelId, now: float) -> None:
         """Note one request for `model`."""
