@@ -21,6 +21,7 @@ from cortex_gateway.ports import UpstreamFailure
 from tests.gateway.fleet import MODEL, NODE
 
 REPLICA = ReplicaId(node=NODE, model=MODEL)
+OTHER, THIRD = ModelId("org/other"), ModelId("org/third")
 
 
 def store() -> FleetStore:
@@ -97,6 +98,34 @@ async def test_who_leaves_wants_nothing_any_more() -> None:
         raise asyncio.CancelledError
 
     assert keeper.take_demanded() == ()
+
+
+async def test_who_is_served_comes_after_all_who_are_not() -> None:
+    """Ours: a line that never empties does not make its model the first when it gives way."""
+    keeper = store()
+    loaded = Replica(id=ReplicaId(node=NODE, model=MODEL), status=ReplicaStatus.LOADED)
+
+    with keeper.demand(MODEL), keeper.demand(OTHER), keeper.demand(THIRD):
+        longest = keeper.take_demanded()
+        keeper.update(lambda s: with_report(s, NODE, NodeReport(replicas=(loaded,)), 0.0))
+        served = keeper.take_demanded()
+        keeper.update(lambda s: with_report(s, NODE, NodeReport(replicas=()), 1.0))
+        evicted = keeper.take_demanded()
+
+    assert longest == (MODEL, OTHER, THIRD)
+    assert served == evicted == (OTHER, THIRD, MODEL)
+
+
+async def test_room_that_was_made_is_planned_for_first() -> None:
+    """Ours: else whoever gave way might take it back."""
+    keeper = store()
+
+    with keeper.demand(MODEL), keeper.demand(OTHER):
+        keeper.want_first(OTHER)
+        keeper.want_first(THIRD)
+
+        assert keeper.take_demanded() == (OTHER, THIRD, MODEL)
+        assert keeper.take_demanded() == (MODEL, OTHER)
 
 
 async def test_a_block_that_needs_a_node_ends_when_the_node_goes_down() -> None:

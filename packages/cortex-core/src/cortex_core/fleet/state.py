@@ -286,6 +286,12 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         node = self.nodes.get(replica.node)
         return None if node is None else node.residents.get(replica.model)
 
+    def is_served(self, model: ModelId) -> bool:
+        """Whether a request for `model` has somewhere to go now."""
+        return any(
+            node.takes_work and replica.is_servable for node, replica in self.replicas_of(model)
+        )
+
     def replicas_of(self, model: ModelId) -> Iterator[tuple[NodeState, Replica]]:
         """Yield every replica of `model` with its node, in the order of the nodes."""
         for name in self.homes.get(model, ()):

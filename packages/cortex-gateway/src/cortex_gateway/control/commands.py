@@ -130,7 +130,7 @@ class Commands:
                 self._store.want_on(ReplicaId(node=swap.node, model=step.model))
             elif has_room:
                 # Who asked may have left, and nobody shall have given way for nothing.
-                self._store.want(step.model)
+                self._store.want_first(step.model)
             self._store.refresh(swap.node)
 
     async def _part(self, swap: Swap) -> RequestError | None:

@@ -34,6 +34,7 @@ class FleetStore:
         self._policy = policy
         self._waiters: Counter[ModelId] = Counter()
         self._asked: dict[ModelId, None] = {}
+        self._first: dict[ModelId, None] = {}
         self._wishes: dict[ReplicaId, None] = {}
         self._rates: dict[ModelId, Rate] = {}
         self._request_times: dict[ModelId, float] = {}
@@ -114,9 +115,15 @@ class FleetStore:
     def take_demanded(self) -> tuple[ModelId, ...]:
         """Return the models to plan for: waited for, or wanted once since this was called last.
 
-        The longest wait comes first.
+        Those for which room was made come first, so that nobody else takes it. Then the longest
+        wait for a replica: a model that is served goes behind all that are not, however long its
+        line has been, and so does not come back at once when it has to give way.
         """
-        wanted = tuple(dict.fromkeys((*self._waiters, *self._asked)))
+        for model in tuple(self._waiters):
+            if self._state.is_served(model):
+                self._waiters[model] = self._waiters.pop(model)
+        wanted = tuple(dict.fromkeys((*self._first, *self._waiters, *self._asked)))
+        self._first.clear()
         self._asked.clear()
         return wanted
 
@@ -167,6 +174,11 @@ class FleetStore:
         """Forget those of the wishes `before` that are not `kept`."""
         for wish in frozenset(before) - frozenset(kept):
             self._wishes.pop(wish, None)
+
+    def want_first(self, model: ModelId) -> None:
+        """Have `model` planned for once, before all others: room was made for it."""
+        self._first[model] = None
+        self._wanted.set()
 
     def want(self, model: ModelId) -> None:
         """Have `model` planned for once more, whether or not anybody waits for it."""
