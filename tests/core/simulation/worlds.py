@@ -14,6 +14,7 @@ from cortex_core.simulation.machines import (
     FleetFile,
     LoadFault,
     Outage,
+    QueueTable,
     SimulatedDevice,
     SimulatedNode,
 )
@@ -141,6 +142,8 @@ def fleets(
             drain_s=10_000.0,
             idle_unload_s=None if is_plain else draw(st.sampled_from([None, 30.0])),
         ),
+        # Turns may be so short that each of them serves one request.
+        queue=QueueTable(hold_s=100_000.0 if is_plain else 600.0),
         outages=tuple(draw(st.lists(outages(names), max_size=0 if is_plain else 2))),
         load_faults=tuple(
             draw(st.lists(load_faults(names, wanted), max_size=0 if is_plain else 2))
