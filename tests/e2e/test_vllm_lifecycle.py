@@ -169,7 +169,8 @@ def test_engine_on_the_cpu_says_that_it_cannot_sleep(own_neuron: NeuronProcess) 
     assert "Sleep mode is not supported" in wanted.json()["error"]["message"]
     assert own_neuron.load(CHAT).status_code == 200
 
-    (report,) = own_neuron.http.get("/models").json()
+    reports = {entry["id"]: entry for entry in own_neuron.http.get("/models").json()}
+    report = reports[CHAT]
     answer = own_neuron.post("/models/sleep", {"model_id": CHAT})
 
     assert report["capabilities"]["sleep"] is False
