@@ -19,7 +19,7 @@ from cortex_core.node import NodeFacts
 from cortex_core.placement.case import UNDER_WAY
 from cortex_core.placement.plan import plan
 from cortex_core.placement.steps import Load, Wake
-from cortex_core.replica import Replica, ReplicaStatus
+from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 from cortex_core.routing.resolve import resolve
 from cortex_core.routing.retry import MAX_ATTEMPTS, Failure, may_retry
 from cortex_core.routing.route import Refuse, RouteHints, Serve, Wait, route
@@ -206,6 +206,18 @@ def test_a_cold_model_is_waited_for_or_refused_as_the_caller_likes() -> None:
     assert isinstance(waits, Wait)
     assert isinstance(refused, Refuse)
     assert isinstance(refused.error, ModelLoadingError)
+
+
+def test_who_does_not_wait_is_told_when_the_load_will_be_over() -> None:
+    """Issue: an honest Retry-After."""
+    loading = replica(
+        "a", ReplicaStatus.LOADING, progress=LoadProgress(stage="weights", eta_s=42.0)
+    )
+
+    refused = ask(fleet(node("a", loading)), cold_ok=False)
+
+    assert isinstance(refused, Refuse)
+    assert refused.error.retry_after_s == 42.0
 
 
 def test_a_model_that_fits_nowhere_says_so_node_by_node() -> None:

@@ -228,7 +228,8 @@ def _not_ready(
     if found is None:
         found = _absent(case, model, hints, pairs)
     if isinstance(found, Wait) and not hints.cold_ok:
-        found = ModelLoadingError(f"{model!r} is not loaded: {found.reason}")
+        eta_s = None if found.progress is None else found.progress.eta_s
+        found = ModelLoadingError(f"{model!r} is not loaded: {found.reason}", retry_after_s=eta_s)
     if isinstance(found, RequestError):
         return Refuse(error=found, candidates=candidates)
     return msgspec.structs.replace(found, candidates=candidates)
