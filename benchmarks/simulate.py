@@ -1,11 +1,13 @@
 """What simulating costs: `python -m benchmarks.simulate`, an hour of 20 nodes and 100 models.
 
-At 50 requests a second that is 180,000 requests, one run for each strategy; the models have nearly twice
-the size of the memory, so that there are swaps all the time. About a minute.
+At 50 requests a second that is 180,000 requests, one run for each strategy; the models have nearly
+twice the size of the memory, so that there are swaps all the time. About a minute.
 """
 
 import random
 import time
+
+import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile, Replicas
 from cortex_core.ids import ModelId, NodeName
@@ -62,29 +64,23 @@ def world() -> tuple[FleetFile, Catalogue, TraceFile]:
             vram_mb=size_mb,
             replicas=Replicas(max=4 if number < POPULAR else 1),
         )
-    callers = tuple(f"caller-{number}" for number in range(40))
-    sources = (
-        Source(
-            callers=callers,
-            per_second=PER_SECOND * 0.6,
-            zipf=ZIPF,
-            prompt_tokens=300,
-            completion_tokens=60,
-        ),
-        Source(
-            callers=callers,
-            pattern="bursts",
-            per_second=PER_SECOND * 0.4,
-            zipf=ZIPF,
-            prompt_tokens=300,
-            completion_tokens=60,
-        ),
-    )
     return (
         FleetFile(nodes=nodes),
         Catalogue(profiles=profiles),
-        TraceFile(duration_s=HOUR_S, sources=sources),
+        TraceFile(duration_s=HOUR_S, sources=_who_asks()),
     )
+
+
+def _who_asks() -> tuple[Source, ...]:
+    """Return callers of whom most come evenly and the others in bursts."""
+    even = Source(
+        callers=tuple(f"caller-{number}" for number in range(40)),
+        per_second=PER_SECOND * 0.6,
+        zipf=ZIPF,
+        prompt_tokens=300,
+        completion_tokens=60,
+    )
+    return (even, msgspec.structs.replace(even, pattern="bursts", per_second=PER_SECOND * 0.4))
 
 
 if __name__ == "__main__":

@@ -60,8 +60,7 @@ def test_one_node_at_a_time_and_the_most_worn_first() -> None:
         {"is_draining": True},
         {"health": NodeHealth.DOWN},
         {"replicas": {MODEL: changing("b", ReplicaStatus.RELOADING)}},
-        {"replicas": {MODEL: changing("b", ReplicaStatus.UNLOADING)}, "cycles": 50},
-        {"replicas": {MODEL: changing("b", ReplicaStatus.LOADING)}, "cycles": 0},
+        {"is_recycling": True},
     ],
 )
 def test_another_node_that_is_away_is_waited_for(other: dict[str, Any]) -> None:
@@ -91,7 +90,11 @@ def test_a_copy_that_is_away_to_be_recycled_is_not_loaded_elsewhere() -> None:
     state = fleet(msgspec.structs.replace(worn("a"), replicas={}), node("b"))
     kept = catalogue(low=1)
 
+    away = msgspec.structs.replace(state.nodes[NodeName("a")], is_recycling=True)
+    told = fleet(away, state.nodes[NodeName("b")])
+
     assert plan(with_recycling(state, NodeName("a")), kept, [], NOW) == ()
+    assert plan(told, kept, [], NOW) == ()
     assert len(plan(state, kept, [], NOW)) == 1
 
 

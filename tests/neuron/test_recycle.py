@@ -247,7 +247,7 @@ async def test_sleeping_engine_keeps_what_the_driver_says_it_keeps(measured: Ben
 @pytest.mark.parametrize("calls", [1, 3])
 async def test_recycling_over_http(start: Start, calls: int) -> None:
     """Ours: 200 when the models serve again; cycles are reported."""
-    async with start(simulated={"vram_mb": {"a": 100}}) as neuron:
+    async with start(simulated={"vram_mb": {"a": 100}, "load_s": 0.3}) as neuron:
         for _ in range(2):
             await neuron.load("b")
             await neuron.post("/models/unload", {"model_id": "b"})
@@ -255,11 +255,15 @@ async def test_recycling_over_http(start: Start, calls: int) -> None:
         before = await neuron.get("/health")
         async with asyncio.TaskGroup() as tasks:
             answers = [tasks.create_task(neuron.post("/recycle", {})) for _ in range(calls)]
+            async with asyncio.timeout(10):
+                while not (await neuron.get("/health"))["recycling"]:
+                    assert not any(answer.done() for answer in answers)
         after = await neuron.get("/health")
         text = await (await neuron.session.get(neuron.url + "/metrics")).text()
         report = await neuron.model("a")
 
     assert [answer.result()[:2] for answer in answers] == [(200, {"status": "recycled"})] * calls
     assert (before["cycles"], after["cycles"]) == (2, 0)
+    assert (before["recycling"], after["recycling"]) == (False, False)
     assert "neuron_recycles_total 1.0" in text
     assert report["status"] == "loaded"

@@ -44,6 +44,7 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: BootId | None = None
     is_draining: bool = False
     is_cordoned: bool = False
+    is_recycling: bool = False
     sleep_budget_bytes: int | None = None
     """Host memory that sleeping models may hold together; `None` where nothing can sleep."""
     sleep_used_bytes: int | None = None
@@ -101,6 +102,7 @@ def report_from_wire(
         boot_id=BootId(health.boot_id) if health.boot_id else None,
         is_draining=health.draining,
         is_cordoned=health.cordoned,
+        is_recycling=health.recycling,
         sleep_budget_bytes=_bytes(health.sleep_budget_mb),
         sleep_used_bytes=_bytes(health.sleep_used_mb),
         cycles=health.cycles,

@@ -117,6 +117,7 @@ def _reported(
         activation=report.activation,
         is_draining=report.is_draining,
         is_cordoned=report.is_cordoned,
+        is_recycling=report.is_recycling,
         sleep_budget_bytes=report.sleep_budget_bytes,
         sleep_used_bytes=report.sleep_used_bytes,
         cycles=report.cycles,

@@ -60,6 +60,8 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     readings: Mapping[DeviceIndex, DeviceReading] = msgspec.field(default_factory=dict)
     activation: Activation | None = None
     is_draining: bool = False
+    is_recycling: bool = False
+    """Its engine processes are being replaced, whoever asked for that."""
     is_cordoned: bool = False
     """An operator wants nothing new loaded there; what is there serves on."""
     sleep_budget_bytes: int | None = None
@@ -291,6 +293,13 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return any(
             node.takes_work and replica.is_servable for node, replica in self.replicas_of(model)
         )
+
+    @property
+    def is_recycling(self) -> bool:
+        """Whether the engine processes of a node are being replaced, whoever asked for that."""
+        if self.recycling is not None:
+            return True
+        return any(node.is_recycling for node in self.nodes.values())
 
     def replicas_of(self, model: ModelId) -> Iterator[tuple[NodeState, Replica]]:
         """Yield every replica of `model` with its node, in the order of the nodes."""

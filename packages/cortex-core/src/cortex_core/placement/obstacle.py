@@ -93,7 +93,8 @@ def _closed(case: Case, node: NodeState, *, is_asleep: bool) -> Obstacle | None:
         return Obstacle.DRAINING
     if node.is_cordoned and not is_asleep:
         return Obstacle.CORDONED
-    return Obstacle.RECYCLING if case.state.recycling == node.name else None
+    is_recycling = node.is_recycling or case.state.recycling == node.name
+    return Obstacle.RECYCLING if is_recycling else None
 
 
 def _noted(case: Case, profile: Profile, node: NodeState) -> Obstacle | None:

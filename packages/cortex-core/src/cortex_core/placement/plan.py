@@ -77,7 +77,7 @@ def plan(
         draft.grant(wish)
     for model in asked.demand:
         draft.serve(model)
-    if state.recycling is None:
+    if catalogue.kept and not state.is_recycling:
         # What is away because its engine is being replaced comes back by itself.
         for profile in catalogue.kept:
             draft.keep(profile)

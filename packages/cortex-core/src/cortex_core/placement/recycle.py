@@ -19,7 +19,7 @@ def find_recycle(case: Case) -> Recycle | None:
     if not limit or state.recycling is not None:
         return None
     due = [node for node in state.nodes.values() if (node.cycles or 0) >= limit]
-    if not due or any(_is_away(case, node) for node in state.nodes.values()):
+    if not due or any(_is_away(node) for node in state.nodes.values()):
         return None
     ready = [node for node in due if _can_be_spared(case, node)]
     if not ready:
@@ -28,20 +28,12 @@ def find_recycle(case: Case) -> Recycle | None:
     return Recycle(node=node.name, cycles=node.cycles or 0)
 
 
-def _is_away(case: Case, node: NodeState) -> bool:
+def _is_away(node: NodeState) -> bool:
     """Whether a node is on its way out or back, perhaps because another gateway recycles it."""
     if not node.is_reachable or node.is_draining:
         return node.facts is not None
-    is_worn = (node.cycles or 0) >= case.policy.defrag_after_cycles
-    for replica in node.replicas.values():
-        # First all go, and when the count begins anew they are loaded again.
-        goes = replica.status is ReplicaStatus.UNLOADING and replica.id not in case.state.unloads
-        comes = replica.status in UNDER_WAY and replica.id not in case.state.commands
-        if (goes and is_worn) or (comes and node.cycles == 0):
-            return True
-        if replica.status is ReplicaStatus.RELOADING:
-            return True
-    return False
+    is_reloading = any(r.status is ReplicaStatus.RELOADING for r in node.replicas.values())
+    return node.is_recycling or is_reloading
 
 
 def _can_be_spared(case: Case, node: NodeState) -> bool:

@@ -119,6 +119,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """What they hold of it now."""
     cycles: int | None = None
     """Loads that ended in an unload since the engines were recycled last."""
+    recycling: bool = False
+    """Its engine processes are being replaced; what was loaded will be back."""
     measured: tuple[Measured, ...] = ()
     """What is known of models from earlier loads, also of those that are not here now."""
 

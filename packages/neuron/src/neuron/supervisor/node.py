@@ -92,6 +92,7 @@ class Node:
             draining=supervisor.is_draining,
             cycles=supervisor.recycling.cycles,
             cordoned=notes.is_cordoned,
+            recycling=supervisor.recycling.is_running,
             measured=reports.measured(notes),
             sleep_budget_mb=mib_from_bytes(sleep.total_bytes) if can_sleep else None,
             sleep_used_mb=mib_from_bytes(sleep.used_bytes) if can_sleep else None,
