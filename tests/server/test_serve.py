@@ -48,7 +48,7 @@ async def main():
             on_ready=lambda: print(socket.port, flush=True),
         )
 
-sys.exit(run(main(), "daemon"))
+sys.exit(run(main(), "daemon", os.environ))
 """
 
 
@@ -213,7 +213,7 @@ def test_what_went_wrong_is_one_line(
     error: Exception, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """contracts.md, exit codes; and no traceback for what is no bug."""
-    assert run(failing(error), "neuron") == status
+    assert run(failing(error), "neuron", {}) == status
 
     message = str(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
     assert capsys.readouterr().err == f"neuron: {message}\n"
@@ -222,7 +222,7 @@ def test_what_went_wrong_is_one_line(
 def test_a_bug_keeps_its_traceback() -> None:
     """Ours: an error that nobody foresaw is not turned into a line."""
     with pytest.raises(ZeroDivisionError):
-        run(failing(ZeroDivisionError()), "neuron")
+        run(failing(ZeroDivisionError()), "neuron", {})
 
 
 async def test_metrics_are_served_beside_the_api() -> None:

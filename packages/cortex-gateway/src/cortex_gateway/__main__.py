@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             environ=os.environ,
             version=version,
         )
-        return run(gateway, NAME)
+        return run(gateway, NAME, os.environ)
 
 
 def _parser(version: str) -> argparse.ArgumentParser:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check:
         return 0
     with logging_to(form=settings.log_format, level=settings.log_level):
-        status = run_daemon(_serve(settings, environ), "neuron")
+        status = run_daemon(_serve(settings, environ), "neuron", environ)
     return _leave(status)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
+WATCHDOG = "WATCHDOG=1"
 
 
 def notify(state: str, environ: Mapping[str, str]) -> bool:

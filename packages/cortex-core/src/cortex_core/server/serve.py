@@ -21,6 +21,7 @@ from cortex_core.server.hypercorn import apply_repairs, tamed_config
 from cortex_core.server.lifespan import Lifespan
 from cortex_core.server.listen import ListeningSocket, closing_all
 from cortex_core.server.notify import READY, STOPPING, notify
+from cortex_core.server.watchdog import watching
 
 logger = logging.getLogger(__name__)
 
@@ -119,18 +120,20 @@ async def serve(
             raise lifespan.failure
 
 
-def run(main: Coroutine[Any, Any, None], name: str) -> int:
+def run(main: Coroutine[Any, Any, None], name: str, environ: Mapping[str, str]) -> int:
     """Run a daemon's `main` on uvloop and return the process's exit status.
 
-    What went wrong on purpose is one line on standard error; a bug keeps its traceback.
+    What went wrong on purpose is one line on standard error; a bug keeps its traceback. A loop
+    that stands still ends the process with `cortex_core.server.watchdog.WEDGED`.
 
     Args:
         main: the whole life of the process.
         name: what the line begins with.
+        environ: says how long the loop may stand still; see `watching`.
     """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main)
+            runner.run(_watched(main, environ))
     except (CortexError, ExceptionGroup) as error:
         alone = lone_error(error)
         if not isinstance(alone, CortexError):
@@ -141,6 +144,11 @@ def run(main: Coroutine[Any, Any, None], name: str) -> int:
 
 
 _Work = Coroutine[Any, Any, None]
+
+
+async def _watched(main: _Work, environ: Mapping[str, str]) -> None:
+    with watching(environ):
+        await main
 
 
 async def _serve_all(servers: Sequence[_Work], beside: Sequence[_Work]) -> None:
