@@ -41,7 +41,7 @@ def argparse_options(parser: argparse.ArgumentParser) -> dict[str, str]:
     return {
         action.option_strings[-1]: default_of(action.default)
         for action in parser._actions
-        if action.dest != "help"
+        if action.option_strings and action.dest != "help"
     }
 
 

@@ -1,4 +1,4 @@
-"""`neuron --config PATH [--port N] [--check]`: the daemon."""
+"""`neuron --config PATH [--port N] [--check]`: the daemon; `neuron check`: its machine."""
 
 import argparse
 import os
@@ -15,13 +15,17 @@ from cortex_core.server.clock import SystemClock
 from cortex_core.server.listen import inherited_listeners, open_listener
 from cortex_core.server.logging import logging_to
 from cortex_core.server.serve import Shutdown, run as run_daemon
+from neuron.devices.checkup import look_at_host
 from neuron.devices.source import make_device_source
+from neuron.engines.vllm_weights import hub_cache
+from neuron.lifecycle.checkup import find_problems
 from neuron.lifespan import run
 from neuron.settings import NeuronSettings, load_settings
 
 DEFAULT_CONFIG = pathlib.Path("/etc/neuron/neuron.toml")
 """Read when no other file is named and this one is there."""
 
+_FAILED = 1
 _MISCONFIGURED = 2
 
 # Idle threads end at once; what is still at work then may be so for long.
@@ -29,7 +33,7 @@ _THREADS_TIMEOUT_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon and return its exit status: 0 fine, 1 failed, 2 misconfigured."""
+    """Run what is asked for and return its exit status: 0 fine, 1 failed, 2 misconfigured."""
     arguments = _parser().parse_args(argv)
     environ = dict(os.environ)
     try:
@@ -39,9 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _MISCONFIGURED
     if arguments.check:
         return 0
+    if arguments.action == "check":
+        return _check(settings, environ)
     with logging_to(form=settings.log_format, level=settings.log_level):
         status = run_daemon(_serve(settings, environ), "neuron", environ)
     return _leave(status)
+
+
+def _check(settings: NeuronSettings, environ: Mapping[str, str]) -> int:
+    """Print what is wrong with this machine; 1 when anything is."""
+    cache = hub_cache(settings.harness.vllm.hf_cache, environ)
+    has_vllm = any(entry.name == "vllm" for entry in settings.harnesses)
+    facts = look_at_host(make_device_source(settings), cache, has_vllm=has_vllm)
+    problems = find_problems(facts)
+    for one in problems:
+        print(f"{one.problem}\n  to mend it: {one.fix}")
+    if not problems:
+        print("nothing is wrong with this machine")
+    return _FAILED if problems else 0
 
 
 async def _serve(settings: NeuronSettings, environ: Mapping[str, str]) -> None:
@@ -95,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config", type=pathlib.Path, metavar="PATH", help=f"settings; else {DEFAULT_CONFIG}"
+    )
+    parser.add_argument(
+        "action", nargs="?", choices=["check"], help="look at the machine, say what is wrong, end"
     )
     parser.add_argument("--port", type=_port, metavar="N", help="listen on this port; 0 any free")
     parser.add_argument("--check", action="store_true", help="check the settings and end")
