@@ -100,6 +100,22 @@ def test_what_is_under_way_is_told(fields: dict[str, Any], said: str) -> None:
     assert said in found.summary
 
 
+@pytest.mark.parametrize(("age_s", "left_s"), [(0.0, 10.0), (4.0, 6.0), (60.0, 0.0)])
+def test_a_load_that_was_sent_is_reckoned_from_then(age_s: float, left_s: float) -> None:
+    """Issue: an honest Retry-After, although the load itself does not say."""
+    state = fleet(gpu_node("n", 24_000))
+    (load,) = plan(state, models(10_240), [WANTED], NOW)
+    assert isinstance(load, Load)
+    command = msgspec.structs.replace(load.command, sent_at=NOW - age_s)
+    sent = with_command(state, load.replica, command)
+    loading = msgspec.structs.replace(loaded("wanted", 10_240), status=ReplicaStatus.LOADING)
+    shown = with_report(sent, NODE, NodeReport(replicas=(loading,)), NOW)
+
+    for known in (sent, shown):
+        found = told(known, models(10_240))
+        assert (found.outcome, found.expected_s) == (Outcome.COMING, left_s)
+
+
 def test_another_node_is_better_than_one_that_unloads_it_just_now() -> None:
     """Ours: as the plan sees it."""
     leaving = msgspec.structs.replace(loaded("wanted", 20_000), status=ReplicaStatus.UNLOADING)

@@ -7,7 +7,7 @@ import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.sizes import estimated, sized
-from cortex_core.fleet.state import FleetState, NodeState
+from cortex_core.fleet.state import FleetState, LoadCommand, NodeState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.evict import Later, find_eviction
@@ -139,7 +139,7 @@ def _outlook(case: Case, model: ModelId, profile: Profile | None, node: NodeStat
         return NodeOutlook(
             node=node.name, outcome=Outcome.SERVE, reason="it is loaded there", expected_s=0.0
         )
-    coming = _coming(case.state, model, node, replica)
+    coming = _coming(case, model, profile, node)
     if coming is not None:
         return coming
     if profile is None:
@@ -185,11 +185,13 @@ def _crowded(case: Case, profile: Profile, node: NodeState, why: str) -> NodeOut
 
 
 def _coming(
-    state: FleetState, model: ModelId, node: NodeState, replica: Replica | None
+    case: Case, model: ModelId, profile: Profile | None, node: NodeState
 ) -> NodeOutlook | None:
     """Return the outlook on a node where something is under way."""
-    swap = state.swaps.get(model)
-    sent = state.commands.get(ReplicaId(node=node.name, model=model))
+    replica = node.replicas.get(model)
+    swap = case.state.swaps.get(model)
+    sent = case.state.commands.get(ReplicaId(node=node.name, model=model))
+    left_s = None if profile is None else _left_s(case, profile, node, sent)
     if not node.takes_work:
         return None
     if replica is not None and replica.status is ReplicaStatus.UNLOADING:
@@ -197,19 +199,35 @@ def _coming(
         return NodeOutlook(node=node.name, outcome=Outcome.WAIT, reason=reason)
     if replica is not None and replica.status in UNDER_WAY:
         progress = replica.progress
-        eta_s = None if progress is None else progress.eta_s
+        if progress is not None and progress.eta_s is not None:
+            left_s = progress.eta_s
         stage = "" if progress is None else f", {progress.stage}"
         reason = f"it is {replica.status} there{stage}"
     elif swap is not None and swap.node == node.name:
-        eta_s, reason = None, "room is being made for it there"
+        reason = "room is being made for it there"
     elif sent is not None:
         kind = "woken" if sent.is_wake else "loaded"
-        eta_s, reason = None, f"it is about to be {kind} there"
+        reason = f"it is about to be {kind} there"
     elif replica is not None and replica.status is ReplicaStatus.UNKNOWN:
-        eta_s, reason = None, "its state there is not known, and the node is asked again"
+        left_s, reason = None, "its state there is not known, and the node is asked again"
     else:
         return None
-    return NodeOutlook(node=node.name, outcome=Outcome.COMING, reason=reason, expected_s=eta_s)
+    return NodeOutlook(node=node.name, outcome=Outcome.COMING, reason=reason, expected_s=left_s)
+
+
+def _left_s(
+    case: Case, profile: Profile, node: NodeState, sent: LoadCommand | None
+) -> float | None:
+    """Return the seconds that a load or a wake will still take, by what the last ones took.
+
+    One that this gateway did not send is reckoned as if it began now.
+    """
+    replica = node.replicas.get(profile.id)
+    is_wake = sent is not None and sent.is_wake
+    known = wake_s(node, profile, replica) if is_wake else load_s(node, profile)
+    if known is None or sent is None:
+        return known
+    return max(0.0, known - (case.now - sent.sent_at))
 
 
 def _sleeper(model: ModelId, node: NodeState) -> Replica | None:
