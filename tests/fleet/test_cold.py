@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import pathlib
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import NamedTuple
 
 import httpx
@@ -189,9 +189,9 @@ def test_a_gateway_that_comes_back_adopts_what_runs_and_what_loads(
     assert loads(neuron) == 2
 
 
-async def _fails(asked: object) -> None:
+async def _fails(asked: Awaitable[Told]) -> None:
     with contextlib.suppress(httpx.HTTPError):
-        await asked  # type: ignore[misc]
+        await asked
 
 
 def status(neuron: Daemon, model: str) -> str | None:
