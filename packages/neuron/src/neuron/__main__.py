@@ -17,10 +17,10 @@ from cortex_core.server.logging import logging_to
 from cortex_core.server.serve import Shutdown, run as run_daemon
 from neuron.devices.checkup import look_at_host
 from neuron.devices.source import make_device_source
-from neuron.engines.vllm_weights import hub_cache
 from neuron.lifecycle.checkup import find_problems
 from neuron.lifespan import run
 from neuron.settings import NeuronSettings, load_settings
+from neuron.weights.files import hub_cache
 
 DEFAULT_CONFIG = pathlib.Path("/etc/neuron/neuron.toml")
 """Read when no other file is named and this one is there."""

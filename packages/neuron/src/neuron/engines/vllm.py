@@ -33,12 +33,13 @@ from neuron.engines.vllm_environment import (
     restart_fork_server,
     start_fork_server,
 )
-from neuron.engines.vllm_hub import check_hub, is_offline, unreachable
 from neuron.engines.vllm_runtime import make_runtime_folder, runtime_parent, sweep
 from neuron.engines.vllm_stats import render_metrics
-from neuron.engines.vllm_weights import estimate_vram_bytes, find_weights, hub_cache
 from neuron.models import BUILTIN, BuiltinModel
 from neuron.settings import VllmSettings
+from neuron.weights.files import find_weights, hub_cache
+from neuron.weights.hub import check_hub, is_offline, unreachable
+from neuron.weights.sizes import estimate_vram_bytes
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from neuron.engines.vllm_options import (
 from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO
 from neuron.engines.vllm_serving import Stack
 from neuron.engines.vllm_stats import LoadWindow
-from neuron.engines.vllm_weights import read_architecture, weights_bytes
+from neuron.weights.sizes import read_architecture, weights_bytes
 
 IMPORT_ERRORS = (
     ArithmeticError,

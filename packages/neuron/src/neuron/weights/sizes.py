@@ -1,22 +1,16 @@
-"""Where a model's weights are on this machine, and how much memory they need.
+"""How much memory a model needs, from what its files say of it.
 
-Layout of the hub cache: huggingface_hub's guide "Understand caching". Header of a safetensors
-file: 8 bytes, little endian, its length; then JSON with the byte range of every tensor
-(huggingface.co/docs/safetensors, "Format"). Both read November 2026.
+Header of a safetensors file: 8 bytes, little endian, its length; then JSON with the byte range of
+every tensor (huggingface.co/docs/safetensors, "Format", read November 2026).
 """
 
 import json
 import pathlib
-import re
 import struct
 from collections.abc import Mapping
 
 import msgspec
 
-from cortex_core.errors import InvalidRequestError
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _MAX_HEADER_BYTES = 100 << 20
 """The safetensors library refuses longer headers too."""
 
@@ -42,45 +36,6 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     qk_rope_head_dim: int | None = None
     layer_types: tuple[str, ...] | None = None
     max_position_embeddings: int | None = None
-
-
-def find_weights(model: str, cache: pathlib.Path, revision: str = "main") -> pathlib.Path | None:
-    """Return the folder that holds a model's weights, whole; `None` when there is none here.
-
-    Args:
-        model: a hub id, or the absolute path of a folder.
-        cache: folder of the hub cache; need not exist.
-        revision: branch, tag or commit.
-
-    Raises:
-        InvalidRequestError: `model` is neither of the two.
-    """
-    if model.startswith("/"):
-        folder = pathlib.Path(model)
-        return folder if _is_complete(folder) else None
-    if not _HUB_ID.fullmatch(model) or ".." in model:
-        raise InvalidRequestError(
-            f"{model[:200]!r} is neither a hub id such as 'org/name' nor an absolute path",
-            param="model_id",
-        )
-    home = cache / f"models--{model.replace('/', '--')}"
-    try:
-        commit = (home / "refs" / revision).read_text().strip()
-    except OSError:
-        commit = revision
-    folder = home / "snapshots" / commit
-    return folder if _is_complete(folder) else None
-
-
-def hub_cache(setting: str | None, environ: Mapping[str, str]) -> pathlib.Path:
-    """Return the folder of the hub cache: the setting, else what the hub's library would use."""
-    if setting:
-        return pathlib.Path(setting)
-    for name, tail in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
-        if environ.get(name):
-            return pathlib.Path(environ[name]).expanduser() / tail
-    base = environ.get("XDG_CACHE_HOME") or pathlib.Path(environ.get("HOME", "/"), ".cache")
-    return pathlib.Path(base) / "huggingface" / "hub"
 
 
 def read_architecture(folder: pathlib.Path) -> Architecture:
@@ -148,19 +103,6 @@ def estimate_vram_bytes(
         tokens = wanted if isinstance(wanted, int) and wanted > 0 else _DEFAULT_CONTEXT_TOKENS
         cache = (kv_bytes_per_token(model) or 0) * tokens
     return weights + cache + _ENGINE_OVERHEAD_BYTES * devices
-
-
-def _is_complete(folder: pathlib.Path) -> bool:
-    if not (folder / "config.json").is_file():
-        return False
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError):
-            return False
-        return all((folder / str(shard)).is_file() for shard in shards)
-    return any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))
 
 
 def _tensor_bytes(path: pathlib.Path) -> int:

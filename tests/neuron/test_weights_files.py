@@ -7,11 +7,10 @@ import struct
 import pytest
 
 from cortex_core.errors import InvalidRequestError
-from neuron.engines.vllm_weights import (
+from neuron.weights.files import find_weights, hub_cache
+from neuron.weights.sizes import (
     Architecture,
     estimate_vram_bytes,
-    find_weights,
-    hub_cache,
     kv_bytes_per_token,
     read_architecture,
     weights_bytes,

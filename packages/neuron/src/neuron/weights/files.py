@@ -1,0 +1,66 @@
+"""Where a model's weights are on this machine.
+
+Layout of the hub cache: huggingface_hub's guide "Understand caching", read November 2026.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+
+from cortex_core.errors import InvalidRequestError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+
+
+def find_weights(model: str, cache: pathlib.Path, revision: str = "main") -> pathlib.Path | None:
+    """Return the folder that holds a model's weights, whole; `None` when there is none here.
+
+    Args:
+        model: a hub id, or the absolute path of a folder.
+        cache: folder of the hub cache; need not exist.
+        revision: branch, tag or commit.
+
+    Raises:
+        InvalidRequestError: `model` is neither of the two.
+    """
+    if model.startswith("/"):
+        folder = pathlib.Path(model)
+        return folder if _is_complete(folder) else None
+    if not _HUB_ID.fullmatch(model) or ".." in model:
+        raise InvalidRequestError(
+            f"{model[:200]!r} is neither a hub id such as 'org/name' nor an absolute path",
+            param="model_id",
+        )
+    home = cache / f"models--{model.replace('/', '--')}"
+    try:
+        commit = (home / "refs" / revision).read_text().strip()
+    except OSError:
+        commit = revision
+    folder = home / "snapshots" / commit
+    return folder if _is_complete(folder) else None
+
+
+def hub_cache(setting: str | None, environ: Mapping[str, str]) -> pathlib.Path:
+    """Return the folder of the hub cache: the setting, else what the hub's library would use."""
+    if setting:
+        return pathlib.Path(setting)
+    for name, tail in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if environ.get(name):
+            return pathlib.Path(environ[name]).expanduser() / tail
+    base = environ.get("XDG_CACHE_HOME") or pathlib.Path(environ.get("HOME", "/"), ".cache")
+    return pathlib.Path(base) / "huggingface" / "hub"
+
+
+def _is_complete(folder: pathlib.Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            return False
+        return all((folder / str(shard)).is_file() for shard in shards)
+    return any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))
