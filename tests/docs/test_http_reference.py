@@ -123,7 +123,7 @@ async def test_gateway_page_has_every_path() -> None:
         settings=GatewaySettings().proxy,
         metrics=GatewayMetrics(CollectorRegistry()),
         clock=clock,
-        journal=Journal(clock.wall, lambda kind: None),
+        journal=Journal(clock, lambda kind: None),
         random=lambda: 0.0,
     )
     async with control_without_nodes(store) as control:

@@ -180,7 +180,7 @@ async def gateway(
             settings=settings.proxy,
             metrics=recorder,
             clock=SystemClock(),
-            journal=Journal(SystemClock().wall, lambda kind: None),
+            journal=Journal(SystemClock(), lambda kind: None),
             random=lambda: 0.0,
             accesses=load_accesses(settings, catalogue, environ or {}),
             trace=trace,
@@ -214,8 +214,9 @@ async def control_without_nodes(store: FleetStore) -> AsyncIterator[Control]:
             store=store, make_client=no_client, clock=clock, pace=WatchPace(), tasks=tasks
         )
         commands = Commands(store=store, clients=roster.clients, metrics=metrics, clock=clock)
+        journal = Journal(clock, lambda kind: None)
         async with open_control(
-            store, roster, commands, clock=clock, load_limit_s=lambda: 1.0
+            store, roster, commands, journal=journal, clock=clock, load_limit_s=lambda: 1.0
         ) as control:
             yield control
 

@@ -101,7 +101,7 @@ async def operated(
             catalogue,
             make_client=node_client_maker(session, lambda: patience),
             metrics=metrics or GatewayMetrics(CollectorRegistry()),
-            journal=journal or Journal(SystemClock().wall, lambda kind: None),
+            journal=journal or Journal(SystemClock(), lambda kind: None),
             clock=clock or SystemClock(),
             pace=pace,
             policy=policy or EvictionPolicy(),

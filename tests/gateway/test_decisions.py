@@ -1,5 +1,7 @@
 """Every decision leaves a record, and `/admin/decisions` finds it."""
 
+import pathlib
+
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -9,11 +11,13 @@ from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.placement.steps import Hold, NodeVerdict
 from cortex_core.replica import ReplicaStatus
 from cortex_core.routing.record import DecisionKind, Record
+from cortex_core.server.clock import SystemClock
 from cortex_gateway.control.journal import KEPT_STEPS, Journal
 from cortex_gateway.metrics import GatewayMetrics
 from tests.fakes.gateway import MODEL, TO_A, ask, gateway, replica
 from tests.fakes.neuron import FakeNeuron, running
 from tests.fakes.upstream import ScriptedNode, answers, cuts, nodes
+from tests.gateway.door import door, write
 from tests.gateway.fleet import NODE, control_of, has_status, until, until_true
 
 OK = answers(200, b'{"choices":[]}')
@@ -21,7 +25,7 @@ OK = answers(200, b'{"choices":[]}')
 
 def journal() -> tuple[Journal, CollectorRegistry]:
     registry = CollectorRegistry()
-    return Journal(lambda: 1.0, GatewayMetrics(registry).decided), registry
+    return Journal(SystemClock(), GatewayMetrics(registry).decided), registry
 
 
 async def test_a_request_can_be_followed_by_its_id() -> None:
@@ -129,3 +133,40 @@ def test_the_same_hold_is_noted_once_and_the_ring_is_bounded() -> None:
     for number in range(2 * KEPT_STEPS):
         kept.step(hold(str(number)))
     assert len(kept.find(limit=10 * KEPT_STEPS)) == KEPT_STEPS
+
+
+async def test_what_operators_do_is_recorded_as_theirs(tmp_path: pathlib.Path) -> None:
+    """Ours: who reads why a model left must not miss that somebody unloaded it by hand."""
+    a, b = "org/a", "org/b"
+    neuron = FakeNeuron()
+    neuron.set_model(a, "loaded", vram_used_mb=20_000)
+    big = [{"id": model, "harness": "simulated", "vram_mb": 20_000} for model in (a, b)]
+    at_once = "[eviction]\nmin_residency_s = 0\n"
+    async with (
+        running(neuron),
+        door(write(tmp_path, {"beast": neuron.url}, *big, more=at_once)) as d,
+    ):
+        await d.until_up("beast")
+        await d.post(f"/admin/models/{b}/load", {"node": "beast"})
+        await d.post(f"/admin/models/{b}/pin")
+        await d.post(f"/admin/models/{b}/unload", {"node": "beast"})
+        neuron.load_error = (500, {"error": {"message": "bad weights"}})
+        await d.post(f"/admin/models/{a}/load", {"node": "beast"})
+        await d.post("/admin/nodes/beast/cordon")
+        found = (await d.get("/admin/decisions"))["decisions"]
+
+    told = [
+        (one["kind"], one["model"], one.get("error"))
+        for one in reversed(found)
+        if one.get("by_operator") and "took_s" in one
+    ]
+    assert told == [
+        ("evict", b, None),
+        ("load", b, None),
+        ("pin", b, None),
+        ("unload", b, None),
+        ("load", a, "bad weights"),
+        ("cordon", "", None),
+    ]
+    assert all(one["reason"].startswith("an operator asked") for one in found)
+    assert sum("took_s" not in one for one in found) == len(told)

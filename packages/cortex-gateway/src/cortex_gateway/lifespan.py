@@ -146,7 +146,7 @@ async def open_gateway(
     settings = configuration.settings
     live = LiveSettings(settings)
     metrics = GatewayMetrics(registry)
-    journal = Journal(clock.wall, metrics.decided)
+    journal = Journal(clock, metrics.decided)
     async with (
         open_session(settings.gateway.timeouts) as session,
         _trace(settings.trace, metrics) as trace,
@@ -321,7 +321,7 @@ async def control_plane(
         reconciling = tasks.create_task(reconciler.run(), name="reconcile")
         try:
             async with open_control(
-                store, roster, commands, clock=clock, load_limit_s=load_limit_s
+                store, roster, commands, journal=journal, clock=clock, load_limit_s=load_limit_s
             ) as control:
                 yield control
         finally:

@@ -28,6 +28,18 @@ class DecisionKind(enum.StrEnum):
     """A replica that nobody uses is unloaded."""
     RECYCLE = "recycle"
     """A node's engine processes are replaced."""
+    UNLOAD = "unload"
+    """An operator had a replica unloaded."""
+    SLEEP = "sleep"
+    """An operator had a replica put to sleep."""
+    PIN = "pin"
+    """An operator had a model kept where it is."""
+    UNPIN = "unpin"
+    """An operator let go of a pin."""
+    CORDON = "cordon"
+    """An operator had a node take no new models."""
+    UNCORDON = "uncordon"
+    """An operator had a node take new models again."""
     HOLD = "hold"
     """Nothing can be done for a model now."""
 
@@ -52,6 +64,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Empty where it is about a whole node."""
     node: NodeName | None = None
     request_id: str | None = None
+    by_operator: bool = False
+    """Somebody asked for it by hand."""
     reason: str = ""
     considered: tuple[Considered, ...] = ()
     victims: tuple[ModelId, ...] = ()
@@ -97,8 +111,20 @@ def record_of_request(decision: Decision, model: ModelId, request_id: str, at: f
             return told(DecisionKind.REFUSE, error.message, candidates, None)
 
 
-def record_of_step(step: Step, at: float) -> Record:
-    """Return the record of one step of a plan."""
+def record_of_command(kind: DecisionKind, target: ReplicaId, at: float) -> Record:
+    """Return the record of what an operator does; the model is empty when it is a node's."""
+    return Record(
+        at=at,
+        kind=kind,
+        model=target.model,
+        node=target.node,
+        by_operator=True,
+        reason="an operator asked",
+    )
+
+
+def record_of_step(step: Step, at: float, *, by_operator: bool = False) -> Record:
+    """Return the record of one step of a plan, or of what an operator's load takes."""
     if isinstance(step, Hold):
         verdicts = step.verdicts
         return Record(
@@ -110,7 +136,13 @@ def record_of_step(step: Step, at: float) -> Record:
         )
     kind, target, reason, victims = _done(step)
     return Record(
-        at=at, kind=kind, model=target.model, node=target.node, reason=reason, victims=victims
+        at=at,
+        kind=kind,
+        model=target.model,
+        node=target.node,
+        by_operator=by_operator,
+        reason=f"an operator asked; {reason}" if by_operator else reason,
+        victims=victims,
     )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from cortex_core.server.clock import Clock
 from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.draining import Drainage
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.loading import Loading
 from cortex_gateway.control.operations import Operations
 from cortex_gateway.control.roster import Roster
@@ -29,6 +30,7 @@ async def open_control(
     roster: Roster,
     commands: Commands,
     *,
+    journal: Journal,
     clock: Clock,
     load_limit_s: Callable[[], float],
 ) -> AsyncIterator[Control]:
@@ -38,14 +40,18 @@ async def open_control(
         store: the fleet.
         roster: its nodes.
         commands: does what is decided.
+        journal: where what operators do is noted.
         clock: monotonic seconds.
         load_limit_s: returns how long a load may take in all.
     """
-    async with Operations(store=store, clients=roster.clients, clock=clock) as operations:
+    async with Operations(
+        store=store, clients=roster.clients, journal=journal, clock=clock
+    ) as operations:
         loading = Loading(
             store=store,
             commands=commands,
             operations=operations,
+            journal=journal,
             clock=clock,
             limit_s=load_limit_s,
         )

@@ -1,14 +1,25 @@
 """The latest decisions of this gateway, kept so that somebody can ask why."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import msgspec
 
-from cortex_core.ids import ModelId
+from cortex_core.errors import RequestError
+from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.placement.steps import Hold, Step
-from cortex_core.routing.record import DecisionKind, Record, record_of_request, record_of_step
+from cortex_core.routing.record import (
+    DecisionKind,
+    Record,
+    record_of_command,
+    record_of_request,
+    record_of_step,
+)
 from cortex_core.routing.route import Decision
+from cortex_core.server.clock import Clock
+
+T = TypeVar("T")
 
 KEPT_REQUESTS = 4096
 KEPT_STEPS = 1024
@@ -19,12 +30,12 @@ class Journal:
     """Two bounded rings of records: of requests, and of what was done with models.
 
     Args:
-        wall: epoch seconds.
+        clock: epoch seconds of records, and how long things took.
         count: told the kind of every decision.
     """
 
-    def __init__(self, wall: Callable[[], float], count: Callable[[DecisionKind], None]) -> None:
-        self._wall = wall
+    def __init__(self, clock: Clock, count: Callable[[DecisionKind], None]) -> None:
+        self._clock = clock
         self._count = count
         self._requests: deque[Record] = deque(maxlen=KEPT_REQUESTS)
         self._steps: deque[Record] = deque(maxlen=KEPT_STEPS)
@@ -32,11 +43,13 @@ class Journal:
 
     def request(self, decision: Decision, model: ModelId, request_id: str) -> None:
         """Note what was decided about a request."""
-        self._note(self._requests, record_of_request(decision, model, request_id, self._wall()))
+        self._note(
+            self._requests, record_of_request(decision, model, request_id, self._clock.wall())
+        )
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Step, *, by_operator: bool = False) -> None:
         """Note a step of a plan; a `Hold` that says what the last one said is none."""
-        record = record_of_step(step, self._wall())
+        record = record_of_step(step, self._clock.wall(), by_operator=by_operator)
         if isinstance(step, Hold):
             if self._holds.get(step.model) == step.why:
                 return
@@ -45,11 +58,28 @@ class Journal:
             self._holds.pop(record.model, None)
         self._note(self._steps, record)
 
-    def ended(self, step: Step, took_s: float, error: str | None) -> None:
-        """Note how a step ended, and what it cost."""
-        record = record_of_step(step, self._wall())
-        # Counted when it was decided.
-        self._steps.append(msgspec.structs.replace(record, took_s=took_s, error=error))
+    async def follow(
+        self, step: Step, work: Awaitable[RequestError | None], *, by_operator: bool = False
+    ) -> RequestError | None:
+        """Do the work of a step that is noted, and note what it cost and came to."""
+
+        def record() -> Record:
+            return record_of_step(step, self._clock.wall(), by_operator=by_operator)
+
+        return await self._see_through(record, work)
+
+    async def obey(self, kind: DecisionKind, target: ReplicaId, work: Awaitable[None]) -> None:
+        """Do what an operator asked for; note that, and what it cost and came to.
+
+        Raises:
+            RequestError: as `work` does.
+        """
+
+        def record() -> Record:
+            return record_of_command(kind, target, self._clock.wall())
+
+        self._note(self._steps, record())
+        await self._see_through(record, work)
 
     def find(
         self, *, request_id: str | None = None, model: ModelId | None = None, limit: int = 100
@@ -71,6 +101,22 @@ class Journal:
             if len(found) == limit:
                 break
         return tuple(found)
+
+    async def _see_through(self, record: Callable[[], Record], work: Awaitable[T]) -> T:
+        """Return what `work` returns; a failure is noted whether it is returned or raised."""
+        began = self._clock.now()
+        try:
+            result = await work
+        except RequestError as error:
+            self._ended(record(), began, error)
+            raise
+        self._ended(record(), began, result if isinstance(result, RequestError) else None)
+        return result
+
+    def _ended(self, record: Record, began: float, error: RequestError | None) -> None:
+        took_s, why = self._clock.now() - began, None if error is None else error.message
+        # Counted when it was decided.
+        self._steps.append(msgspec.structs.replace(record, took_s=took_s, error=why))
 
     def _note(self, ring: deque[Record], record: Record) -> None:
         ring.append(record)

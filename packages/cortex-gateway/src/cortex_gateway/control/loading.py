@@ -25,6 +25,7 @@ from cortex_core.routing.route import Refuse, RouteHints, Serve, Wait, route
 from cortex_core.server.clock import Clock
 from cortex_core.wire.admin import Action, LoadNews, ModelAnswer, ModelCommand, NodeOutcome
 from cortex_gateway.control.commands import Commands
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.operations import RESULTS, Operations
 from cortex_gateway.control.store import FleetStore
 
@@ -48,6 +49,7 @@ class Loading:
         store: the fleet.
         commands: does what is decided for a node.
         operations: sees it through.
+        journal: where the steps of a load on a given node are noted.
         clock: monotonic seconds.
         limit_s: how long a load may take in all, with what goes before it.
     """
@@ -58,12 +60,14 @@ class Loading:
         store: FleetStore,
         commands: Commands,
         operations: Operations,
+        journal: Journal,
         clock: Clock,
         limit_s: Callable[[], float],
     ) -> None:
         self._store = store
         self._commands = commands
         self._operations = operations
+        self._journal = journal
         self._clock = clock
         self._limit_s = limit_s
 
@@ -246,22 +250,27 @@ class Loading:
         match step:
             case Wake(replica=replica, command=command):
                 store.update(partial(with_command, replica=replica, command=command))
-                await self._send(target, lambda: self._commands.wake(step))
+                await self._send(step, target.node, lambda: self._commands.wake(step))
             case Load(replica=replica, command=command):
                 store.update(partial(with_command, replica=replica, command=command))
-                await self._send(target, lambda: self._commands.load(step))
+                await self._send(step, target.node, lambda: self._commands.load(step))
             case Evict(model=model, swap=swap):
                 store.update(partial(with_swap, model=model, swap=swap))
-                await self._send(target, lambda: self._commands.make_room(step))
+                await self._send(step, target.node, lambda: self._commands.make_room(step))
             case Hold(retry_at=None):
                 raise _refusal(store.state, step, target)
             case Hold():
                 await self._changed(revision)
 
     async def _send(
-        self, target: ReplicaId, send: Callable[[], Awaitable[RequestError | None]]
+        self,
+        step: Wake | Load | Evict,
+        node: NodeName,
+        send: Callable[[], Awaitable[RequestError | None]],
     ) -> None:
-        error = await self._operations.send(target.node, send)
+        self._journal.step(step, by_operator=True)
+        work = self._operations.send(node, send)
+        error = await self._journal.follow(step, work, by_operator=True)
         if error is not None:
             raise error
 

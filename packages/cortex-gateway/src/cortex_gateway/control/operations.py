@@ -23,6 +23,7 @@ from cortex_core.fleet.reducers import (
 from cortex_core.fleet.state import FleetState, LoadCommand, NodeHealth, NodeState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.replica import Replica, ReplicaStatus
+from cortex_core.routing.record import DecisionKind
 from cortex_core.server.clock import Clock
 from cortex_core.wire.admin import Action, CordonAnswer, ModelAnswer, ModelCommand, NodeOutcome
 from cortex_core.wire.neuron import (
@@ -33,6 +34,7 @@ from cortex_core.wire.neuron import (
     WakeRequest,
 )
 from cortex_gateway.control.commands import is_gone, shown
+from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.ports import NodeClient, UpstreamFailure
 
@@ -63,13 +65,20 @@ class Operations:
     Args:
         store: the fleet; what is under way is noted there.
         clients: of the nodes that are neurons.
+        journal: where what is done is noted.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, *, store: FleetStore, clients: Mapping[NodeName, NodeClient], clock: Clock
+        self,
+        *,
+        store: FleetStore,
+        clients: Mapping[NodeName, NodeClient],
+        journal: Journal,
+        clock: Clock,
     ) -> None:
         self._store = store
+        self._journal = journal
         self._clients = clients
         self._clock = clock
         self._group = asyncio.TaskGroup()
@@ -136,8 +145,10 @@ class Operations:
         )
         if not dry_run:
             request = CordonRequest(cordoned=is_cordoned)
+            kind = DecisionKind.CORDON if is_cordoned else DecisionKind.UNCORDON
+            target = ReplicaId(node=name, model=ModelId(""))
             work = self.send(name, lambda: client.cordon(request))
-            await self.run(work, f"cordon {name}")
+            await self.run(self._journal.obey(kind, target, work), f"cordon {name}")
             logger.info("%s is %s", name, answer.status)
             await shown(
                 self._store, name, lambda s: _is_marked(s.nodes.get(name), is_cordoned=is_cordoned)
@@ -180,7 +191,8 @@ class Operations:
         self._store.update(note)
         try:
             send = partial(self._request, client, action, replica.model, level)
-            await self.send(replica.node, send)
+            work = self.send(replica.node, send)
+            await self._journal.obey(DecisionKind(action.value), replica, work)
             logger.info("%s: %s, as an operator asked", replica, RESULTS[action])
             await shown(self._store, replica.node, lambda s: _is_shown(s, action, replica, level))
         finally:

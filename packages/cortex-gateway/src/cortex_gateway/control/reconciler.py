@@ -75,52 +75,37 @@ class Reconciler:
         self._alarms = [s.retry_at for s in steps if isinstance(s, Hold) and s.retry_at is not None]
 
     def _begin(self, tasks: asyncio.TaskGroup, step: Step) -> None:
-        commands, store = self._commands, self._store
+        commands, store, run = self._commands, self._store, self._run
         self._journal.step(step)
         match step:
             case Load(replica=replica, command=command):
                 store.update(partial(with_command, replica=replica, command=command))
-                self._run(
-                    tasks, replica.node, self._noted(step, commands.load(step)), f"load {replica}"
-                )
+                run(tasks, step, replica.node, commands.load(step), f"load {replica}")
             case Evict(model=model, swap=swap):
                 store.update(partial(with_swap, model=model, swap=swap))
                 name = f"make room for {model} on {swap.node}"
-                self._run(tasks, swap.node, self._noted(step, commands.make_room(step)), name)
+                run(tasks, step, swap.node, commands.make_room(step), name)
             case Retire(replica=replica):
                 store.update(partial(with_unloads, replicas=(replica,)))
-                self._run(
-                    tasks,
-                    replica.node,
-                    self._noted(step, commands.retire(step)),
-                    f"unload {replica}",
-                )
+                run(tasks, step, replica.node, commands.retire(step), f"unload {replica}")
             case Wake(replica=replica, command=command):
                 store.update(partial(with_command, replica=replica, command=command))
-                self._run(
-                    tasks, replica.node, self._noted(step, commands.wake(step)), f"wake {replica}"
-                )
+                run(tasks, step, replica.node, commands.wake(step), f"wake {replica}")
             case Recycle(node=node):
                 store.update(partial(with_recycling, name=node))
-                self._run(tasks, node, self._noted(step, commands.recycle(step)), f"recycle {node}")
+                run(tasks, step, node, commands.recycle(step), f"recycle {node}")
             case Hold():
                 pass
-
-    async def _noted(self, step: Step, work: Coroutine[None, None, RequestError | None]) -> None:
-        """Do the work of a step, and note what it cost and came to."""
-        began = self._clock.now()
-        error = await work
-        took_s = self._clock.now() - began
-        self._journal.ended(step, took_s, None if error is None else error.message)
 
     def _run(
         self,
         tasks: asyncio.TaskGroup,
+        step: Step,
         node: NodeName,
-        work: Coroutine[None, None, object],
+        work: Coroutine[None, None, RequestError | None],
         name: str,
     ) -> None:
-        task = tasks.create_task(work, name=name)
+        task = tasks.create_task(self._journal.follow(step, work), name=name)
         self._running[task] = node
         task.add_done_callback(self._running.__delitem__)
 
