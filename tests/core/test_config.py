@@ -35,6 +35,10 @@ def write(tmp_path: pathlib.Path, text: str) -> pathlib.Path:
         ('[[models]]\nid = "a"', "models[0].harness: required key is missing"),
         ('[[models]]\nid = "a"\nharness = "v"\nvram_mb = "1"', "models[0].vram_mb: Expected"),
         ('[[models]]\nid = "a"\nharness = "v"\nmin_devices = 0', "models[0].min_devices: Expected"),
+        (
+            '[[models]]\nid = "a"\nharness = "v"\nmin_devices = 3\npipeline_parallel = 2',
+            "models[0].pipeline_parallel: 3 devices cannot be shared evenly by 2 stages",
+        ),
         ('[[models]]\nid = "a b"\nharness = "v"', "models[0].id: 'a b' is no model id"),
         ('[[models]]\nid = "/a b"\nharness = "v"', "models[0].id: '/a b' is no model id"),
         ("[modells]", "modells: unknown key; did you mean 'models'?"),

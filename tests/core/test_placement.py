@@ -167,6 +167,18 @@ def test_tensor_parallel_takes_that_many_devices() -> None:
     assert step.request.tensor_parallel == 2
 
 
+def test_stages_share_the_devices_between_them() -> None:
+    """Ours: as many devices as before, in stages of the tensor-parallel size that is left."""
+    profile = Profile(id=A, harness="simulated", vram_mb=40_000, min_devices=4, pipeline_parallel=2)
+    state = fleet(gpu_node("n", 12_000, 12_000, 12_000, 12_000))
+
+    step = make_room(state, Catalogue(profiles={A: profile}), A, NOW)
+
+    assert isinstance(step, Load)
+    assert step.request.devices == (0, 1, 2, 3)
+    assert (step.request.tensor_parallel, step.request.pipeline_parallel) == (2, 2)
+
+
 def test_a_model_too_big_for_every_node_is_held_for_good() -> None:
     """Ours: permanent, with the numbers."""
     hold = make_room(fleet(gpu_node("n", 24_000)), catalogue(a=30_000), ModelId("a"), NOW)

@@ -101,6 +101,7 @@ def test_commands_look_as_the_contract_shows_them() -> None:
         "harness": "vllm",
         "quant": None,
         "tensor_parallel": None,
+        "pipeline_parallel": None,
         "devices": [0],
         "engine": {"max_model_len": 512},
         "vram_mb": None,

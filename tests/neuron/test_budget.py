@@ -180,6 +180,47 @@ def test_devices_that_differ_do_not_share_a_model_by_themselves(others: dict[str
     ) in [(0,), (1,)]
 
 
+@given(st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans())
+def test_model_gets_a_device_for_each_of_its_ranks(
+    parallel: int, stages: int, is_named: bool, is_stated: bool
+) -> None:
+    """Ours: tensor-parallel size times stages, whether sizes or devices say so."""
+    devices = _alike(16, 100)
+    wanted = parallel * stages
+    spec = ModelSpec(
+        model=MODEL,
+        harness="h",
+        devices=tuple(device.index for device in devices[:wanted]) if is_named else (),
+        tensor_parallel=parallel if is_stated or not is_named else None,
+        pipeline_parallel=stages,
+        vram_bytes=90 * wanted,
+    )
+
+    chosen = select_devices(spec, devices, Budget.from_devices(devices))
+
+    assert len(chosen) == wanted
+    assert spec.tensor_parallel_on(len(chosen)) == parallel
+
+
+@pytest.mark.parametrize(
+    ("sizes", "param"),
+    [
+        ({"tensor_parallel": 2, "pipeline_parallel": 2}, "tensor_parallel"),
+        ({"tensor_parallel": 3}, "tensor_parallel"),
+        ({"pipeline_parallel": 2}, "pipeline_parallel"),
+    ],
+)
+def test_named_devices_must_be_as_many_as_the_ranks(sizes: dict[str, int], param: str) -> None:
+    """Ours: 400 that names what to change; stages that three devices cannot share, too."""
+    named = tuple(DeviceIndex(index) for index in range(3 if param == "pipeline_parallel" else 2))
+    spec = msgspec.structs.replace(SPEC, devices=named, **sizes)
+
+    with pytest.raises(InvalidRequestError) as refused:
+        select_devices(spec, _alike(4, 100), Budget.from_devices(_alike(4, 100)))
+
+    assert refused.value.param == param
+
+
 def test_node_without_devices_takes_every_model() -> None:
     """Ours: CPU hosts have no memory check."""
     spec = msgspec.structs.replace(SPEC, vram_bytes=1 << 60, tensor_parallel=2)

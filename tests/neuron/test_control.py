@@ -110,6 +110,7 @@ async def test_load_waits_for_memory_that_an_unload_will_free(start: Start) -> N
         ({"model_id": "a", "harness": "simulated", "devices": [7]}, "devices"),
         ({"model_id": "a", "harness": "simulated", "tensor_parallel": 2}, "tensor_parallel"),
         ({"model_id": "a", "harness": "simulated", "tensor_parallel": 0}, "tensor_parallel"),
+        ({"model_id": "a", "harness": "simulated", "pipeline_parallel": 0}, "pipeline_parallel"),
         ({"model_id": "a", "harness": "simulated", "engine": {"nope": 1}}, "engine"),
         ({"model_id": 5, "harness": "simulated"}, "model_id"),
     ],

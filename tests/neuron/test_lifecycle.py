@@ -316,6 +316,8 @@ def test_load_with_another_option_is_refused_and_names_it() -> None:
         ({"quant": "awq"}, "quant"),
         ({"devices": (1,)}, "devices"),
         ({"tensor_parallel": 2}, "tensor_parallel"),
+        ({"pipeline_parallel": 2}, "pipeline_parallel"),
+        ({"pipeline_parallel": 1}, None),
         ({"engine": {"seed": 1}}, "engine.seed"),
         ({"vram_bytes": 5}, None),
         ({"devices": (0,)}, None),

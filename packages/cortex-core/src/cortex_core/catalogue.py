@@ -42,7 +42,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     vram_mb: Mib | None = None
     """Estimate of the device memory over all its devices, in MiB."""
     min_devices: Count = 1
-    """Devices that it needs together; its tensor-parallel size."""
+    """Devices that it needs together; its tensor-parallel size, unless it has stages."""
+    pipeline_parallel: Count = 1
+    """Stages that its layers are split into, each on an equal part of `min_devices`."""
     min_device_vram_mb: Mib = 0
     """Memory that each of these devices must have in all, in MiB."""
     pinned_on: tuple[NodeName, ...] = ()
@@ -133,6 +135,11 @@ def _check(catalogue: CatalogueFile, source: str) -> None:
         if profile.replicas.min > profile.replicas.max:
             raise SettingsError(
                 f"{where}.replicas: min {profile.replicas.min} is above max {profile.replicas.max}"
+            )
+        if profile.min_devices % profile.pipeline_parallel:
+            raise SettingsError(
+                f"{where}.pipeline_parallel: {profile.min_devices} devices cannot be shared evenly "
+                f"by {profile.pipeline_parallel} stages; make min_devices a multiple of it"
             )
         if profile.id in seen:
             raise SettingsError(f"{where}.id: {profile.id!r} is there twice; ids are unique")

@@ -61,10 +61,24 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Devices to use, in rank order; empty lets the neuron choose."""
     quant: str | None = None
     tensor_parallel: int | None = None
+    """Devices that share each layer; `None` takes what `devices` and the stages leave."""
+    pipeline_parallel: int | None = None
+    """Stages that the layers are split into, of `tensor_parallel` devices each; `None` is 1."""
     vram_bytes: int | None = None
     """Estimate over all its devices together; `None` when the catalogue has none."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options of the engine under their own names, as TOML and JSON can say them."""
+
+    @property
+    def ranks(self) -> int:
+        """How many devices one copy takes, 1 or more."""
+        if self.tensor_parallel is None and self.devices:
+            return len(self.devices)
+        return (self.tensor_parallel or 1) * (self.pipeline_parallel or 1)
+
+    def tensor_parallel_on(self, devices: int) -> int:
+        """Return how many devices share each layer where it has got `devices`, which may be 0."""
+        return self.tensor_parallel or max(1, devices // (self.pipeline_parallel or 1))
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -98,6 +98,8 @@ class DefaultModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     harness: str
     quant: str | None = None
     tensor_parallel: Count | None = None
+    pipeline_parallel: Count | None = None
+    """Stages that its layers are split into, each on `tensor_parallel` devices; none is 1."""
     devices: tuple[Whole, ...] | None = None
     """Devices to use; absent lets the neuron choose."""
     vram_mb: Mib | None = None

@@ -200,13 +200,15 @@ def _sleeps(node: NodeState, model: ModelId) -> bool:
 
 
 def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
+    stages = profile.pipeline_parallel
     return Load(
         replica=ReplicaId(node=node.name, model=profile.id),
         request=LoadRequest(
             model_id=profile.id,
             harness=profile.harness,
             quant=profile.quant,
-            tensor_parallel=profile.min_devices if profile.min_devices > 1 else None,
+            tensor_parallel=profile.min_devices // stages if profile.min_devices > 1 else None,
+            pipeline_parallel=stages if stages > 1 else None,
             devices=fit.devices or None,
             engine=profile.engine,
             vram_mb=profile.vram_mb,

@@ -176,6 +176,7 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     harness: str
     quant: str | None = None
     tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
     devices: tuple[int, ...] | None = None
     """`None` lets the neuron choose."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)

@@ -170,9 +170,9 @@ def _flag(request: Request, name: str) -> bool:
 def _spec(wanted: LoadRequest) -> ModelSpec:
     if not wanted.model_id:
         raise InvalidRequestError("name a model", param="model_id")
-    for name in ("tensor_parallel", "vram_mb"):
+    for name, least in (("tensor_parallel", 1), ("pipeline_parallel", 1), ("vram_mb", 0)):
         value = getattr(wanted, name)
-        if value is not None and value < (name == "tensor_parallel"):
+        if value is not None and value < least:
             raise InvalidRequestError(f"{value} is too small", param=name)
     return ModelSpec(
         model=ModelId(wanted.model_id),
@@ -180,6 +180,7 @@ def _spec(wanted: LoadRequest) -> ModelSpec:
         devices=tuple(DeviceIndex(index) for index in wanted.devices or ()),
         quant=wanted.quant,
         tensor_parallel=wanted.tensor_parallel,
+        pipeline_parallel=wanted.pipeline_parallel,
         vram_bytes=None if wanted.vram_mb is None else bytes_from_mib(wanted.vram_mb),
         engine=wanted.engine,
     )

@@ -348,8 +348,7 @@ def _revision(spec: ModelSpec) -> str:
 def _with_estimate(spec: ModelSpec, folder: pathlib.Path) -> ModelSpec:
     if spec.vram_bytes is not None:
         return spec
-    devices = spec.tensor_parallel or max(1, len(spec.devices))
-    estimate = estimate_vram_bytes(folder, spec.engine, devices)
+    estimate = estimate_vram_bytes(folder, spec.engine, spec.ranks)
     return msgspec.structs.replace(spec, vram_bytes=estimate)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import Capabilities, Limit, ModelInfo, ModelSpec, Route
 from neuron.engines.vllm_environment import (
     favour_the_loop,
@@ -26,6 +25,7 @@ from neuron.engines.vllm_options import (
     check_parser,
     read_options,
 )
+from neuron.engines.vllm_placement import check_placement, device_arguments
 from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO
 from neuron.engines.vllm_serving import Stack
 from neuron.engines.vllm_stats import LoadWindow
@@ -43,12 +43,6 @@ IMPORT_ERRORS = (
     ValueError,
 )
 """What libraries below vLLM raise when they, or a model, cannot be loaded."""
-
-_CPU_KV_CACHE_BYTES = 2 << 30
-"""KV cache of an engine on the CPU when nobody says; vLLM would take 92 % of the memory."""
-
-_MAX_UTILIZATION_RATIO = 0.95
-"""Of a device's memory: the driver and other processes need some."""
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,14 +95,15 @@ def total_bytes(folder: pathlib.Path | None) -> int | None:
 
 
 def check_options(spec: ModelSpec) -> EngineOptions:
-    """Return the options of a spec, checked against the installed vLLM.
+    """Return the options of a spec, checked against the installed vLLM and its platform.
 
     Raises:
-        InvalidRequestError: one does not exist or has a wrong type.
+        InvalidRequestError: one does not exist, has a wrong type, or cannot work here.
     """
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
+    check_placement(spec)
     options = read_options(spec.engine, _engine_fields())
     check_parser(
         "tool_call_parser",
@@ -138,7 +133,7 @@ def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: path
     options = check_options(spec)
     tool_parser, reasoning_parser = _settle_parsers(spec.model, folder, options)
     fields = _engine_fields()
-    arguments = _device_arguments(spec, options.engine)
+    arguments = device_arguments(spec, options.engine)
     arguments |= {name: _to_config(value, fields[name]) for name, value in options.engine.items()}
     arguments["reasoning_parser"] = reasoning_parser or ""
     # As long as the cache allows, where vLLM would refuse a model whose context is longer.
@@ -265,34 +260,6 @@ def _settle_parsers(
         None if tool_parser == NO_PARSER else tool_parser,
         None if reasoning == NO_PARSER else str(reasoning) if reasoning else None,
     )
-
-
-def _device_arguments(spec: ModelSpec, given: dict[str, object]) -> dict[str, object]:
-    """Return where the engine runs and how much memory it takes, as vLLM says it."""
-    from vllm.platforms import current_platform
-
-    arguments: dict[str, object] = {}
-    ranks = spec.tensor_parallel or max(1, len(spec.devices))
-    if ranks > 1:
-        arguments["tensor_parallel_size"] = ranks
-    if current_platform.is_cpu():
-        if "kv_cache_memory_bytes" not in given:
-            arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
-        return arguments
-    if spec.devices:
-        if spec.tensor_parallel is not None and spec.tensor_parallel != len(spec.devices):
-            raise InvalidRequestError(
-                f"tensor_parallel {spec.tensor_parallel} needs as many devices, "
-                f"not {len(spec.devices)}",
-                param="devices",
-            )
-        arguments["device_ids"] = list(spec.devices)
-    if spec.vram_bytes is not None and "gpu_memory_utilization" not in given:
-        totals = [current_platform.get_device_total_memory(d) for d in spec.devices or (0,)]
-        # vLLM asks for this share of the whole to be free, also when the cache's size is given.
-        share = spec.vram_bytes / ranks / min(totals)
-        arguments["gpu_memory_utilization"] = min(round(share, 4), _MAX_UTILIZATION_RATIO)
-    return arguments
 
 
 def _window_logger(window: LoadWindow) -> Any:

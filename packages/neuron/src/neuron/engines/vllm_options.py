@@ -20,6 +20,8 @@ RESERVED = frozenset(
         "enable_log_requests",
         "aggregate_engine_logging",
         "data_parallel_size",
+        "pipeline_parallel_size",
+        "tensor_parallel_size",
         "nnodes",
         "node_rank",
         "master_addr",
@@ -27,6 +29,8 @@ RESERVED = frozenset(
     }
 )
 """Options of vLLM that the neuron sets itself; the spec has its own fields for what they say."""
+
+_PARALLEL = frozenset({"pipeline_parallel", "tensor_parallel"})
 
 NO_PARSER = "none"
 """Value of a parser option that turns the parser off, also the one picked by family."""
@@ -73,8 +77,10 @@ def read_options(
     """
     for name in options:
         if name in RESERVED:
+            ours = name.removesuffix("_size")
+            cure = f"use {ours!r} of the load" if ours in _PARALLEL else "leave it out"
             raise InvalidRequestError(
-                f"engine option {name!r} is set by the neuron; leave it out", param=_param(name)
+                f"engine option {name!r} is set by the neuron; {cure}", param=_param(name)
             )
     own = {name: value for name, value in options.items() if name in _SERVING_FIELDS}
     engine = {name: value for name, value in options.items() if name not in _SERVING_FIELDS}

@@ -82,9 +82,11 @@ def fingerprint(spec: ModelSpec) -> str:
 
     Which devices they are does not matter, only how many, nor does the estimate of the memory.
     """
-    parallel = spec.tensor_parallel or max(1, len(spec.devices))
+    # Stages count where there are some, so that what older neurons noted is found again.
+    stages = () if spec.pipeline_parallel in (None, 1) else (spec.pipeline_parallel,)
+    parallel = spec.tensor_parallel_on(len(spec.devices))
     options = msgspec.json.encode(
-        (spec.harness, spec.quant, parallel, dict(spec.engine)), order="sorted"
+        (spec.harness, spec.quant, parallel, dict(spec.engine), *stages), order="sorted"
     )
     return hashlib.sha256(options).hexdigest()[:16]
 

@@ -122,8 +122,8 @@ def step(state: ReplicaState | None, event: Event) -> Step:
 def difference(asked: ModelSpec, held: ModelSpec, devices: tuple[DeviceIndex, ...]) -> str | None:
     """Say in what `asked` differs from what is loaded, or `None` when it would be the same.
 
-    Devices count only when they are named, tensor parallelism only when it is stated, and the
-    estimate of memory never.
+    Devices count only when they are named, parallelism only when it is stated, and the estimate
+    of memory never.
     """
     for name in ("harness", "quant"):
         mine, theirs = getattr(asked, name), getattr(held, name)
@@ -131,9 +131,14 @@ def difference(asked: ModelSpec, held: ModelSpec, devices: tuple[DeviceIndex, ..
             return f"{name} is {theirs!r} and {mine!r} was asked for"
     if asked.devices and devices and asked.devices != devices:
         return f"devices are {list(devices)} and {list(asked.devices)} were asked for"
-    parallel = held.tensor_parallel or max(1, len(devices))
-    if asked.tensor_parallel is not None and asked.tensor_parallel != parallel:
-        return f"tensor_parallel is {parallel} and {asked.tensor_parallel} was asked for"
+    parallel = {
+        "tensor_parallel": held.tensor_parallel_on(len(devices)),
+        "pipeline_parallel": held.pipeline_parallel or 1,
+    }
+    for name, theirs in parallel.items():
+        mine = getattr(asked, name)
+        if mine not in (None, theirs):
+            return f"{name} is {theirs} and {mine} was asked for"
     return _engine_difference(asked.engine, held.engine)
 
 

@@ -39,7 +39,7 @@ def select_devices(
         return _checked(spec, spec.devices, budget)
     if not devices:
         return ()
-    count = spec.tensor_parallel or 1
+    count = spec.ranks
     share = share_bytes(spec.vram_bytes or 0, count)
     free = {device.index: _rank(budget.free_bytes(device.index)) for device in devices}
     teams = [team for team in _teams(devices, count) if len(team) >= count]
@@ -72,12 +72,18 @@ def check_devices(spec: ModelSpec, devices: Sequence[Device]) -> None:
         )
     if len(set(spec.devices)) != len(spec.devices):
         raise InvalidRequestError("a device is named twice; name each once", param="devices")
-    wanted = spec.tensor_parallel or 1
-    if spec.devices and spec.tensor_parallel and wanted != len(spec.devices):
+    wanted = spec.ranks
+    if spec.devices and wanted != len(spec.devices):
         raise InvalidRequestError(
-            f"tensor_parallel is {wanted} but {len(spec.devices)} devices are named; "
-            "make them equal",
+            f"tensor_parallel x pipeline_parallel is {wanted} but {len(spec.devices)} devices are "
+            "named; make them equal",
             param="tensor_parallel",
+        )
+    stages = spec.pipeline_parallel or 1
+    if wanted % stages:
+        raise InvalidRequestError(
+            f"{wanted} devices are named, which {stages} stages cannot share evenly",
+            param="pipeline_parallel",
         )
     if known and wanted > len(known):
         raise InvalidRequestError(

@@ -79,6 +79,7 @@ def _spec(model: DefaultModel) -> ModelSpec:
         devices=tuple(DeviceIndex(index) for index in model.devices or ()),
         quant=model.quant,
         tensor_parallel=model.tensor_parallel,
+        pipeline_parallel=model.pipeline_parallel,
         vram_bytes=None if model.vram_mb is None else bytes_from_mib(model.vram_mb),
         engine=model.engine,
     )

@@ -101,6 +101,7 @@ class Memory:
                 spec,
                 devices=holding.devices,
                 tensor_parallel=None,
+                pipeline_parallel=None,
                 vram_bytes=holding.awake_bytes,
             )
             rest = self.budget.with_released(spec.model)

@@ -250,5 +250,6 @@ def interrupted_error(life: Life, doing: str) -> RequestError:
 
 
 def _placed(spec: ModelSpec, devices: tuple[DeviceIndex, ...]) -> ModelSpec:
-    parallel = spec.tensor_parallel or (len(devices) if len(devices) > 1 else None)
-    return msgspec.structs.replace(spec, devices=devices, tensor_parallel=parallel)
+    return msgspec.structs.replace(
+        spec, devices=devices, tensor_parallel=spec.tensor_parallel_on(len(devices))
+    )
