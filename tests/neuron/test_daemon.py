@@ -99,6 +99,30 @@ async def test_sigterm_drains_and_ends_with_zero(tmp_path: pathlib.Path) -> None
     assert children == []
 
 
+async def test_what_a_killed_daemon_had_loaded_comes_back(tmp_path: pathlib.Path) -> None:
+    """Ours: a crash remembers as much as an end in good order."""
+    state = tmp_path / "state.json"
+    text = f'restore = true\nstate_path = "{state}"\n{SETTINGS}'
+    async with _daemon(tmp_path, text=text) as process, aiohttp.ClientSession() as session:
+        url = await _ready(process)
+        load = {"model_id": "b", "harness": "simulated"}
+        async with session.post(url + "/models/load", json=load) as loaded:
+            assert loaded.status == 200
+        while b'"b"' not in (state.read_bytes() if state.exists() else b""):  # noqa: ASYNC110 - a file
+            await asyncio.sleep(0.01)
+        process.kill()
+        await process.wait()
+    async with _daemon(tmp_path, text=text) as process, aiohttp.ClientSession() as session:
+        url = await _ready(process)
+        while True:
+            async with session.get(url + "/health") as health:
+                activation = json.loads(await health.text())["activation"]
+            if activation["state"] == "ready":
+                break
+
+    assert activation["completed"] == ["a", "b"]
+
+
 async def test_request_that_does_not_end_is_cut_at_the_drain_s_end(tmp_path: pathlib.Path) -> None:
     """Ours: the process ends in time, and the caller gets an error."""
     text = SETTINGS.replace("drain_timeout_s = 5.0", "drain_timeout_s = 0.2")

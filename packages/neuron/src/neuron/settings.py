@@ -129,6 +129,9 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     harness: HarnessTables = HarnessTables()
     default_models: tuple[DefaultModel, ...] = ()
     """Models to load at start, in this order."""
+    restore: bool = False
+    """Whether what was loaded when the neuron ended is loaded again at its start, after
+    `default_models`; needs a state file."""
     devices: tuple[DeclaredDevice, ...] = ()
     """Declared devices; when there is one, the driver is not asked."""
     drain_timeout_s: Seconds = 30.0
@@ -150,7 +153,7 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     heartbeat_s: Period = 5.0
     """Silence on an event stream after which a comment is sent."""
     state_path: str | None = None
-    """File that keeps pins, the cordon and what loads measured; absent takes `state.json` in
+    """File that keeps pins, the cordon, what loads measured and what is loaded; absent takes `state.json` in
     systemd's STATE_DIRECTORY, and without that keeps them until the neuron ends."""
     max_body_mb: Count = 64
     """Largest request body, in MiB."""

@@ -36,6 +36,8 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
     """Operators want nothing new loaded here."""
     experiences: tuple[Experience, ...] = ()
     """The latest last."""
+    loaded: tuple[ModelSpec, ...] = ()
+    """What was loaded lately, as it was asked for; see `lifecycle.restoring.residents`."""
 
     def with_pin(self, model: ModelId, is_pinned: bool) -> Self:
         """Return the notes with a pin, or without it."""
@@ -45,6 +47,12 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
     def with_cordon(self, is_cordoned: bool) -> Self:
         """Return the notes with the cordon, or without it."""
         return msgspec.structs.replace(self, is_cordoned=is_cordoned)
+
+    def with_loaded(self, specs: tuple[ModelSpec, ...]) -> Self:
+        """Return the notes with what is loaded; the same notes when it is the same in any order."""
+        if {spec.model: spec for spec in specs} == {spec.model: spec for spec in self.loaded}:
+            return self
+        return msgspec.structs.replace(self, loaded=specs)
 
     def with_experience(self, latest: Experience) -> Self:
         """Return the notes with what `latest` knows in place of what was known before."""

@@ -1,4 +1,4 @@
-"""Loading the default models, one after the other, after the neuron has begun to answer."""
+"""Loading what is wanted from the start, one after the other, once the neuron answers."""
 
 import asyncio
 import logging
@@ -22,6 +22,7 @@ class Activator:
         models: in the order in which they are loaded.
         supervisor: loads them.
         on_change: called after every step.
+        restored: loaded after them, because they were here before a restart.
     """
 
     def __init__(
@@ -29,11 +30,13 @@ class Activator:
         models: tuple[DefaultModel, ...],
         supervisor: Supervisor,
         on_change: Callable[[], None],
+        restored: tuple[ModelSpec, ...] = (),
     ) -> None:
-        self._pending = list(models)
+        self._restored = restored
+        self._pending = [*(_spec(model) for model in models), *restored]
         self._supervisor = supervisor
         self._on_change = on_change
-        self._in_progress: str | None = None
+        self._in_progress: ModelSpec | None = None
         self._completed: list[str] = []
         self._failed: list[ActivationFailure] = []
 
@@ -43,31 +46,34 @@ class Activator:
         is_done = not self._pending and self._in_progress is None
         return Activation(
             state="ready" if is_done else "pre_warming",
-            pending=tuple(model.model_id for model in self._pending),
-            in_progress=self._in_progress,
+            pending=tuple(spec.model for spec in self._pending),
+            in_progress=None if self._in_progress is None else self._in_progress.model,
             completed=tuple(self._completed),
             failed=tuple(self._failed),
         )
 
+    def to_come(self) -> tuple[ModelSpec, ...]:
+        """Return what was here before a restart and is not loaded again yet."""
+        return tuple(spec for spec in (self._in_progress, *self._pending) if spec in self._restored)
+
     async def run(self) -> None:
         """Load all, and return."""
         while self._pending and not self._supervisor.is_draining:
-            model = self._pending.pop(0)
-            self._in_progress = model.model_id
+            spec = self._in_progress = self._pending.pop(0)
             self._on_change()
             try:
-                life = await self._supervisor.load(_spec(model))
+                life = await self._supervisor.load(spec, was_here=spec in self._restored)
                 # Shielded: others may wait for the same load when the activation is stopped.
                 await asyncio.shield(life.loaded)
             except RequestError as error:
-                failure = ActivationFailure(model_id=model.model_id, error=error.message)
+                failure = ActivationFailure(model_id=spec.model, error=error.message)
                 self._failed.append(failure)
                 logger.warning(
-                    "default model not loaded",
-                    extra={"model": model.model_id, "reason": error.message},
+                    "model not loaded at the start",
+                    extra={"model": spec.model, "reason": error.message},
                 )
             else:
-                self._completed.append(model.model_id)
+                self._completed.append(spec.model)
             self._in_progress = None
             self._on_change()
 

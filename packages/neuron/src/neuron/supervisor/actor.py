@@ -99,11 +99,15 @@ class Supervisor:
         life = self._lives.get(model)
         return None if life is None else life.engine
 
-    async def load(self, spec: ModelSpec) -> Life:
+    async def load(self, spec: ModelSpec, *, was_here: bool = False) -> Life:
         """Start to load a model, or join; wait for `loaded` of what is returned.
 
         A model that is being unloaded or put to sleep is waited for first; one that sleeps is
         woken.
+
+        Args:
+            spec: what to load.
+            was_here: it comes back after a restart, which a cordon does not forbid.
 
         Raises:
             RequestError: the load is refused.
@@ -120,7 +124,9 @@ class Supervisor:
         check_devices(spec, self._parts.facts.devices)
         await self._wait_for_unload(spec.model)
         self._check_draining()
-        return self._start_load(spec, is_new_taken=not self._parts.notebook.notes.is_cordoned)
+        return self._start_load(
+            spec, is_new_taken=was_here or not self._parts.notebook.notes.is_cordoned
+        )
 
     def _load_again(self, spec: ModelSpec) -> Life:
         """Start to load a model that was here until a moment ago, cordoned or not."""

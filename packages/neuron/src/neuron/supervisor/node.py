@@ -17,6 +17,7 @@ from cortex_core.wire.neuron import (
     Snapshot,
 )
 from neuron.lifecycle.replica import ReplicaState
+from neuron.lifecycle.restoring import residents, to_restore
 from neuron.ports import NodeIdentity
 from neuron.supervisor import reports
 from neuron.supervisor.activation import Activator
@@ -50,8 +51,13 @@ class Node:
         self._told: dict[ModelId, ModelReport] = {}
         self._dirty = asyncio.Event()
         self.supervisor = Supervisor(parts, self._model_changed)
+        named = parts.settings.default_models
+        restored = to_restore(parts.notebook.notes.loaded, [model.model_id for model in named])
         self.activator = Activator(
-            parts.settings.default_models, self.supervisor, self.health_changed
+            named,
+            self.supervisor,
+            self.health_changed,
+            restored if parts.settings.restore else (),
         )
         self.feed = EventFeed(
             identity.boot_id, parts.clock, parts.settings.heartbeat_s, self.snapshot
@@ -179,7 +185,18 @@ class Node:
             if told != msgspec.structs.replace(report, last_used=last_used):
                 self._told[model] = report
                 self._tell(report)
+        self._remember_loaded()
         self.health_changed()
+
+    def _remember_loaded(self) -> None:
+        """Note what is loaded, unless it is only gone for the end or for new engines."""
+        if self.supervisor.is_draining or self.supervisor.recycling.is_running:
+            return
+        notebook = self._parts.notebook
+        here = residents(self.supervisor.states(), self.activator.to_come())
+        notes = notebook.notes.with_loaded(here)
+        if notes is not notebook.notes:
+            notebook.change(notes)
 
     def _report(self, state: ReplicaState) -> ModelReport:
         is_pinned = state.asked.model in self._parts.notebook.notes.pinned

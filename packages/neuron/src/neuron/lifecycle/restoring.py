@@ -1,0 +1,41 @@
+"""What a neuron loads again after a restart, because it was loaded before."""
+
+from collections.abc import Collection, Iterable
+
+from cortex_core.harness import ModelSpec
+from cortex_core.ids import ModelId
+from cortex_core.replica import ReplicaStatus
+from neuron.lifecycle.replica import ReplicaState
+
+_SERVES = frozenset({ReplicaStatus.LOADED, ReplicaStatus.RECOVERING})
+
+
+def residents(
+    states: Iterable[ReplicaState], still_wanted: Iterable[ModelSpec]
+) -> tuple[ModelSpec, ...]:
+    """Return what a restart is to bring back, what was used last first.
+
+    What sleeps gave its place to others, and what failed would fail again.
+
+    Args:
+        states: all models of the neuron.
+        still_wanted: what an earlier life had and this one has not brought back yet; at the end,
+            in this order.
+    """
+    here = [state for state in states if state.status in _SERVES]
+    here.sort(key=lambda state: state.last_used or 0.0, reverse=True)
+    names = {state.asked.model for state in here}
+    rest = [spec for spec in still_wanted if spec.model not in names]
+    return (*(state.asked for state in here), *rest)
+
+
+def to_restore(
+    remembered: Iterable[ModelSpec], named: Collection[ModelId]
+) -> tuple[ModelSpec, ...]:
+    """Return what is to be loaded after the models that the settings name.
+
+    Args:
+        remembered: see `residents`.
+        named: models that are loaded at every start anyway, as the settings want them.
+    """
+    return tuple(spec for spec in remembered if spec.model not in named)
