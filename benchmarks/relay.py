@@ -114,7 +114,7 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
             settings=GatewaySettings().proxy,
             metrics=metrics,
             clock=clock,
-            journal=Journal(clock.wall, metrics.decided),
+            journal=Journal(clock, metrics.decided),
             random=random.random,
         )
         drain, shutdown = Drain(), Shutdown()
