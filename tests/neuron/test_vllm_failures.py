@@ -137,6 +137,12 @@ def test_failed_load_is_classified(cause: str, kind: type[Exception]) -> None:
         ),
         ("Input length (70) exceeds model's maximum context length (64).", 70, 64),
         (
+            "The decoder prompt (length 5000) is longer than the maximum model length of 4096. "
+            "Make sure that `max_model_len` is no smaller than the number of text tokens.",
+            5000,
+            4096,
+        ),
+        (
             "This model's maximum context length is 64 tokens. However, your prompt contains 9000 "
             "characters (more than 640 characters).",
             None,

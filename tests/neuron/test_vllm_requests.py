@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.errors import InvalidRequestError
+from cortex_core.harness import Route
 from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO, check_request
 
 TEXT = {"type": "text", "text": "hello"}
@@ -37,7 +38,7 @@ def test_media_that_the_model_does_not_take_are_refused_where_they_stand(modalit
     others = set(MEDIA) - {modality}
 
     with pytest.raises(InvalidRequestError) as caught:
-        check_request(asked(MEDIA[modality]), others)
+        check_request(Route.CHAT_COMPLETIONS, asked(MEDIA[modality]), others)
 
     assert caught.value.param == "messages.1.content.1"
     assert modality in caught.value.message
@@ -46,13 +47,15 @@ def test_media_that_the_model_does_not_take_are_refused_where_they_stand(modalit
 @pytest.mark.parametrize("modality", list(MEDIA))
 def test_media_that_the_model_takes_pass(modality: str) -> None:
     """Ours: the others' absence does not matter."""
-    check_request(asked(MEDIA[modality]), {modality})
+    check_request(Route.CHAT_COMPLETIONS, asked(MEDIA[modality]), {modality})
 
 
 def test_part_without_a_type_is_what_its_field_says() -> None:
     """vLLM 0.32 reads `{"image_url": "..."}` as well."""
     with pytest.raises(InvalidRequestError):
-        check_request(asked({"image_url": "https://example.com/a.png"}), set())
+        check_request(
+            Route.CHAT_COMPLETIONS, asked({"image_url": "https://example.com/a.png"}), set()
+        )
 
 
 @pytest.mark.parametrize(
@@ -67,13 +70,13 @@ def test_best_of_is_refused_unless_it_asks_for_nothing_more(
 
     if is_refused:
         with pytest.raises(InvalidRequestError) as caught:
-            check_request(body, set())
+            check_request(Route.CHAT_COMPLETIONS, body, set())
         assert caught.value.param == "best_of"
     else:
-        check_request(body, set())
+        check_request(Route.CHAT_COMPLETIONS, body, set())
 
 
 @given(body=st.dictionaries(st.sampled_from(["messages", "n", "best_of"]), json_values))
 def test_body_of_whatever_shape_is_no_fault_of_ours(body: dict[str, object]) -> None:
     """Ours: a wrong shape is for vLLM to say; without media and `best_of` all passes."""
-    check_request({**body, "best_of": None}, set(MEDIA))
+    check_request(Route.CHAT_COMPLETIONS, {**body, "best_of": None}, set(MEDIA))

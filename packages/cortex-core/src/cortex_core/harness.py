@@ -20,6 +20,8 @@ class Route(enum.StrEnum):
     COUNT_TOKENS = "/v1/chat/completions/count_tokens"
     """Ours: the body of a chat completion, of which the prompt's tokens are counted."""
     COMPLETIONS = "/v1/completions"
+    GENERATE = "/inference/v1/generate"
+    """vLLM's: token ids in, token ids out, so that a broken answer can be gone on with exactly."""
     EMBEDDINGS = "/v1/embeddings"
     RERANK = "/v1/rerank"
     SCORE = "/v1/score"

@@ -18,6 +18,7 @@ from neuron.engines.vllm_environment import (
     use_fork_server,
 )
 from neuron.engines.vllm_families import parsers_for
+from neuron.engines.vllm_handlers import engine_handlers
 from neuron.engines.vllm_options import (
     NO_PARSER,
     EngineOptions,
@@ -64,6 +65,7 @@ def import_vllm() -> None:
     import vllm.entrypoints.openai.completion.serving
     import vllm.entrypoints.pooling.embed.serving
     import vllm.entrypoints.pooling.scoring.serving
+    import vllm.entrypoints.scale_out.token_in_token_out.serving
     import vllm.entrypoints.serve.tokenize.serving
     import vllm.v1.engine.async_llm  # noqa: F401
 
@@ -182,7 +184,8 @@ def start(parts: Parts) -> Any:
 
 def make_stack(llm: Any, model: str, parts: Parts, tasks: tuple[str, ...]) -> Stack:
     """Return the routes over a started engine."""
-    return Stack(llm, model, parts.serving, parts.reasoning_parser, tasks, _modalities(llm))
+    handlers = engine_handlers(llm, model, parts.serving, parts.reasoning_parser, tasks)
+    return Stack(handlers, _modalities(llm))
 
 
 def describe(llm: Any, stack: Stack, parts: Parts, weights: int | None) -> ModelInfo:

@@ -37,23 +37,23 @@ def count_request(chat_request: Any) -> Any:
 
 
 def counter(
-    chat: Any, chat_request: Any, too_long: type[Exception]
+    render: Callable[[Any], Awaitable[Any]], chat_request: Any, too_long: type[Exception]
 ) -> Callable[[Any], Awaitable[Any]]:
     """Return what answers a count.
 
     Args:
-        chat: vLLM's `OpenAIServingChat`, whose own rendering is what is counted.
+        render: vLLM's own rendering of a chat request, which is what is counted.
         chat_request: vLLM's `ChatCompletionRequest`.
         too_long: what vLLM raises, among other reasons, for a prompt that is too long.
     """
 
     async def count(request: Any) -> Any:
         try:
-            rendered = await chat.render_chat_request(request)
+            rendered = await render(request)
         except too_long:
             # Asked for an answer, it is refused for the same reason, with the model's own limit.
             plain = chat_request.model_validate(request.model_dump(exclude_unset=True))
-            rendered = await chat.render_chat_request(plain)
+            rendered = await render(plain)
         if not isinstance(rendered, tuple):
             # vLLM's `ErrorResponse`, for whoever reads its answers.
             return rendered

@@ -64,13 +64,14 @@ where they speak of vLLM's own command line."""
 _NO_PROMPT = re.compile(r"at least one prompt|out of vocabulary")
 _PROMPT_FIELDS = {
     Route.COMPLETIONS.value: "prompt",
+    Route.GENERATE.value: "token_ids",
     Route.EMBEDDINGS.value: "input",
     Route.CHAT_COMPLETIONS.value: "messages",
 }
 
-_CONTEXT_LIMIT = re.compile(r"maximum context length (?:is |of |\()(\d+)")
+_CONTEXT_LIMIT = re.compile(r"maximum (?:context|model) length (?:is |of |\()(\d+)")
 _CONTEXT_PROMPT = re.compile(
-    r"(?:contains (?:at least )?|requested |[Ii]nput length \()(\d+)(?! characters)\b"
+    r"(?:contains (?:at least )?|requested |[Ii]nput length \(|prompt \(length )(\d+)(?! characters)\b"
 )
 _SIZE = re.compile(r"([\d.]+) (B|KiB|MiB|GiB|TiB)")
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Set
 
 from cortex_core.errors import InvalidRequestError
+from cortex_core.harness import Route
 
 IMAGE = "image"
 AUDIO = "audio"
@@ -12,11 +13,16 @@ _MODALITIES = (IMAGE, AUDIO, VIDEO)
 """Kinds of media as vLLM names them; the types of content parts are called after them, such as
 `image_url` or `input_audio`."""
 
+_NO_TEXT = ("content_parts", "features", "kv_transfer_params", "ec_transfer_params")
+"""Fields by which vLLM takes media that are fetched or unpacked without a look, and caches of
+other engines."""
 
-def check_request(body: object, modalities: Set[str]) -> None:
+
+def check_request(route: Route, body: object, modalities: Set[str]) -> None:
     """Check what vLLM does not.
 
     Args:
+        route: where it was asked.
         body: the request's JSON; whatever is wrong with its shape is for vLLM to say.
         modalities: media that the model takes.
 
@@ -31,6 +37,12 @@ def check_request(body: object, modalities: Set[str]) -> None:
             raise InvalidRequestError(
                 f"this model takes no {modality} input, so {kind[:50]!r} cannot be read",
                 param=param,
+            )
+    for field in _NO_TEXT if route is Route.GENERATE else ():
+        if body.get(field) is not None:
+            raise InvalidRequestError(
+                f"{field} is not taken; what is generated from token ids here is text",
+                param=field,
             )
     best_of, choices = body.get("best_of"), body.get("n")
     if isinstance(best_of, int) and best_of > (choices if isinstance(choices, int) else 1):

@@ -6,59 +6,32 @@ the same classes answer it, and a stream's bytes are theirs. Only errors are cor
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Set
 from typing import Any
-
-import msgspec
 
 from cortex_core.errors import EngineError, InvalidJsonError, InvalidRequestError, RequestError
 from cortex_core.harness import EngineAnswer, Route
 from cortex_core.ids import RequestId
 from neuron.engines import vllm_failures
-from neuron.engines.vllm_counting import count_request, counter
-from neuron.engines.vllm_options import NO_PARSER, ServingOptions
+from neuron.engines.vllm_handlers import Handler
 from neuron.engines.vllm_requests import check_request
-
-Answer = Callable[[Any], Awaitable[Any]]
 
 _ERROR_EVENT = 'data: {"error"'
 """Start of the event that vLLM sends when a stream breaks; it goes on with `[DONE]` as if all
 were well."""
 
 
-class Handler(msgspec.Struct, frozen=True, kw_only=True):
-    """How one route is answered."""
-
-    request: Any
-    """A pydantic `TypeAdapter` of the route's request class."""
-    answer: Answer
-
-
 class Stack:
-    """The routes that one engine answers.
+    """The routes that one model answers.
 
     Args:
-        llm: vLLM's `AsyncLLM`.
-        model: id that answers carry as `model`.
-        options: how to serve; parsers are settled already.
-        reasoning_parser: name of the reasoning parser, or `None`.
-        tasks: what the engine supports, as vLLM names it.
+        handlers: of those routes.
         modalities: media that the model takes beside text, as vLLM names them.
     """
 
-    def __init__(
-        self,
-        llm: Any,
-        model: str,
-        options: ServingOptions,
-        reasoning_parser: str | None,
-        tasks: tuple[str, ...],
-        modalities: Set[str],
-    ) -> None:
+    def __init__(self, handlers: Mapping[Route, Handler], modalities: Set[str]) -> None:
         self.modalities = modalities
-        # The engine is spoken to through the serving classes alone, but for its state.
-        self._llm = llm
-        self._handlers = _build_handlers(llm, model, options, reasoning_parser, tasks)
+        self._handlers = handlers
 
     @property
     def routes(self) -> frozenset[Route]:
@@ -84,7 +57,7 @@ class Stack:
                 param="model",
             )
         with translated_errors(route):
-            request = _parse(handler.request, body, self.modalities)
+            request = _parse(route, handler.request, body, self.modalities)
             if hasattr(request, "request_id"):
                 request.request_id = request_id
             result = await handler.answer(request)
@@ -195,143 +168,14 @@ def translated_errors(route: Route) -> Iterator[None]:
         raise _error_of(create_error_response(error), route) from error
 
 
-def _build_handlers(
-    llm: Any,
-    model: str,
-    options: ServingOptions,
-    reasoning_parser: str | None,
-    tasks: tuple[str, ...],
-) -> dict[Route, Handler]:
-    from vllm.entrypoints.openai.models.protocol import BaseModelPath
-    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-    from vllm.renderers.chat_utils import load_chat_template
-
-    paths = [BaseModelPath(name=model, model_path=llm.model_config.model)]
-    models = OpenAIServingModels(engine_client=llm, base_model_paths=paths)
-    template = load_chat_template(options.chat_template)
-    handlers = _token_handlers(llm, models, options, template, reasoning_parser, tasks)
-    return handlers | _pooling_handlers(llm, models, options, template, tasks)
-
-
-def _token_handlers(
-    llm: Any,
-    models: Any,
-    options: ServingOptions,
-    template: str | None,
-    reasoning_parser: str | None,
-    tasks: tuple[str, ...],
-) -> dict[Route, Handler]:
-    from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
-    from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
-    from vllm.renderers.online_renderer import OnlineRenderer
-
-    templating = {
-        "request_logger": None,
-        "chat_template": template,
-        "chat_template_content_format": options.chat_template_content_format,
-        "trust_request_chat_template": options.trust_request_chat_template,
-        "default_chat_template_kwargs": options.default_chat_template_kwargs,
-    }
-    reading = templating | _parsing(options, reasoning_parser)
-    renderer = OnlineRenderer(model_config=llm.model_config, renderer=llm.renderer, **reading)
-    tokens = ServingTokenization(models, renderer, **templating)
-    handlers = {
-        Route.TOKENIZE: _handler(TokenizeRequest, lambda r: tokens.create_tokenize(r, None)),
-        Route.DETOKENIZE: _handler(DetokenizeRequest, lambda r: tokens.create_detokenize(r, None)),
-    }
-    if "generate" in tasks:
-        handlers |= _generating_handlers(llm, models, options, renderer, reading)
-    return handlers
-
-
-def _generating_handlers(
-    llm: Any, models: Any, options: ServingOptions, renderer: Any, reading: dict[str, object]
-) -> dict[Route, Handler]:
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-    from vllm.exceptions import VLLMValidationError
-
-    answering = {
-        "return_tokens_as_token_ids": options.return_tokens_as_token_ids,
-        "enable_prompt_tokens_details": True,
-        "enable_force_include_usage": options.enable_force_include_usage,
-    }
-    chat = OpenAIServingChat(
-        llm, models, options.response_role, online_renderer=renderer, **reading, **answering
-    )
-    completions = OpenAIServingCompletion(
-        llm, models, online_renderer=renderer, request_logger=None, **answering
-    )
-    return {
-        Route.CHAT_COMPLETIONS: _handler(ChatCompletionRequest, chat.create_chat_completion),
-        Route.COUNT_TOKENS: _handler(
-            count_request(ChatCompletionRequest),
-            counter(chat, ChatCompletionRequest, VLLMValidationError),
-        ),
-        Route.COMPLETIONS: _handler(CompletionRequest, completions.create_completion),
-    }
-
-
-def _parsing(options: ServingOptions, reasoning_parser: str | None) -> dict[str, object]:
-    tool_parser = options.tool_call_parser
-    tool_parser = None if tool_parser == NO_PARSER else tool_parser
-    return {
-        "enable_auto_tools": tool_parser is not None,
-        "exclude_tools_when_tool_choice_none": options.exclude_tools_when_tool_choice_none,
-        "tool_parser": tool_parser,
-        "tool_strict_level": options.tool_strict_level,
-        "reasoning_parser": reasoning_parser or "",
-    }
-
-
-def _pooling_handlers(
-    llm: Any,
-    models: Any,
-    options: ServingOptions,
-    template: str | None,
-    tasks: tuple[str, ...],
-) -> dict[Route, Handler]:
-    from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
-    from vllm.entrypoints.pooling.embed.serving import ServingEmbedding
-    from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
-    from vllm.entrypoints.pooling.scoring.serving import ServingScores
-    from vllm.entrypoints.pooling.utils import enable_scoring_api
-    from vllm.renderers.chat_utils import ChatTemplateConfig
-
-    templating = ChatTemplateConfig(
-        chat_template=template,
-        chat_template_content_format=options.chat_template_content_format,
-        trust_request_chat_template=options.trust_request_chat_template,
-    )
-    shared = {"request_logger": None, "chat_template_config": templating}
-    handlers = {}
-    if llm.model_config.get_pooling_task(tasks) == "embed":
-        handlers[Route.EMBEDDINGS] = _handler(
-            EmbeddingRequest, ServingEmbedding(llm, models, **shared)
-        )
-    if enable_scoring_api(tasks, llm.model_config):
-        scores = ServingScores(llm, models, supported_tasks=tasks, **shared)
-        handlers[Route.SCORE] = _handler(ScoreRequest, scores)
-        handlers[Route.RERANK] = _handler(RerankRequest, scores)
-    return handlers
-
-
-def _handler(request: Any, answer: Answer) -> Handler:
-    import pydantic
-
-    return Handler(request=pydantic.TypeAdapter(request), answer=answer)
-
-
-def _parse(request: Any, body: bytes, modalities: Set[str]) -> Any:
+def _parse(route: Route, request: Any, body: bytes, modalities: Set[str]) -> Any:
     import pydantic_core
 
     try:
         value = pydantic_core.from_json(body)
     except ValueError as error:
         raise InvalidJsonError(f"the body is not valid JSON: {error}") from None
-    check_request(value, modalities)
+    check_request(route, value, modalities)
     # In two steps, as vLLM's server does it: pydantic is stricter with JSON that it reads itself.
     return request.validate_python(value)
 
