@@ -1,0 +1,1 @@
+"""A neuron under many commands in random order, whose books must be right after each."""
