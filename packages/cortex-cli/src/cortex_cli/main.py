@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import click
 
+from cortex_cli.commands.bench import bench
 from cortex_cli.commands.config import config
 from cortex_cli.commands.decisions import decisions
 from cortex_cli.commands.explain import explain
@@ -82,6 +83,7 @@ def cortex(context: click.Context) -> None:
 
 
 for _command in (
+    bench,
     config,
     decisions,
     explain,

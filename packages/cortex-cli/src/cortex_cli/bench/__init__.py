@@ -1,0 +1,1 @@
+"""Load on a fleet, and what callers saw of it."""
