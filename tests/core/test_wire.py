@@ -105,6 +105,10 @@ def test_commands_look_as_the_contract_shows_them() -> None:
         "devices": [0],
         "engine": {"max_model_len": 512},
         "vram_mb": None,
+        "max_in_flight": None,
+        "max_queue": None,
+        "max_wait_s": None,
+        "max_share": None,
     }
     assert msgspec.json.decode(b'{"model_id": "org/a"}', type=UnloadRequest) == UnloadRequest(
         model_id="org/a"

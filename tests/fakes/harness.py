@@ -20,13 +20,19 @@ from tests.fakes.gauge import FakeGauge
 class FakeEngine:
     """Answers nothing until it is told to, dies when it is told to."""
 
-    def __init__(self, spec: ModelSpec, vram_bytes: int | None) -> None:
+    def __init__(
+        self, spec: ModelSpec, vram_bytes: int | None, max_in_flight: int | None = None
+    ) -> None:
         self.spec = spec
+        self.busy = EngineLoad()
+        """What it says of itself."""
+        self._asked: list[asyncio.Future[None]] = []
         self.info = ModelInfo(
             capabilities=Capabilities(chat=True, sleep=True),
             limit=Limit(),
             vram_bytes=vram_bytes,
             sleep_bytes=spec.vram_bytes,
+            max_in_flight=max_in_flight,
         )
         self.failure: str | None = None
         self.may_close = _set_event()
@@ -54,15 +60,27 @@ class FakeEngine:
         self._died.set()
 
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
-        """Hang."""
+        """Hang until `answer`."""
         if self.failure is not None:
             raise EngineError(self.failure)
-        await asyncio.Event().wait()
-        raise AssertionError("nobody sets this event")
+        asked = asyncio.get_running_loop().create_future()
+        self._asked.append(asked)
+        try:
+            await asked
+        finally:
+            self._asked.remove(asked)
+        return EngineAnswer(body=b"{}")
+
+    def answer(self) -> None:
+        """Answer the request that has waited for longest, if there is one."""
+        for asked in self._asked:
+            if not asked.done():
+                asked.set_result(None)
+                return
 
     def load(self) -> EngineLoad:
-        """Return that it is idle."""
-        return EngineLoad()
+        """Return what the test says."""
+        return self.busy
 
     async def failed(self) -> str:
         """Wait for `die`."""
@@ -127,6 +145,8 @@ class FakeHarness:
         self.obeys_cancel = True
         """Whether a cancelled load ends without an engine."""
         self.measured_bytes: int | None = None
+        self.max_in_flight: int | None = None
+        """What its engines say they run together."""
         self.recycles = 0
         self.gauge: FakeGauge | None = None
         """Shows what its engines hold, `size_bytes` each, of which `leak_bytes` stay."""
@@ -151,7 +171,7 @@ class FakeHarness:
                 raise
         if self.load_error is not None:
             raise self.load_error
-        engine = FakeEngine(spec, self.measured_bytes)
+        engine = FakeEngine(spec, self.measured_bytes, self.max_in_flight)
         engine.check_error = self.check_error
         if self.gauge is not None:
             engine.gauge, engine.held_bytes = self.gauge, self.size_bytes

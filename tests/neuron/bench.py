@@ -13,9 +13,9 @@ from cortex_core.replica import ReplicaStatus
 from neuron.devices.workers import DeviceWorkers
 from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts
-from neuron.settings import NeuronSettings
+from neuron.settings import AdmissionSettings, NeuronSettings
 from neuron.supervisor.actor import Supervisor
-from neuron.supervisor.lease import NotAdmittedError
+from neuron.supervisor.lease import NotAdmittedError, Wish
 from neuron.supervisor.memory import Memory
 from neuron.supervisor.notebook import Notebook
 from neuron.supervisor.parts import Parts
@@ -31,7 +31,11 @@ class Bench:
     """A supervisor and all that it stands on."""
 
     def __init__(
-        self, tasks: asyncio.TaskGroup, gauge: FakeGauge | None = None, total_bytes: int = 100
+        self,
+        tasks: asyncio.TaskGroup,
+        gauge: FakeGauge | None = None,
+        total_bytes: int = 100,
+        admission: AdmissionSettings | None = None,
     ) -> None:
         self.tasks = tasks
         self.clock = FakeClock()
@@ -52,9 +56,7 @@ class Bench:
         self.changes: list[tuple[ModelId, str | None]] = []
         self.supervisor = Supervisor(
             Parts(
-                settings=NeuronSettings(
-                    close_timeout_s=0.01, sleep_timeout_s=0.01, leak_recycle_mb=2
-                ),
+                settings=_settings(admission),
                 harnesses={"fake": self.harness},
                 facts=facts,
                 memory=self.memory,
@@ -100,10 +102,10 @@ class Bench:
         life = await self.supervisor.wake(model)
         await asyncio.shield(life.loaded)
 
-    async def ask(self, model: ModelId) -> RequestError | None:
+    async def ask(self, model: ModelId, caller: str = "") -> RequestError | None:
         """Send a request and return the error with which it ends."""
         try:
-            async with self.supervisor.lease(model) as lease:
+            async with self.supervisor.lease(model, Wish(caller=caller)) as lease:
                 await lease.engine.serve(Route.CHAT_COMPLETIONS, b"", RequestId("r"))
         except NotAdmittedError as error:
             return error.refused
@@ -118,6 +120,15 @@ class Bench:
     def held(self) -> list[int]:
         """Return what is held on each device."""
         return [self.memory.budget.held_bytes(DeviceIndex(number)) for number in range(2)]
+
+
+def _settings(admission: AdmissionSettings | None) -> NeuronSettings:
+    return NeuronSettings(
+        close_timeout_s=0.01,
+        sleep_timeout_s=0.01,
+        leak_recycle_mb=2,
+        admission=admission or AdmissionSettings(),
+    )
 
 
 async def outcome_of(work: Awaitable[None]) -> RequestError | None:

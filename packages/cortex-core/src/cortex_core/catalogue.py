@@ -59,6 +59,12 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_in_flight: Count | None = None
     """Requests that a copy of it is given at once; none takes what its neuron says, else the
     gateway's."""
+    max_queue: Annotated[int, Meta(ge=0)] | None = None
+    """Requests that wait at its neuron for one of those places; none takes the neuron's."""
+    max_wait_s: Annotated[float, Meta(gt=0)] | None = None
+    """How long one waits there before it is refused, in seconds; none takes the neuron's."""
+    max_share: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """Part of the places and of the queue there that one caller has; none takes the neuron's."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options passed to the engine under their own names."""
 

@@ -54,6 +54,19 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     """Longest answer, in tokens."""
 
 
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests a model takes on its node; `None` takes the node's settings."""
+
+    max_in_flight: int | None = None
+    """Requests that are with its engine at once."""
+    max_queue: int | None = None
+    """Requests that wait for one of those places; more are refused."""
+    max_wait_s: float | None = None
+    """How long one waits before it is refused."""
+    max_share: float | None = None
+    """Part of the places that one caller has while others wait, and of the queue at any time."""
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is to be loaded; two equal specs give the same engine."""
 
@@ -70,6 +83,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Estimate over all its devices together; `None` when the catalogue has none."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options of the engine under their own names, as TOML and JSON can say them."""
+    bounds: Bounds = Bounds()
+    """On its requests; the engine itself knows nothing of them."""
 
     @property
     def ranks(self) -> int:

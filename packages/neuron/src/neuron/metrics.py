@@ -5,6 +5,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 # A tiny model on a warm machine loads in a second, a large one from the hub in an hour.
 _LOAD_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 3600)
 
+# Nearly all wait not at all; a long wait is bounded by `max_wait_s`.
+_QUEUE_BUCKETS = (0.001, 0.01, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
 
 class NeuronMetrics:
     """Series of one neuron, on the registry that it was given.
@@ -31,6 +34,28 @@ class NeuronMetrics:
         )
         self.in_flight = Gauge(
             "neuron_requests_in_flight", "Requests in the engine.", ["model"], registry=registry
+        )
+        self._add_admission(registry)
+
+    def _add_admission(self, registry: CollectorRegistry) -> None:
+        self.queued = Gauge(
+            "neuron_queued",
+            "Requests that wait for a place with the engine, or inside it.",
+            ["model"],
+            registry=registry,
+        )
+        self.queue_seconds = Histogram(
+            "neuron_queue_seconds",
+            "Time that requests waited for their place with the engine.",
+            ["model"],
+            buckets=_QUEUE_BUCKETS,
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "neuron_refusals_total",
+            "Requests that were refused before an engine saw them, by the code of the error.",
+            ["reason"],
+            registry=registry,
         )
 
     def _add_lives(self, registry: CollectorRegistry) -> None:

@@ -22,6 +22,7 @@ Whole = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 Period = Annotated[float, Meta(gt=0)]
 Rate = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 
 
 class HarnessEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +92,20 @@ class HarnessTables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     simulated: SimulatedSettings = SimulatedSettings()
 
 
+class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[admission]`: how many requests a model takes, where nothing is said with its load."""
+
+    max_in_flight: Count | None = None
+    """Requests that are with an engine at once; none takes what the engine says it runs
+    together."""
+    max_queue: Whole = 512
+    """Requests that wait for one of those places; more are refused with 503 and `Retry-After`."""
+    max_wait_s: Period = 60.0
+    """How long one waits before it is refused, in seconds."""
+    max_share: Share = 0.5
+    """Part of the places that one caller has while others wait, and of the queue at any time."""
+
+
 class DefaultModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `[[default_models]]` entry: loaded at start, one after the other."""
 
@@ -106,6 +121,14 @@ class DefaultModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Estimate of the device memory over all its devices, in MiB."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options passed to the engine under their own names."""
+    max_in_flight: Count | None = None
+    """Requests that are with its engine at once; none takes that of `[admission]`, as below."""
+    max_queue: Whole | None = None
+    """Requests that wait for one of those places."""
+    max_wait_s: Period | None = None
+    """How long one waits before it is refused, in seconds."""
+    max_share: Share | None = None
+    """Part of the places and of the queue that one caller has."""
 
 
 class DeclaredDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,6 +157,7 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `default_models`; needs a state file."""
     devices: tuple[DeclaredDevice, ...] = ()
     """Declared devices; when there is one, the driver is not asked."""
+    admission: AdmissionSettings = AdmissionSettings()
     drain_timeout_s: Seconds = 30.0
     """How long running requests may go on when a model is unloaded or the neuron stops."""
     memory_wait_s: Seconds = 60.0

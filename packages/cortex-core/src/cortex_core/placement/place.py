@@ -212,6 +212,10 @@ def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
             devices=fit.devices or None,
             engine=profile.engine,
             vram_mb=profile.vram_mb,
+            max_in_flight=profile.max_in_flight,
+            max_queue=profile.max_queue,
+            max_wait_s=profile.max_wait_s,
+            max_share=profile.max_share,
         ),
         command=LoadCommand(devices=fit.devices, vram_bytes=profile.vram_bytes, sent_at=now),
     )

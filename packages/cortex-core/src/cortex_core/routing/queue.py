@@ -7,6 +7,7 @@ A caller with a thousand requests therefore holds up another one by one turn, no
 
 import enum
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -164,11 +165,22 @@ class FairQueue:
             del self._flows[key]
         return True
 
-    def next(self) -> Ticket | None:
-        """Take out the request that is next; `None` when nobody waits."""
+    def next(self, has_enough: Callable[[str], bool] = lambda caller: False) -> Ticket | None:
+        """Take out the request that is next; `None` when nobody waits.
+
+        Args:
+            has_enough: whether a caller is passed over for as long as somebody else waits of whom
+                that does not hold.
+        """
+        late = {key for key in self._turns if has_enough(key[0])}
+        if len(late) == len(self._turns):
+            late.clear()
         while self._turns:
             key = self._turns[0]
             flow = self._flows[key]
+            if key in late:
+                self._turns.rotate(-1)
+                continue
             if not flow.is_in_turn:
                 flow.is_in_turn = True
                 flow.deficit += flow.gain

@@ -182,6 +182,14 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     vram_mb: int | None = None
     """The catalogue's estimate over all devices."""
+    max_in_flight: int | None = None
+    """Requests that are with its engine at once; `None` takes the neuron's settings, as below."""
+    max_queue: int | None = None
+    """Requests that wait for one of those places."""
+    max_wait_s: float | None = None
+    """How long one waits before it is refused."""
+    max_share: float | None = None
+    """Part of the places and of the queue that one caller has, in (0, 1]."""
 
 
 class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True):

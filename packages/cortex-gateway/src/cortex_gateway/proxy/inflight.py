@@ -56,6 +56,15 @@ class InFlight:
         """Give a place back that was reserved."""
         self._add(replica, -1)
 
+    def fill(self, replica: ReplicaId, places: int) -> None:
+        """Count all places with a replica as taken, since it said so, until its next report.
+
+        Args:
+            replica: which has just refused an attempt that still runs.
+            places: how many it has.
+        """
+        self._depths[replica] = max(self._depths.get(replica, 0), places + 1)
+
     @contextmanager
     def request(self) -> Iterator[None]:
         """Count a request while the context is open."""

@@ -5,9 +5,10 @@ import logging
 
 import msgspec
 
-from cortex_core.errors import NoReplicaError
+from cortex_core.errors import NoReplicaError, OverloadedError
 from cortex_core.fleet.reducers import with_doubt, with_request_failure, with_request_success
 from cortex_core.ids import ReplicaId
+from cortex_core.routing.choose import capacity
 from cortex_core.routing.queue import Ticket
 from cortex_core.routing.retry import Failure, may_retry
 from cortex_core.routing.route import Decision, Refuse, Serve, Wait
@@ -29,6 +30,7 @@ from cortex_gateway.proxy.call import Call
 from cortex_gateway.proxy.hold import Beat, Hold, Pulse
 from cortex_gateway.proxy.inflight import InFlight
 from cortex_gateway.proxy.lines import Lines
+from cortex_gateway.proxy.overload import OVERLOADED, BackOff, overload_of
 from cortex_gateway.proxy.relay import Relay
 from cortex_gateway.proxy.reply import Reply
 from cortex_gateway.proxy.search import Search, error_of
@@ -90,6 +92,8 @@ class Walk:
         self._ticket = ticket
         self._thoughts = foreseen.answer if call.shows_progress else None
         self._shown = ""
+        self._overload: OverloadedError | None = None
+        """Of the attempt that a full replica has just refused."""
         self._asked = asked
         self._search = search
         self._reply = reply
@@ -106,10 +110,17 @@ class Walk:
         now = self._doors.clock.now()
         self._doors.store.count(self._search.model, now)
         deadline = now + hold_s
-        for _ in range(MAX_ROUNDS):
+        back_off = BackOff(self._doors.clock, deadline)
+        rounds = 0
+        while rounds < MAX_ROUNDS:
             serve = await self._choose(deadline)
             if await self._attempt(serve):
                 return
+            if self._overload is None:
+                rounds += 1
+                continue
+            overload, self._overload = self._overload, None
+            await back_off.wait(overload)
         raise NoReplicaError(f"every node that has {self._search.model!r} refuses it")
 
     def _decide(self) -> Decision:
@@ -179,6 +190,7 @@ class Walk:
                     async with doors.store.while_up(replica.node):
                         answer = await open_answer.enter_async_context(post)
                     if access is NEURON and _is_refusal(answer):
+                        self._overload = await overload_of(answer)
                         self._refused(replica)
                         return False
                     relay = Relay(
@@ -211,12 +223,24 @@ class Walk:
         await self._reply.comment(text)
 
     def _refused(self, replica: ReplicaId) -> None:
-        """Have a neuron that does not serve what it was believed to asked again."""
+        """Pass a full neuron over until it reports; ask one anew that does not serve the model."""
         doors = self._doors
+        if self._overload is not None:
+            doors.metrics.attempted(OVERLOADED)
+            doors.in_flight.fill(replica, self._places(replica))
+            return
         doors.metrics.attempted(Failure.NOT_ADMITTED.value)
         self._search.doubt(replica.node, doors.store.state, doors.clock.now())
         doors.store.update(lambda state: with_doubt(state, replica))
         doors.store.refresh(replica.node)
+
+    def _places(self, replica: ReplicaId) -> int:
+        state, settings = self._doors.store.state, self._doors.settings
+        node = state.nodes.get(replica.node)
+        known = None if node is None else node.replicas.get(replica.model)
+        if known is None:
+            return settings.max_in_flight
+        return capacity(self._doors.store.catalogue, known, settings.max_in_flight)
 
     def _failed(self, replica: ReplicaId, failure: UpstreamFailure, access: Access) -> None:
         """Note a failed attempt; returns when another one is allowed.

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.dialect import Dialect, error_body
 from cortex_core.errors import InvalidRequestError, NotFoundError, RequestError
-from cortex_core.harness import ModelSpec
+from cortex_core.harness import Bounds, ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId, RequestId
 from cortex_core.replica import ReplicaStatus
 from cortex_core.server.clock import Clock
@@ -183,4 +183,27 @@ def _spec(wanted: LoadRequest) -> ModelSpec:
         pipeline_parallel=wanted.pipeline_parallel,
         vram_bytes=None if wanted.vram_mb is None else bytes_from_mib(wanted.vram_mb),
         engine=wanted.engine,
+        bounds=_bounds(wanted),
     )
+
+
+def _bounds(wanted: LoadRequest) -> Bounds:
+    bounds = Bounds(
+        max_in_flight=wanted.max_in_flight,
+        max_queue=wanted.max_queue,
+        max_wait_s=wanted.max_wait_s,
+        max_share=wanted.max_share,
+    )
+    for name, least, most in (
+        ("max_in_flight", 1, None),
+        ("max_queue", 0, None),
+        ("max_wait_s", 0.001, None),
+        ("max_share", 0.001, 1),
+    ):
+        value = getattr(bounds, name)
+        if value is not None and (value < least or (most is not None and value > most)):
+            above = "" if most is None else f" and {most} at most"
+            raise InvalidRequestError(
+                f"{value} does not do; use {least} at least{above}", param=name
+            )
+    return bounds

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cortex_core.codec import decode_request
@@ -11,13 +12,14 @@ from cortex_core.dialect import Dialect, error_event
 from cortex_core.errors import DrainingError, InternalError, RequestError
 from cortex_core.harness import Route
 from cortex_core.ids import ModelId
+from cortex_core.routing.queue import read_priority
 from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import Cut, exchange_of
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
 from neuron.api.body import read_body
 from neuron.metrics import NeuronMetrics
 from neuron.supervisor.actor import Supervisor
-from neuron.supervisor.lease import Lease, NotAdmittedError
+from neuron.supervisor.lease import Lease, NotAdmittedError, Wish
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +58,21 @@ class InferenceEndpoint:
         """Serve one request."""
         body = await read_body(receive)
         model = ModelId(decode_request(body, ENVELOPE_DECODER).model)
+        wish = _wish(scope, self._route, body)
         outcome = "cancelled"
         label: str = model
         begin = self._clock.now()
         try:
-            async with self._supervisor.lease(model) as lease:
+            async with self._supervisor.lease(model, wish) as lease:
                 scope[_ADMITTED_KEY] = True
                 await self._serve(lease, body, scope, send)
             outcome = "ok"
         except NotAdmittedError as error:
             outcome = "refused"
             label = model if self._supervisor.has(model) else "unknown"
-            raise error.refused from None
+            self._metrics.refusals.labels(error.refused.code or "invalid").inc()
+            # Many may be told the same; none is to carry the traces of all.
+            raise error.refused.with_traceback(None) from None
         except RequestError as error:
             outcome = "error" if error.status >= 500 else "invalid"
             await _end_badly(error, scope, send)
@@ -80,17 +85,22 @@ class InferenceEndpoint:
                 await _end_badly(DrainingError("this neuron is shutting down"), scope, send)
             raise
         finally:
-            self._metrics.requests.labels(label, self._route.value, outcome).inc()
-            logger.info(
-                "request",
-                extra={
-                    "request_id": exchange_of(scope).request_id,
-                    "route": self._route.value,
-                    "model": model[:200],
-                    "outcome": outcome,
-                    "duration_s": round(self._clock.now() - begin, 4),
-                },
-            )
+            self._account(scope, model, label, outcome, self._clock.now() - begin)
+
+    def _account(
+        self, scope: Scope, model: ModelId, label: str, outcome: str, duration_s: float
+    ) -> None:
+        self._metrics.requests.labels(label, self._route.value, outcome).inc()
+        logger.info(
+            "request",
+            extra={
+                "request_id": exchange_of(scope).request_id,
+                "route": self._route.value,
+                "model": model[:200],
+                "outcome": outcome,
+                "duration_s": round(duration_s, 4),
+            },
+        )
 
     async def _serve(self, lease: Lease, body: bytes, scope: Scope, send: Send) -> None:
         answer = await lease.engine.serve(self._route, body, exchange_of(scope).request_id)
@@ -107,6 +117,17 @@ class InferenceEndpoint:
         finally:
             await _close(answer.body)
         await send({"type": "http.response.body", "body": b""})
+
+
+def _wish(scope: Scope, route: Route, body: bytes) -> Wish:
+    headers = Headers(scope=scope)
+    client = scope.get("client")
+    return Wish(
+        caller="address:" + (client[0] if client else "unknown"),
+        priority=read_priority(headers.get("x-cortex-priority")),
+        route=route,
+        body=body,
+    )
 
 
 def mark_not_admitted(app: ASGIApp) -> ASGIApp:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from cortex_core.errors import RequestError
-from cortex_core.harness import ModelSpec
+from cortex_core.harness import Bounds, ModelSpec
 from cortex_core.ids import DeviceIndex
 from cortex_core.units import bytes_from_mib
 from cortex_core.wire.neuron import Activation, ActivationFailure
@@ -88,4 +88,10 @@ def _spec(model: DefaultModel) -> ModelSpec:
         pipeline_parallel=model.pipeline_parallel,
         vram_bytes=None if model.vram_mb is None else bytes_from_mib(model.vram_mb),
         engine=model.engine,
+        bounds=Bounds(
+            max_in_flight=model.max_in_flight,
+            max_queue=model.max_queue,
+            max_wait_s=model.max_wait_s,
+            max_share=model.max_share,
+        ),
     )

@@ -44,7 +44,8 @@ from neuron.lifecycle.events import (
 )
 from neuron.lifecycle.replica import ReplicaState, Step, step
 from neuron.lifecycle.selection import check_devices
-from neuron.supervisor.lease import Lease, NotAdmittedError
+from neuron.supervisor.admission import Admission
+from neuron.supervisor.lease import Lease, NotAdmittedError, Wish
 from neuron.supervisor.life import Life
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.procedures import Procedures
@@ -73,6 +74,7 @@ class Supervisor:
         self._procedures = Procedures(parts, self._apply, self._closed)
         self.recycling = Recycling(parts, self._all_lives, self.unload, self._load_again)
         self._sleeping = Sleeping(parts, self._apply)
+        self._admission = Admission(parts, self._refusal, self._tell)
         self._lives: dict[ModelId, Life] = {}
         self._leaving: dict[ModelId, Life] = {}
         self.is_draining = False
@@ -198,37 +200,49 @@ class Supervisor:
         await life.gone.wait()
 
     @contextlib.asynccontextmanager
-    async def lease(self, model: ModelId) -> AsyncIterator[Lease]:
+    async def lease(self, model: ModelId, wish: Wish) -> AsyncIterator[Lease]:
         """Admit one request, and count it for as long as the context is open.
+
+        Args:
+            model: as the caller named it.
+            wish: what is known of the request.
 
         Raises:
             NotAdmittedError: it is refused; see its cause.
             RequestError: the request was cut.
         """
         life = self._lives.get(model)
-        refused = refusal(
-            model,
-            None if life is None else life.state,
-            is_draining=self.is_draining,
-            is_back_soon=model in self.recycling.models,
-        )
+        refused = self._refusal(model, life)
         if refused is not None:
             raise NotAdmittedError(refused)
-        if life is None or life.engine is None:
-            raise NotAdmittedError(ModelNotFoundError(model))
-        lease = Lease(life.engine)
-        life.add(lease)
-        self._apply(life, RequestBegan())
-        try:
-            async with lease:
-                yield lease
-        finally:
-            life.remove(lease)
-            self._apply(life, RequestEnded(now_epoch=self._clock.wall()))
+        life = self._life(model)
+        async with self._admission.place(life, wish):
+            if life.engine is None:
+                raise NotAdmittedError(ModelNotFoundError(model))
+            lease = Lease(life.engine)
+            life.add(lease)
+            self._apply(life, RequestBegan())
+            try:
+                async with lease:
+                    yield lease
+            finally:
+                life.remove(lease)
+                self._apply(life, RequestEnded(now_epoch=self._clock.wall()))
+
+    def waiting(self, model: ModelId) -> int:
+        """Return how many requests wait for a place with the engine of `model`."""
+        life = self._lives.get(model)
+        return 0 if life is None else life.door.line.waiting
+
+    def start_draining(self) -> None:
+        """Take no new work; what waits for a place is to go elsewhere, what has one goes on."""
+        self.is_draining = True
+        for life in self._lives.values():
+            self._admission.review(life)
 
     async def close(self) -> None:
         """Cut what still runs, close all engines, and return when they are gone."""
-        self.is_draining = True
+        self.start_draining()
         lives = self._all_lives()
         for life in lives:
             life.is_shutting_down = True
@@ -320,7 +334,21 @@ class Supervisor:
     def _changed(self, life: Life) -> None:
         life.changed.set()
         life.changed = asyncio.Event()
+        self._admission.review(life)
+        self._tell(life)
+
+    def _tell(self, life: Life) -> None:
         self._on_change(life.model, self._state_of(life.model), life.refused_reason)
+
+    def _refusal(self, model: ModelId, life: Life | None) -> RequestError | None:
+        """Return why requests for a model do not get to `life`; `None` when they do."""
+        is_its = life is not None and self._lives.get(model) is life
+        return refusal(
+            model,
+            life.state if life is not None and is_its else None,
+            is_draining=self.is_draining,
+            is_back_soon=model in self.recycling.models,
+        )
 
     def _state_of(self, model: ModelId) -> ReplicaState | None:
         life = self._lives.get(model)

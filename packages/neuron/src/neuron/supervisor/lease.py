@@ -1,11 +1,28 @@
-"""The right of one request to use an engine."""
+"""The right of one request to use an engine, and the wait for it."""
 
 import asyncio
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from cortex_core.errors import CortexError, RequestError
-from cortex_core.harness import Engine
+from cortex_core.harness import Engine, Route
+from cortex_core.routing.queue import Priority
+from neuron.lifecycle.line import Line
+
+COUNTED = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE, Route.DETOKENIZE})
+"""Paths that need no place with the engine: its tokenizer answers them."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as admission sees it."""
+
+    caller: str = ""
+    """Whose it is, for the shares."""
+    priority: Priority = Priority.NORMAL
+    route: Route = Route.CHAT_COMPLETIONS
+    body: bytes = b""
 
 
 class NotAdmittedError(CortexError):
@@ -63,3 +80,39 @@ class Lease:
 
     def _expire(self) -> None:
         self._scope.reschedule(asyncio.get_running_loop().time())
+
+
+class Door:
+    """The requests of one life before and with its engine.
+
+    Who waits has a future that ends with its place, or with why there is none.
+    """
+
+    def __init__(self) -> None:
+        self.line = Line()
+        self.waiters: dict[str, asyncio.Future[None]] = {}
+        """By ticket."""
+        self.looking: asyncio.Task[None] | None = None
+        """Looks for room again while the engine is pressed."""
+
+    def stand(self, ticket_id: str) -> asyncio.Future[None]:
+        """Return what a request that is in the queue waits for."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiters[ticket_id] = future
+        return future
+
+    def grant(self, ticket_id: str) -> None:
+        """Tell a request that it has its place."""
+        future = self.waiters.pop(ticket_id, None)
+        if future is not None:
+            future.set_result(None)
+
+    def send_away(self, refused: RequestError) -> None:
+        """Tell all that wait that nothing will come of it here."""
+        waiters, self.waiters = self.waiters, {}
+        for ticket_id, future in waiters.items():
+            self.line.drop(ticket_id)
+            # One for each: who raises it writes into it.
+            future.set_exception(NotAdmittedError(refused))
+            # Its request may have left in the same moment.
+            future.exception()

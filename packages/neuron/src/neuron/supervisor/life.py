@@ -7,7 +7,7 @@ from cortex_core.harness import Engine
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.replica import ReplicaState
-from neuron.supervisor.lease import Lease
+from neuron.supervisor.lease import Door, Lease
 from neuron.supervisor.waiting import first
 
 
@@ -45,6 +45,8 @@ class Life:
         """Set when its load is found possible, or has ended."""
         self.refused_reason: str | None = None
         """Why its load was not possible."""
+        self.door = Door()
+        """Through which its requests go."""
         self._leases: set[Lease] = set()
         self._idle = asyncio.Event()
         self._idle.set()

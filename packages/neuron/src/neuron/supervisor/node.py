@@ -13,6 +13,7 @@ from cortex_core.wire.neuron import (
     MODEL_EVENT,
     Discovery,
     Health,
+    ModelLoad,
     ModelReport,
     Snapshot,
 )
@@ -90,11 +91,7 @@ class Node:
             ),
             activation=self.activator.state,
             boot_id=self._identity.boot_id,
-            models=tuple(
-                reports.model_load(state, engine.load() if engine is not None else None)
-                for state in supervisor.states()
-                for engine in (supervisor.engine(state.asked.model),)
-            ),
+            models=tuple(self._load_of(state) for state in supervisor.states()),
             draining=supervisor.is_draining,
             cycles=supervisor.recycling.cycles,
             cordoned=notes.is_cordoned,
@@ -102,6 +99,15 @@ class Node:
             measured=reports.measured(notes),
             sleep_budget_mb=mib_from_bytes(sleep.total_bytes) if can_sleep else None,
             sleep_used_mb=mib_from_bytes(sleep.used_bytes) if can_sleep else None,
+        )
+
+    def _load_of(self, state: ReplicaState) -> ModelLoad:
+        model = state.asked.model
+        engine = self.supervisor.engine(model)
+        return reports.model_load(
+            state,
+            None if engine is None else engine.load(),
+            waiting=self.supervisor.waiting(model),
         )
 
     def models(self) -> tuple[ModelReport, ...]:
@@ -133,7 +139,7 @@ class Node:
 
     def start_draining(self) -> None:
         """Take no new work."""
-        self.supervisor.is_draining = True
+        self.supervisor.start_draining()
         self.health_changed()
 
     async def run(self) -> None:
@@ -150,9 +156,11 @@ class Node:
         metrics, budget = self._parts.metrics, self._parts.memory.budget
         metrics.models.clear()
         metrics.in_flight.clear()
+        metrics.queued.clear()
         for state in self.supervisor.states():
             metrics.models.labels(state.status.value).inc()
             metrics.in_flight.labels(state.asked.model).set(state.in_flight)
+            metrics.queued.labels(state.asked.model).set(self._load_of(state).queued)
         sleep = self._parts.memory.sleep_budget
         metrics.sleep_memory.labels("budget").set(sleep.total_bytes)
         metrics.sleep_memory.labels("held").set(sleep.used_bytes)
@@ -200,7 +208,12 @@ class Node:
 
     def _report(self, state: ReplicaState) -> ModelReport:
         is_pinned = state.asked.model in self._parts.notebook.notes.pinned
-        return reports.model_report(state, self._parts.memory.budget, is_pinned=is_pinned)
+        return reports.model_report(
+            state,
+            self._parts.memory.budget,
+            is_pinned=is_pinned,
+            admission=self._parts.settings.admission,
+        )
 
     def _tell_last_used(self) -> None:
         for report in self.models():

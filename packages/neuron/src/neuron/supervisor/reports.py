@@ -18,9 +18,11 @@ from cortex_core.wire.neuron import (
 )
 from neuron.lifecycle.admission import refusal
 from neuron.lifecycle.budget import Budget
+from neuron.lifecycle.line import limits_of
 from neuron.lifecycle.notes import Notes
 from neuron.lifecycle.replica import ReplicaState
 from neuron.ports import DeviceFacts, NodeIdentity
+from neuron.settings import AdmissionSettings
 
 
 def discovery(identity: NodeIdentity, facts: DeviceFacts, harnesses: Iterable[str]) -> Discovery:
@@ -58,7 +60,9 @@ def device_health(
     return tuple(_device_health(facts, reading, budget) for reading in readings)
 
 
-def model_report(state: ReplicaState, budget: Budget, *, is_pinned: bool) -> ModelReport:
+def model_report(
+    state: ReplicaState, budget: Budget, *, is_pinned: bool, admission: AdmissionSettings
+) -> ModelReport:
     """Return one model's report."""
     holding = budget.holdings.get(state.asked.model)
     # An estimate of nothing is no estimate, but what sleeps may well hold nothing.
@@ -84,7 +88,11 @@ def model_report(state: ReplicaState, budget: Budget, *, is_pinned: bool) -> Mod
         sleep_level=state.sleep_level if is_asleep else None,
         host_used_mb=None if host_bytes is None else mib_from_bytes(host_bytes),
         pinned=is_pinned,
-        max_in_flight=None if info is None else info.max_in_flight,
+        max_in_flight=(
+            None
+            if info is None
+            else limits_of(admission, state.asked.bounds, info.max_in_flight).max_in_flight
+        ),
         servable=Servable(ok=refused is None, reason=refused.message if refused else None),
         progress=progress(state.progress),
         error=state.error,
@@ -114,14 +122,20 @@ def gone_report(last: ModelReport, refused_reason: str | None) -> ModelReport:
     )
 
 
-def model_load(state: ReplicaState, load: EngineLoad | None) -> ModelLoad:
-    """Return how busy a model is; `load` is its engine's, when there is one."""
+def model_load(state: ReplicaState, load: EngineLoad | None, *, waiting: int) -> ModelLoad:
+    """Return how busy a model is.
+
+    Args:
+        state: of the model.
+        load: its engine's, when there is one.
+        waiting: requests that wait for a place with the engine.
+    """
     load = load or EngineLoad()
     return ModelLoad(
         id=state.asked.model,
         status=state.status.value,
-        in_flight=state.in_flight,
-        queued=load.waiting,
+        in_flight=state.in_flight + waiting,
+        queued=load.waiting + waiting,
         kv_cache_usage=load.kv_cache_usage,
         tok_s_prefill=load.prefill_tok_per_s,
         tok_s_decode=load.decode_tok_per_s,
