@@ -85,7 +85,11 @@ class NeuronProcess:
 
     def engine_processes(self) -> set[int]:
         """Return the engine cores, by the title that vLLM gives them."""
-        return {member.pid for member in self.descendants() if "EngineCore" in _command(member.pid)}
+        return self.commands("EngineCore")
+
+    def commands(self, word: str) -> set[int]:
+        """Return the processes that it started and whose command line has `word`."""
+        return {member.pid for member in self.descendants() if word in _command(member.pid)}
 
     def rss_bytes(self) -> int:
         """Return the daemon's resident memory."""

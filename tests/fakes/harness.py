@@ -2,7 +2,7 @@
 
 import asyncio
 
-from cortex_core.errors import EngineError
+from cortex_core.errors import EngineError, NotFoundError
 from cortex_core.harness import (
     Capabilities,
     EngineAnswer,
@@ -179,6 +179,12 @@ class FakeHarness:
             self.gauge.move(spec.devices, self.size_bytes)
         self.engines.append(engine)
         return engine
+
+    async def answer_from_files(
+        self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId
+    ) -> bytes:
+        """Know no files."""
+        raise NotFoundError("there are no files")
 
     async def recycle(self) -> None:
         """Count it."""

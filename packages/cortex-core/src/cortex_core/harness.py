@@ -29,6 +29,10 @@ class Route(enum.StrEnum):
     DETOKENIZE = "/detokenize"
 
 
+FILES_ROUTES = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE, Route.DETOKENIZE})
+"""Paths that a model's tokenizer answers, so that no engine is needed for them."""
+
+
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a model can do; on the wire as an object of booleans."""
 
@@ -236,6 +240,23 @@ class Harness(Protocol):
 
         Raises:
             RequestError: why it cannot be loaded, short enough to show.
+        """
+        ...
+
+    async def answer_from_files(
+        self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId
+    ) -> bytes:
+        """Return what the engine of `spec` would answer, without one; JSON.
+
+        Args:
+            spec: not checked.
+            route: one of `FILES_ROUTES`.
+            body: the caller's JSON, undecoded.
+            request_id: for logs.
+
+        Raises:
+            NotFoundError: the model's files are not here.
+            RequestError: as the caller shall see it.
         """
         ...
 

@@ -4,7 +4,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cortex_core.harness import Route
+from cortex_core.harness import FILES_ROUTES, Route
 from cortex_core.server.drain import Drain
 from cortex_core.server.failures import Failures, exception_handlers
 from cortex_core.server.guard import Guard
@@ -15,6 +15,7 @@ from neuron.api.events import EventsApi
 from neuron.api.health import HealthApi
 from neuron.api.inference import InferenceEndpoint, mark_not_admitted
 from neuron.api.marks import MarksApi
+from neuron.api.tokens import TokenEndpoint
 from neuron.supervisor.node import Node
 from neuron.supervisor.parts import Parts
 
@@ -34,11 +35,7 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
     control = ControlApi(node, parts.settings, parts.clock)
     health = HealthApi(node, parts.metrics, parts.harnesses.values())
     inference = [
-        StarletteRoute(
-            route.value,
-            InferenceEndpoint(route, node.supervisor, parts.metrics, parts.clock),
-            methods=["POST"],
-        )
+        StarletteRoute(route.value, _inference(route, node, parts), methods=["POST"])
         for route in Route
     ]
     app = Starlette(
@@ -54,6 +51,13 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
     app.router.redirect_slashes = False
     limits = Limits(max_body_bytes=bytes_from_mib(parts.settings.max_body_mb))
     return mark_not_admitted(Guard(Failures(_watchable(app, drain.wrap(app))), limits))
+
+
+def _inference(route: Route, node: Node, parts: Parts) -> InferenceEndpoint | TokenEndpoint:
+    endpoint = InferenceEndpoint(route, node.supervisor, parts.metrics, parts.clock)
+    if route in FILES_ROUTES:
+        return TokenEndpoint(route, endpoint, node.supervisor, parts)
+    return endpoint
 
 
 def _watchable(app: ASGIApp, counted: ASGIApp) -> ASGIApp:

@@ -192,6 +192,11 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the places and of the queue that one caller has, in (0, 1]."""
 
 
+SPEC_HEADER = "x-cortex-spec"
+"""Header of a request about the tokens of a model that is not loaded: a `LoadRequest` as JSON in
+base64, which says how it would be loaded."""
+
+
 class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of `POST /models/unload`."""
 

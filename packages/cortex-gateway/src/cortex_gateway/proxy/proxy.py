@@ -33,6 +33,7 @@ from cortex_gateway.proxy.lines import Lines
 from cortex_gateway.proxy.reply import Reply
 from cortex_gateway.proxy.search import Search
 from cortex_gateway.proxy.targets import foreseen_target
+from cortex_gateway.proxy.unloaded import FilesWalk
 from cortex_gateway.proxy.walk import Doors, Walk
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,9 @@ class Proxy:
         ticket = self._ticket(call, len(body))
         if self._trace is not None:
             account.arrival = self._arrival(resolved.model, call, len(body))
+        files = FilesWalk(doors, call, asked, foreseen, reply, account)
+        if await files.run(search.model, search.hints):
+            return
         await Walk(doors, call, asked, ticket, foreseen, search, reply, account).run()
 
     def _ticket(self, call: Call, body_bytes: int) -> Ticket:

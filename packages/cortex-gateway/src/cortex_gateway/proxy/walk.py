@@ -189,7 +189,7 @@ class Walk:
                     # Once the answer flows it proves by itself that the node lives.
                     async with doors.store.while_up(replica.node):
                         answer = await open_answer.enter_async_context(post)
-                    if access is NEURON and _is_refusal(answer):
+                    if access is NEURON and is_refusal(answer):
                         self._overload = await overload_of(answer)
                         self._refused(replica)
                         return False
@@ -295,5 +295,6 @@ class Walk:
             doors.store.update(lambda state: with_request_success(state, replica))
 
 
-def _is_refusal(answer: UpstreamAnswer) -> bool:
+def is_refusal(answer: UpstreamAnswer) -> bool:
+    """Whether a neuron refused before any work, so that another one may be asked."""
     return answer.status in (503, 404) and (NOT_ADMITTED, "1") in answer.headers

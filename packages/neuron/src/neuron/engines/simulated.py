@@ -9,11 +9,12 @@ import asyncio
 import msgspec
 
 from cortex_core.errors import InvalidRequestError, ModelLoadFailedError
-from cortex_core.harness import ModelSpec, ProgressCallback
-from cortex_core.ids import ModelId
+from cortex_core.harness import ModelSpec, ProgressCallback, Route
+from cortex_core.ids import ModelId, RequestId
 from cortex_core.server.clock import Clock
 from cortex_core.units import MIB, bytes_from_mib
-from neuron.engines.simulation.engine import SimulatedEngine, options_of
+from neuron.engines.simulation.engine import SimulatedEngine
+from neuron.engines.simulation.tokens import Tokens, options_of
 from neuron.settings import Fault, SimulatedSettings
 
 DEFAULT_VRAM_MB = 1000
@@ -85,6 +86,12 @@ class SimulatedHarness:
         self._in_host_memory.add(spec.model)
         self._engines[spec.model] = engine
         return engine
+
+    async def answer_from_files(
+        self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId
+    ) -> bytes:
+        """Answer a request about tokens; see `cortex_core.harness.Harness`."""
+        return Tokens(spec, self._settings).answer(route, body)
 
     async def recycle(self) -> None:
         """Forget the weights in host memory."""

@@ -23,9 +23,10 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from cortex_core.errors import ModelLoadFailedError, NotFoundError
-from cortex_core.harness import Engine, ModelSpec, ProgressCallback
-from cortex_core.ids import ModelId
+from cortex_core.harness import Engine, ModelSpec, ProgressCallback, Route
+from cortex_core.ids import ModelId, RequestId
 from neuron.engines import engine_process, processes, vllm_bringup, vllm_failures
+from neuron.engines.token_process import TokenProcess
 from neuron.engines.vllm_engine import VllmEngine
 from neuron.engines.vllm_environment import (
     forget_engines,
@@ -81,6 +82,7 @@ class VllmHarness:
         self._spawning = asyncio.Lock()
         self._registries: dict[str, CollectorRegistry] = {}
         self._runtime: pathlib.Path | None = None
+        self._tokens = TokenProcess()
 
     @property
     def name(self) -> str:
@@ -129,13 +131,7 @@ class VllmHarness:
             ModelLoadFailedError: there are no weights here, and the hub cannot be asked.
             NotFoundError: there are no weights here, and the hub has none or must not be asked.
         """
-        builtin = self._builtin.get(spec.model)
-        if builtin is not None:
-            spec = msgspec.structs.replace(
-                spec,
-                engine={**builtin.engine, **spec.engine},
-                vram_bytes=spec.vram_bytes or builtin.vram_bytes,
-            )
+        spec = self._completed(spec)
         await self._import_vllm()
         vllm_bringup.check_options(spec)
         folder = await self._in_thread(functools.partial(self._find_weights, spec))
@@ -166,6 +162,16 @@ class VllmHarness:
             raise
         return await self._assemble(spec, scratch, llm, parts, weights)
 
+    async def answer_from_files(
+        self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId
+    ) -> bytes:
+        """Answer a request about tokens; see `cortex_core.harness.Harness`."""
+        spec = self._completed(spec)
+        folder = await self._in_thread(functools.partial(self._find_weights, spec))
+        if folder is None:
+            raise NotFoundError(f"the files of {spec.model!r} are not on this node")
+        return await self._tokens.ask(spec, folder, route, body, request_id)
+
     async def recycle(self) -> None:
         """Replace the fork server, where there is one."""
         if self._import is not None:
@@ -177,6 +183,7 @@ class VllmHarness:
 
     async def close(self) -> None:
         """Free what the harness itself holds; its engines are closed already."""
+        await self._tokens.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
@@ -203,6 +210,17 @@ class VllmHarness:
             await asyncio.wait_for(asked, _HUB_S)
         except TimeoutError:
             raise unreachable(spec.model, f"no answer in {_HUB_S:g} s") from None
+
+    def _completed(self, spec: ModelSpec) -> ModelSpec:
+        """Return `spec` with what a built-in model has beside it."""
+        builtin = self._builtin.get(spec.model)
+        if builtin is None:
+            return spec
+        return msgspec.structs.replace(
+            spec,
+            engine={**builtin.engine, **spec.engine},
+            vram_bytes=spec.vram_bytes or builtin.vram_bytes,
+        )
 
     def _find_weights(self, spec: ModelSpec) -> pathlib.Path | None:
         """Return the model's folder; `None` when vLLM is to download it."""

@@ -133,21 +133,13 @@ def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: path
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     options = check_options(spec)
-    tool_parser, reasoning_parser = _settle_parsers(spec.model, folder, options)
-    fields = _engine_fields()
+    tool_parser, reasoning_parser = settle_parsers(spec.model, folder, options)
     arguments = device_arguments(spec, options.engine)
-    arguments |= {name: _to_config(value, fields[name]) for name, value in options.engine.items()}
-    arguments["reasoning_parser"] = reasoning_parser or ""
-    # As long as the cache allows, where vLLM would refuse a model whose context is longer.
-    arguments.setdefault("max_model_len", -1)
+    arguments |= engine_arguments(spec, folder, options, reasoning_parser)
     arguments.setdefault("use_tqdm_on_load", False)
     arguments.setdefault("enable_sleep_mode", can_sleep())
-    if spec.quant is not None:
-        arguments.setdefault("quantization", spec.quant)
     args = AsyncEngineArgs(
         **arguments,
-        model=str(folder) if folder is not None else spec.model,
-        served_model_name=spec.model,
         # Stops only the text log; ours and Prometheus' loggers are given below.
         disable_log_stats=True,
         enable_log_requests=False,
@@ -164,6 +156,32 @@ def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: path
         registry=CollectorRegistry(),
         window=LoadWindow(),
     )
+
+
+def engine_arguments(
+    spec: ModelSpec,
+    folder: pathlib.Path | None,
+    options: EngineOptions,
+    reasoning_parser: str | None,
+) -> dict[str, Any]:
+    """Return what vLLM's `AsyncEngineArgs` takes, but for where and how the engine runs.
+
+    Args:
+        spec: checked.
+        folder: the weights; `None` lets vLLM download them.
+        options: of `spec`.
+        reasoning_parser: name of the reasoning parser, or `None`.
+    """
+    fields = _engine_fields()
+    arguments = {name: _to_config(value, fields[name]) for name, value in options.engine.items()}
+    arguments["reasoning_parser"] = reasoning_parser or ""
+    # As long as the cache allows, where vLLM would refuse a model whose context is longer.
+    arguments.setdefault("max_model_len", -1)
+    if spec.quant is not None:
+        arguments.setdefault("quantization", spec.quant)
+    arguments["model"] = str(folder) if folder is not None else spec.model
+    arguments["served_model_name"] = spec.model
+    return arguments
 
 
 def start(parts: Parts) -> Any:
@@ -185,7 +203,7 @@ def start(parts: Parts) -> Any:
 def make_stack(llm: Any, model: str, parts: Parts, tasks: tuple[str, ...]) -> Stack:
     """Return the routes over a started engine."""
     handlers = engine_handlers(llm, model, parts.serving, parts.reasoning_parser, tasks)
-    return Stack(handlers, _modalities(llm))
+    return Stack(handlers, modalities_of(llm.renderer))
 
 
 def describe(llm: Any, stack: Stack, parts: Parts, weights: int | None) -> ModelInfo:
@@ -216,9 +234,13 @@ def describe(llm: Any, stack: Stack, parts: Parts, weights: int | None) -> Model
     )
 
 
-def _modalities(llm: Any) -> frozenset[str]:
-    """Return the media that the model takes; a limit of 0 switches one off."""
-    processor = llm.renderer.mm_processor
+def modalities_of(renderer: Any) -> frozenset[str]:
+    """Return the media that a model takes; a limit of 0 switches one off.
+
+    Args:
+        renderer: vLLM's renderer of that model.
+    """
+    processor = renderer.mm_processor
     if processor is None:
         return frozenset()
     limits = processor.info.allowed_mm_limits
@@ -247,7 +269,7 @@ def _to_config(value: object, hint: object) -> object:
     return value
 
 
-def _settle_parsers(
+def settle_parsers(
     model: str, folder: pathlib.Path | None, options: EngineOptions
 ) -> tuple[str | None, str | None]:
     """Return tool and reasoning parser: those asked for, else those of the model's family."""

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-import msgspec
-
 from cortex_core.codec import decode_request, encode_json
-from cortex_core.errors import InvalidRequestError, ModelLoadFailedError, UnavailableError
+from cortex_core.errors import ModelLoadFailedError, UnavailableError
 from cortex_core.harness import (
     Capabilities,
     EngineAnswer,
@@ -17,30 +15,26 @@ from cortex_core.harness import (
     ModelSpec,
     Route,
 )
-from cortex_core.ids import ModelId, RequestId
+from cortex_core.ids import RequestId
 from cortex_core.server.clock import Clock
 from cortex_core.sse import DONE
-from neuron.engines.counts import TokenCount
 from neuron.engines.simulation.answers import Usage, Writer
 from neuron.engines.simulation.nap import Nap
 from neuron.engines.simulation.plan import (
     check_context,
-    conversation_text,
     plan_chat,
     plan_completion,
-    prompt_text,
     texts_of,
 )
 from neuron.engines.simulation.planned import Plan
 from neuron.engines.simulation.requests import (
     CHAT_DECODER,
     COMPLETION_DECODER,
-    DETOKENIZE_DECODER,
     EMBEDDING_DECODER,
-    TOKENIZE_DECODER,
 )
 from neuron.engines.simulation.scheduler import Job, Pace, Scheduler
-from neuron.engines.simulation.text import count_tokens, decode_tokens, encode_token, tokens_of
+from neuron.engines.simulation.text import count_tokens
+from neuron.engines.simulation.tokens import EngineOptions, Tokens, options_of
 from neuron.engines.simulation.vectors import (
     DEFAULT_DIMENSIONS,
     EmbeddingList,
@@ -48,32 +42,6 @@ from neuron.engines.simulation.vectors import (
     embed,
 )
 from neuron.settings import Fault, SimulatedSettings
-
-
-class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[models.engine]` of a simulated model; the names are vLLM's."""
-
-    max_model_len: int | None = None
-    """Context in tokens."""
-    max_num_seqs: int | None = None
-    """Requests that run together."""
-    runner: str | None = None
-    """`generate` or `pooling`; absent goes by the name: a model called embed... embeds."""
-
-
-class Tokenized(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of a `/tokenize` answer."""
-
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None
-
-
-class Detokenized(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of a `/detokenize` answer."""
-
-    prompt: str
 
 
 class SimulatedEngine:
@@ -84,8 +52,9 @@ class SimulatedEngine:
     ) -> None:
         options = options_of(spec)
         self._clock = clock
-        self._context = options.max_model_len or settings.context
-        self._embeds = _embeds(spec.model, options)
+        self._tokens = Tokens(spec, settings)
+        self._context = self._tokens.context
+        self._embeds = self._tokens.embeds
         self._settings = settings
         self._scheduler = Scheduler(clock, _pace(settings, options, fault))
         self._task: asyncio.Task[None] | None = None
@@ -131,11 +100,6 @@ class SimulatedEngine:
                 chat = decode_request(body, CHAT_DECODER)
                 plan = plan_chat(chat, self._context)
                 return await self._answer(plan, bool(chat.stream), chat.model, request_id)
-            case Route.COUNT_TOKENS if not self._embeds:
-                counted = decode_request(body, CHAT_DECODER)
-                tokens = count_tokens(prompt_text(counted))
-                answer = TokenCount(model=counted.model, prompt_tokens=tokens)
-                return EngineAnswer(body=encode_json(answer))
             case Route.COMPLETIONS if not self._embeds:
                 completion = decode_request(body, COMPLETION_DECODER)
                 plan = plan_completion(completion, self._context)
@@ -144,14 +108,8 @@ class SimulatedEngine:
                 )
             case Route.EMBEDDINGS if self._embeds:
                 return await self._embed(body)
-            case Route.TOKENIZE:
-                return self._tokenize(body)
-            case Route.DETOKENIZE:
-                wanted = decode_request(body, DETOKENIZE_DECODER)
-                text = decode_tokens(wanted.tokens)
-                return EngineAnswer(body=encode_json(Detokenized(prompt=text)))
             case _:
-                raise InvalidRequestError(f"this model does not do {route.value}", param="model")
+                return EngineAnswer(body=self._tokens.answer(route, body))
 
     def load(self) -> EngineLoad:
         """Return how busy it is."""
@@ -268,20 +226,6 @@ class SimulatedEngine:
         )
         return EngineAnswer(body=encode_json(answer))
 
-    def _tokenize(self, body: bytes) -> EngineAnswer:
-        request = decode_request(body, TOKENIZE_DECODER)
-        if request.prompt is None and request.messages is None:
-            raise InvalidRequestError("give a prompt or messages", param="prompt")
-        text = request.prompt or conversation_text(request.messages or (), request.tools)
-        tokens = tokens_of(text)
-        answer = Tokenized(
-            count=len(tokens),
-            max_model_len=self._context,
-            tokens=[encode_token(token) for token in tokens],
-            token_strs=tokens if request.return_token_strs else None,
-        )
-        return EngineAnswer(body=encode_json(answer))
-
 
 class _Primed:
     """A stream whose first chunk is there already; closing it closes the rest."""
@@ -301,25 +245,6 @@ class _Primed:
 
     async def aclose(self) -> None:
         await self._rest.aclose()
-
-
-def options_of(spec: ModelSpec) -> EngineOptions:
-    """Return the engine options of `spec`.
-
-    Raises:
-        InvalidRequestError: one does not exist or has a wrong type.
-    """
-    try:
-        return msgspec.convert(spec.engine, EngineOptions)
-    except msgspec.ValidationError as error:
-        known = ", ".join(EngineOptions.__struct_fields__)
-        raise InvalidRequestError(
-            f"engine: {error}; a simulated model takes {known}", param="engine"
-        ) from None
-
-
-def _embeds(model: ModelId, options: EngineOptions) -> bool:
-    return options.runner == "pooling" if options.runner else "embed" in model.lower()
 
 
 def _pace(settings: SimulatedSettings, options: EngineOptions, fault: Fault) -> Pace:
