@@ -23,15 +23,22 @@ import asyncio, json, pathlib, shutil, sys
 
 from cortex_core.errors import RequestError
 from cortex_core.harness import ModelSpec
+from cortex_core.server.clock import SystemClock
 from neuron.engines.vllm import VllmHarness
 from neuron.settings import VllmSettings
+from neuron.weights.downloads import Downloads
 
 folder, broken = sys.argv[1:3]
 OPTIONS = json.loads(sys.argv[3])
 
 
 async def main() -> None:
-    harness = VllmHarness(VllmSettings())
+    async with asyncio.TaskGroup() as tasks:
+        downloads = Downloads.from_settings(VllmSettings(), {}, SystemClock(), tasks)
+        await cycle(VllmHarness(VllmSettings(), downloads))
+
+
+async def cycle(harness: VllmHarness) -> None:
     said = {}
     try:
         await harness.prepare(asyncio.Event())

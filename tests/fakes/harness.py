@@ -138,6 +138,7 @@ class FakeHarness:
     can_sleep = True
 
     def __init__(self) -> None:
+        self.may_fetch = _set_event()
         self.may_load = _set_event()
         self.load_error: Exception | None = None
         self.check_error: Exception | None = None
@@ -155,6 +156,12 @@ class FakeHarness:
         self.specs: list[ModelSpec] = []
         """As they were loaded, in order."""
         self.engines: list[FakeEngine] = []
+
+    async def fetch(self, spec: ModelSpec, on_progress: ProgressCallback) -> None:
+        """Fetch, when it may."""
+        if not self.may_fetch.is_set():
+            on_progress("downloading", 1, 2)
+            await self.may_fetch.wait()
 
     async def check(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec`."""

@@ -13,12 +13,13 @@ from cortex_core.replica import ReplicaStatus
 from neuron.devices.workers import DeviceWorkers
 from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts
-from neuron.settings import AdmissionSettings, NeuronSettings
+from neuron.settings import AdmissionSettings, NeuronSettings, VllmSettings
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.lease import NotAdmittedError, Wish
 from neuron.supervisor.memory import Memory
 from neuron.supervisor.notebook import Notebook
 from neuron.supervisor.parts import Parts
+from neuron.weights.downloads import Downloads
 from tests.fakes.clock import FakeClock
 from tests.fakes.gauge import FakeGauge
 from tests.fakes.harness import FakeHarness
@@ -40,8 +41,7 @@ class Bench:
         self.tasks = tasks
         self.clock = FakeClock()
         self.harness = FakeHarness()
-        self.harness.gauge = gauge
-        self.gauge = gauge
+        self.harness.gauge = self.gauge = gauge
         facts = DeviceFacts(
             devices=tuple(
                 Device(index=DeviceIndex(number), name="d", vram_total_bytes=total_bytes)
@@ -60,6 +60,7 @@ class Bench:
                 harnesses={"fake": self.harness},
                 facts=facts,
                 memory=self.memory,
+                downloads=Downloads.from_settings(VllmSettings(), {}, self.clock, tasks),
                 notebook=self.notebook,
                 lanes=self.workers,
                 clock=self.clock,

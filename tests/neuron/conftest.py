@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+import pathlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -19,7 +20,11 @@ from neuron.devices.declared import DeclaredSource
 from neuron.lifespan import run
 from neuron.ports import DeviceSource
 from neuron.settings import NeuronSettings
+from neuron.weights.downloads import Downloads
+from neuron.weights.source import WeightSource
+from tests.fakes.hub import FakeHub, hub as fake_hub
 from tests.neuron.bench import Bench
+from tests.neuron.desk import FILES, Desk
 
 PATIENCE_S = 5.0
 
@@ -157,3 +162,21 @@ async def bench() -> AsyncIterator[Bench]:
         bench = Bench(tasks)
         yield bench
         await bench.close()
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """A hub that has `org/name`."""
+    with fake_hub() as served:
+        served.models["org/name"] = dict(FILES)
+        yield served
+
+
+@pytest.fixture
+async def desk(hub: FakeHub, tmp_path: pathlib.Path) -> AsyncIterator[Desk]:
+    """Downloads from the hub into an empty cache."""
+    source = WeightSource(cache=tmp_path / "cache", endpoint=hub.url)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        downloads = Downloads(source, 2, SystemClock(), tasks)
+        yield Desk(downloads, tasks)
+        await downloads.close()

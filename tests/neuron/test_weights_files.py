@@ -74,6 +74,28 @@ def test_folder_is_found_by_its_path(tmp_path: pathlib.Path) -> None:
     assert find_weights("/nowhere", tmp_path) is None
 
 
+def test_folder_of_models_goes_before_the_cache(tmp_path: pathlib.Path) -> None:
+    """Ours: `model_dirs`, in order; they have no revisions."""
+    cache = tmp_path / "cache"
+    cached = make_cached(cache, "org/name")
+    folder = make_model(tmp_path / "b" / "org" / "name")
+    dirs = (tmp_path / "a", tmp_path / "b")
+
+    assert find_weights("org/name", cache, "main", dirs) == folder
+    assert find_weights("org/name", cache, "abc123", dirs) == cached
+    (folder / "config.json").unlink()
+    assert find_weights("org/name", cache, "main", dirs) == cached
+
+
+@pytest.mark.parametrize("revision", ["../../x", "/etc", "a//b", "", "x" * 500, "a b"])
+def test_name_that_is_no_revision_is_refused(tmp_path: pathlib.Path, revision: str) -> None:
+    """Ours: no name leads out of the cache."""
+    with pytest.raises(InvalidRequestError) as caught:
+        find_weights("org/name", tmp_path, revision)
+
+    assert caught.value.param == "revision"
+
+
 @pytest.mark.parametrize("name", ["b.safetensors", "config.json"])
 def test_model_with_a_part_missing_is_not_there(tmp_path: pathlib.Path, name: str) -> None:
     """Ours: a download that was cut off is gone on with, not loaded."""

@@ -12,6 +12,7 @@ import msgspec
 
 from cortex_core.errors import (
     ContextLengthError,
+    InsufficientDiskError,
     InsufficientVramError,
     MethodNotAllowedError,
     RequestError,
@@ -123,7 +124,7 @@ def _openai(error: RequestError) -> dict[str, object]:
         "param": error.param,
         "code": error.code,
     }
-    if isinstance(error, InsufficientVramError):
+    if isinstance(error, InsufficientVramError | InsufficientDiskError):
         # Whoever asked for the load makes room by these numbers.
         face |= {"needed_bytes": error.needed_bytes, "free_bytes": error.free_bytes}
     return {"error": face}

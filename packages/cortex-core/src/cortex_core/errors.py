@@ -253,6 +253,18 @@ class InsufficientSleepMemoryError(InsufficientVramError):
     code = "insufficient_sleep_memory"
 
 
+class InsufficientDiskError(RequestError):
+    """A download does not fit on the disk, or into the budget of the hub cache."""
+
+    status = 507
+    code = "insufficient_disk"
+
+    def __init__(self, message: str, *, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
 class UnavailableError(RequestError):
     """Cannot serve at the moment; a retry after a while may."""
 
@@ -306,6 +318,12 @@ class ModelLoadFailedError(RequestError):
     status = 503
     code = "model_load_failed"
     default_retry_after_s = 30.0
+
+
+class HubUnreachableError(ModelLoadFailedError):
+    """Weights are to be downloaded and the hub cannot be asked; that may pass."""
+
+    code = "hub_unreachable"
 
 
 class UpstreamError(RequestError):

@@ -226,6 +226,22 @@ class Harness(Protocol):
         """Whether its engines can be put to sleep here, as far as is known by now."""
         ...
 
+    async def fetch(self, spec: ModelSpec, on_progress: ProgressCallback) -> None:
+        """Have what a load reads on this machine; may take hours, and holds no device.
+
+        Whoever is cancelled leaves, and what nobody else wants ends.
+
+        Args:
+            spec: what is to be loaded.
+            on_progress: called only when something must be waited for.
+
+        Raises:
+            InvalidRequestError: an engine option does not exist or has a wrong type.
+            NotFoundError: there are no weights for the model, neither here nor elsewhere.
+            RequestError: they cannot be had now.
+        """
+        ...
+
     async def check(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec` completed with what the harness knows without a device.
 

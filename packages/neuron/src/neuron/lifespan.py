@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import os
 import platform
 import socket
 import uuid
@@ -32,6 +33,7 @@ from neuron.supervisor.memory import Memory
 from neuron.supervisor.node import Node
 from neuron.supervisor.notebook import Notebook, notes_path
 from neuron.supervisor.parts import Parts
+from neuron.weights.downloads import Downloads
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +123,8 @@ async def node_of(
         workers = DeviceWorkers((device.index for device in facts.devices), tasks)
         metrics = NeuronMetrics(CollectorRegistry())
         notebook = await _notebook(settings, environ or {}, metrics)
-        harnesses = make_harnesses(settings, clock, tasks)
+        downloads = Downloads.from_settings(settings.harness.vllm, os.environ, clock, tasks)
+        harnesses = make_harnesses(settings, clock, tasks, downloads)
         unusable = await prepare_harnesses(harnesses, stop or asyncio.Event())
         parts = Parts(
             settings=settings,
@@ -129,6 +132,7 @@ async def node_of(
             unusable=unusable,
             facts=facts,
             memory=memory,
+            downloads=downloads,
             notebook=notebook,
             lanes=workers,
             clock=clock,
@@ -143,9 +147,7 @@ async def node_of(
                 try:
                     yield node, parts
                 finally:
-                    await _close(node, harnesses)
-                    # While its task still runs: no write under way may come after this one.
-                    await notebook.flush()
+                    await _close(node, parts, harnesses)
 
 
 async def _read(monitor: DeviceMonitor, memory: Memory, node: Node) -> None:
@@ -189,10 +191,13 @@ def _sleep_bytes(settings: NeuronSettings) -> int:
     return available_bytes() // 2
 
 
-async def _close(node: Node, harnesses: Mapping[str, Harness]) -> None:
+async def _close(node: Node, parts: Parts, harnesses: Mapping[str, Harness]) -> None:
+    await parts.downloads.close()
     await node.supervisor.close()
     for harness in harnesses.values():
         await harness.close()
+    # While its task still runs: no write under way may come after this one.
+    await parts.notebook.flush()
 
 
 async def _start_draining(node: Node, shutdown: Shutdown) -> None:

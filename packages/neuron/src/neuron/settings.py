@@ -37,6 +37,24 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     hf_cache: str | None = None
     """Folder of the hub cache; absent takes HF_HUB_CACHE, HF_HOME/hub, the library's default."""
+    model_dirs: tuple[str, ...] = ()
+    """Folders with models at `ORG/NAME`, looked through before the hub cache, and only read."""
+    offline: bool = False
+    """Whether the hub is never asked; so does HF_HUB_OFFLINE."""
+    endpoint: str | None = None
+    """Address of a mirror of the hub; absent takes HF_ENDPOINT, then the public hub."""
+    token_file: str | None = None
+    """File with the token for the hub, read for every download; absent takes HF_TOKEN."""
+    max_downloads: Count = 2
+    """Models that are downloaded at once; more wait for their turn."""
+    disk_budget_mb: Mib = 0
+    """What the hub cache may hold, in MiB: the models that were not used for longest go for a
+    new one, but none that is loaded, pinned, or a default model. 0 is no limit, and removes
+    nothing."""
+    allow_pickle: tuple[str, ...] = ()
+    """Models whose weights may be pickles, such as `pytorch_model.bin`, which can run code."""
+    allow_code: tuple[str, ...] = ()
+    """Models whose own Python modules may be downloaded and run (`trust_remote_code`)."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

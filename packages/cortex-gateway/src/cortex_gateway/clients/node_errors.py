@@ -11,6 +11,7 @@ from cortex_core.errors import (
     ConflictError,
     DrainingError,
     EngineError,
+    InsufficientDiskError,
     InsufficientVramError,
     InvalidRequestError,
     ModelNotFoundError,
@@ -86,6 +87,11 @@ def command_error(name: NodeName, path: str, status: int, body: bytes) -> Reques
             return NotFoundError(message)
         case 409:
             return ConflictError(message)
+        case 507 if detail.code == InsufficientDiskError.code:
+            # Nobody on a device can give way for it.
+            return InsufficientDiskError(
+                message, needed_bytes=detail.needed_bytes, free_bytes=detail.free_bytes
+            )
         case 507:
             return InsufficientVramError(
                 message, needed_bytes=detail.needed_bytes, free_bytes=detail.free_bytes

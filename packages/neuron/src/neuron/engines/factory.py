@@ -10,19 +10,29 @@ from cortex_core.server.clock import Clock
 from neuron.engines.simulated import SimulatedHarness
 from neuron.engines.vllm import VllmHarness
 from neuron.settings import NeuronSettings
+from neuron.weights.downloads import Downloads
 
 logger = logging.getLogger(__name__)
 
 
 def make_harnesses(
-    settings: NeuronSettings, clock: Clock, tasks: asyncio.TaskGroup
+    settings: NeuronSettings, clock: Clock, tasks: asyncio.TaskGroup, downloads: Downloads
 ) -> dict[str, Harness]:
     """Return the harnesses under `[[harnesses]]` by name, in that order.
+
+    Args:
+        settings: of the neuron.
+        clock: times simulated engines.
+        tasks: where they run.
+        downloads: brings weights that are not here.
 
     Raises:
         SettingsError: one of them is not known.
     """
-    return {entry.name: _make(entry.name, settings, clock, tasks) for entry in settings.harnesses}
+    return {
+        entry.name: _make(entry.name, settings, clock, tasks, downloads)
+        for entry in settings.harnesses
+    }
 
 
 async def prepare_harnesses(
@@ -50,11 +60,17 @@ async def prepare_harnesses(
     return unusable
 
 
-def _make(name: str, settings: NeuronSettings, clock: Clock, tasks: asyncio.TaskGroup) -> Harness:
+def _make(
+    name: str,
+    settings: NeuronSettings,
+    clock: Clock,
+    tasks: asyncio.TaskGroup,
+    downloads: Downloads,
+) -> Harness:
     match name:
         case "simulated":
             return SimulatedHarness(settings.harness.simulated, clock, tasks)
         case "vllm":
-            return VllmHarness(settings.harness.vllm)
+            return VllmHarness(settings.harness.vllm, downloads)
         case _:
             raise SettingsError(f"harnesses: {name!r} is no harness")

@@ -50,6 +50,9 @@ class SimulatedHarness:
         """Whether the settings say so."""
         return self._settings.can_sleep
 
+    async def fetch(self, spec: ModelSpec, on_progress: ProgressCallback) -> None:
+        """Return: there is nothing to read."""
+
     async def check(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec` with the memory that the model will take."""
         options = options_of(spec)

@@ -38,8 +38,7 @@ from neuron.engines.vllm_runtime import make_runtime_folder, runtime_parent, swe
 from neuron.engines.vllm_stats import render_metrics
 from neuron.models import BUILTIN, BuiltinModel
 from neuron.settings import VllmSettings
-from neuron.weights.files import find_weights, hub_cache
-from neuron.weights.hub import check_hub, is_offline, unreachable
+from neuron.weights.downloads import Downloads
 from neuron.weights.sizes import estimate_vram_bytes
 
 T = TypeVar("T")
@@ -52,9 +51,6 @@ _GIVE_UP_S = 30.0
 
 _PREPARE_S = 120.0
 """Time that the import of vLLM gets before the daemon serves without it."""
-
-_HUB_S = 8.0
-"""Time that the hub's answer is waited for; resolving its name has no bound of its own."""
 
 _CURE = "pip install 'neuron[vllm]', or 'neuron[cpu]' where there is no GPU"
 
@@ -69,13 +65,19 @@ class VllmHarness:
 
     Args:
         settings: `[harness.vllm]`.
+        downloads: brings weights that are not here.
         builtin: models that ship with the neuron, by id.
     """
 
     def __init__(
-        self, settings: VllmSettings, *, builtin: Mapping[ModelId, BuiltinModel] = BUILTIN
+        self,
+        settings: VllmSettings,
+        downloads: Downloads,
+        *,
+        builtin: Mapping[ModelId, BuiltinModel] = BUILTIN,
     ) -> None:
         self._settings = settings
+        self._downloads = downloads
         self._builtin = builtin
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="vllm")
         self._import: Future[None] | None = None
@@ -123,21 +125,24 @@ class VllmHarness:
         elif not stop.is_set():
             logger.warning("vLLM is still being imported; loads will wait for it")
 
+    async def fetch(self, spec: ModelSpec, on_progress: ProgressCallback) -> None:
+        """Have the weights of a model on this machine; see `Harness.fetch`."""
+        await self._import_vllm()
+        vllm_bringup.check_options(spec)
+        model = self._weights_name(spec)
+        await self._downloads.fetch(model, _revision(spec), on_progress)
+
     async def check(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec` with the options of a built-in model and an estimate of its memory.
 
         Raises:
             InvalidRequestError: an engine option does not exist or has a wrong type.
-            ModelLoadFailedError: there are no weights here, and the hub cannot be asked.
-            NotFoundError: there are no weights here, and the hub has none or must not be asked.
+            NotFoundError: there are no weights here.
         """
         spec = self._completed(spec)
         await self._import_vllm()
         vllm_bringup.check_options(spec)
         folder = await self._in_thread(functools.partial(self._find_weights, spec))
-        if folder is None:
-            await self._check_hub(spec)
-            return spec
         return await self._in_thread(functools.partial(_with_estimate, spec, folder))
 
     async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> Engine:
@@ -168,8 +173,6 @@ class VllmHarness:
         """Answer a request about tokens; see `cortex_core.harness.Harness`."""
         spec = self._completed(spec)
         folder = await self._in_thread(functools.partial(self._find_weights, spec))
-        if folder is None:
-            raise NotFoundError(f"the files of {spec.model!r} are not on this node")
         return await self._tokens.ask(spec, folder, route, body, request_id)
 
     async def recycle(self) -> None:
@@ -204,13 +207,6 @@ class VllmHarness:
             self._import = self._threads.submit(vllm_bringup.import_vllm)
         return self._import
 
-    async def _check_hub(self, spec: ModelSpec) -> None:
-        asked = self._in_thread(functools.partial(check_hub, spec.model, _revision(spec)))
-        try:
-            await asyncio.wait_for(asked, _HUB_S)
-        except TimeoutError:
-            raise unreachable(spec.model, f"no answer in {_HUB_S:g} s") from None
-
     def _completed(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec` with what a built-in model has beside it."""
         builtin = self._builtin.get(spec.model)
@@ -222,25 +218,21 @@ class VllmHarness:
             vram_bytes=spec.vram_bytes or builtin.vram_bytes,
         )
 
-    def _find_weights(self, spec: ModelSpec) -> pathlib.Path | None:
-        """Return the model's folder; `None` when vLLM is to download it."""
+    def _weights_name(self, spec: ModelSpec) -> str:
         builtin = self._builtin.get(spec.model)
-        model = str(builtin.path) if builtin is not None else spec.model
-        cache = hub_cache(self._settings.hf_cache, os.environ)
-        folder = find_weights(model, cache, _revision(spec))
-        if folder is not None:
-            return folder
-        if model.startswith("/"):
-            raise NotFoundError(f"there are no weights under {spec.model!r} on this node")
-        if is_offline():
-            raise NotFoundError(
-                f"there are no weights for {spec.model!r} in this node's hub cache, and it is "
-                "offline (HF_HUB_OFFLINE)"
-            )
-        return None
+        return str(builtin.path) if builtin is not None else spec.model
+
+    def _find_weights(self, spec: ModelSpec) -> pathlib.Path:
+        """Return the model's folder, which may be loaded."""
+        source, model = self._downloads.source, self._weights_name(spec)
+        folder = source.find(model, _revision(spec))
+        if folder is None:
+            raise NotFoundError(f"there are no weights for {spec.model!r} on this node")
+        source.check_loadable(spec, folder)
+        return folder
 
     async def _start(
-        self, spec: ModelSpec, folder: pathlib.Path | None, scratch: pathlib.Path
+        self, spec: ModelSpec, folder: pathlib.Path, scratch: pathlib.Path
     ) -> tuple[Any, vllm_bringup.Parts]:
         """Start vLLM's engine; cancelling ends its processes before it returns."""
         level = os.environ["VLLM_LOGGING_LEVEL"]

@@ -13,6 +13,7 @@ from neuron.ports import DeviceFacts, DeviceLanes
 from neuron.settings import NeuronSettings
 from neuron.supervisor.memory import Memory
 from neuron.supervisor.notebook import Notebook
+from neuron.weights.downloads import Downloads
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     harnesses: Mapping[str, Harness]
     facts: DeviceFacts
     memory: Memory
+    downloads: Downloads
     notebook: Notebook
     lanes: DeviceLanes
     clock: Clock

@@ -14,6 +14,7 @@ from cortex_core.errors import (
     ConflictError,
     DrainingError,
     EngineError,
+    InsufficientDiskError,
     InsufficientVramError,
     InternalError,
     InvalidRequestError,
@@ -46,7 +47,13 @@ CUT_NOTICE_S = 5.0
 """How long cut requests get to send their error and leave."""
 
 # These say that the load cannot be done here and now, and nothing of the model itself.
-_REFUSALS = (InvalidRequestError, NotFoundError, InsufficientVramError, ConflictError)
+_REFUSALS = (
+    InvalidRequestError,
+    NotFoundError,
+    InsufficientDiskError,
+    InsufficientVramError,
+    ConflictError,
+)
 
 
 class Procedures:
@@ -118,6 +125,7 @@ class Procedures:
 
     async def _load(self, life: Life) -> Engine:
         harness = self._parts.harnesses[life.state.asked.harness]
+        await harness.fetch(life.state.asked, lambda *news: self._fetching(life, *news))
         spec = await harness.check(life.state.asked)
         # What such a load held before is worth more than anybody's estimate.
         measured = self._parts.notebook.notes.vram_bytes(life.state.asked)
@@ -179,6 +187,11 @@ class Procedures:
             "model not loaded",
             extra={"model": life.model, "outcome": outcome, "reason": error.message},
         )
+
+    def _fetching(self, life: Life, stage: str, done: int | None, total: int | None) -> None:
+        # It is known where the weights are; who does not wait for the load need not wait for them.
+        life.accepted.set()
+        self._progress(life, stage, done, total)
 
     def _wait_for_memory(self, life: Life) -> None:
         life.accepted.set()

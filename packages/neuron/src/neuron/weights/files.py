@@ -6,40 +6,79 @@ Layout of the hub cache: huggingface_hub's guide "Understand caching", read Nove
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cortex_core.errors import InvalidRequestError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 
 
-def find_weights(model: str, cache: pathlib.Path, revision: str = "main") -> pathlib.Path | None:
+def find_weights(
+    model: str,
+    cache: pathlib.Path,
+    revision: str = "main",
+    model_dirs: Sequence[pathlib.Path] = (),
+) -> pathlib.Path | None:
     """Return the folder that holds a model's weights, whole; `None` when there is none here.
 
     Args:
         model: a hub id, or the absolute path of a folder.
         cache: folder of the hub cache; need not exist.
         revision: branch, tag or commit.
+        model_dirs: folders with models at `org/name`, looked through first and in this order.
+            They know no revisions, so that any other than `main` is not found there.
 
     Raises:
-        InvalidRequestError: `model` is neither of the two.
+        InvalidRequestError: `model` is neither of the two, or `revision` is none.
     """
     if model.startswith("/"):
         folder = pathlib.Path(model)
         return folder if _is_complete(folder) else None
-    if not _HUB_ID.fullmatch(model) or ".." in model:
-        raise InvalidRequestError(
-            f"{model[:200]!r} is neither a hub id such as 'org/name' nor an absolute path",
-            param="model_id",
-        )
-    home = cache / f"models--{model.replace('/', '--')}"
+    check_hub_id(model)
+    check_revision(revision)
+    if revision == "main":
+        for parent in model_dirs:
+            if _is_complete(parent / model):
+                return parent / model
+    home = cache_home(cache, model)
     try:
         commit = (home / "refs" / revision).read_text().strip()
     except OSError:
         commit = revision
     folder = home / "snapshots" / commit
     return folder if _is_complete(folder) else None
+
+
+def check_hub_id(model: str) -> None:
+    """Check that a name is one that the hub could have.
+
+    Raises:
+        InvalidRequestError: it is not, or leads out of the folder that it is looked up in.
+    """
+    if not _HUB_ID.fullmatch(model) or ".." in model or "--" in model:
+        raise InvalidRequestError(
+            f"{model[:200]!r} is neither a hub id such as 'org/name' nor an absolute path",
+            param="model_id",
+        )
+
+
+def check_revision(revision: str) -> None:
+    """Check that a name is one that a branch, tag or commit could have.
+
+    Raises:
+        InvalidRequestError: it is not, or leads out of the folder that it is looked up in.
+    """
+    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision:
+        raise InvalidRequestError(
+            f"{revision[:200]!r} is no branch, tag or commit", param="revision"
+        )
+
+
+def cache_home(cache: pathlib.Path, model: str) -> pathlib.Path:
+    """Return the folder that a model has in the hub cache; it need not exist."""
+    return cache / f"models--{model.replace('/', '--')}"
 
 
 def hub_cache(setting: str | None, environ: Mapping[str, str]) -> pathlib.Path:
