@@ -144,12 +144,12 @@ async def test_request_whose_caller_leaves_is_aborted(start: Start, is_stream: b
 
 
 async def test_engine_that_dies_in_a_stream_ends_it_with_one_error_event(start: Start) -> None:
-    """Ours: a cut stream never looks complete; the daemon lives on, and the model loads again."""
+    """Ours: a cut stream never looks complete; the daemon lives on, and the model comes back."""
     async with start(simulated={"faults": {"a": {"die_after_tokens": 3}}}) as neuron:
         await neuron.load("a", vram_mb=100)
         await neuron.load("b", vram_mb=100)
         events = await _stream(neuron)
-        health = await neuron.until(lambda health: health["models"][0]["status"] == "failed")
+        health = await neuron.until(lambda health: health["models"][0]["status"] == "recovering")
         report = await neuron.model("a")
         status, _, _ = await neuron.post(PATH, {**CHAT, "model": "b"})
         await neuron.load("a", vram_mb=100)
@@ -163,6 +163,7 @@ async def test_engine_that_dies_in_a_stream_ends_it_with_one_error_event(start: 
     assert _is_idle(health)
     assert report is not None
     assert "the engine died after 3 tokens" in report["error"]
+    assert (report["error_kind"], report["recovery"]["attempts"]) == ("died", 1)
     assert status == 200
     assert again is not None
     assert again["status"] == "loaded"

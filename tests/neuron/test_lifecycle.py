@@ -8,6 +8,7 @@ from cortex_core.harness import Capabilities, Limit, ModelInfo, ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.admission import refusal
+from neuron.lifecycle.difference import difference
 from neuron.lifecycle.events import (
     CancelLoad,
     DisposeEngine,
@@ -18,13 +19,16 @@ from neuron.lifecycle.events import (
     LoadFailed,
     LoadPlaced,
     LoadProgressed,
+    RecoveryFailed,
     Refuse,
     RequestBegan,
     RequestEnded,
+    Retry,
     SleepAsked,
     SleepEnded,
     SleepFailed,
     StartLoad,
+    StartRecovery,
     StartSleep,
     StartUnload,
     StartWake,
@@ -34,7 +38,8 @@ from neuron.lifecycle.events import (
     WakeEnded,
     WakeFailed,
 )
-from neuron.lifecycle.replica import ReplicaState, difference, step
+from neuron.lifecycle.recovery import Attempt, FailureKind
+from neuron.lifecycle.replica import ReplicaState, step
 
 MODEL = ModelId("org/model")
 SPEC = ModelSpec(model=MODEL, harness="simulated")
@@ -46,6 +51,7 @@ specs = st.builds(
     harness=st.sampled_from(["simulated", "vllm"]),
     quant=st.sampled_from([None, "awq"]),
 )
+retries = st.none() | st.just(Retry(attempt=Attempt(number=1, delay_s=1.0), at_epoch=6.0))
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(LoadAsked, spec=specs, now=st.just(1.0)),
     st.builds(LoadPlaced, devices=st.just((DeviceIndex(0),)), now=st.just(1.5)),
@@ -71,10 +77,20 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(WakeEnded, now=st.just(3.8)),
     st.builds(WakeFailed, error=st.just("no"), now=st.just(3.8), is_refused=st.booleans()),
     st.builds(UnloadEnded),
-    st.builds(EngineDied, error=st.just("dead"), now=st.just(5.0)),
+    st.builds(EngineDied, error=st.just("dead"), now=st.just(5.0), retry=retries),
+    st.builds(
+        RecoveryFailed,
+        error=st.just("no"),
+        now=st.just(5.5),
+        kind=st.sampled_from(FailureKind),
+        retry=retries,
+    ),
     st.builds(RequestBegan),
     st.builds(RequestEnded, now_epoch=st.just(6.0)),
 )
+
+
+COMING = (ReplicaStatus.LOADING, ReplicaStatus.RECOVERING)
 
 
 def _run(history: list[Event]) -> tuple[ReplicaState | None, list[object]]:
@@ -95,17 +111,20 @@ def test_an_engine_is_there_exactly_while_a_model_is_loaded_or_being_unloaded(
     engines = loads = 0
     state = None
     for event in history:
-        is_loading = state is not None and state.status is ReplicaStatus.LOADING
-        if state is not None and is_loading and not state.is_waking:
+        was = state.status if state is not None else None
+        if state is not None and was in COMING and not state.is_waking:
             if isinstance(event, LoadEnded):
                 engines, loads = engines + 1, loads - 1
-            if isinstance(event, LoadFailed):
+            if isinstance(event, LoadFailed) and was is ReplicaStatus.LOADING:
+                loads -= 1
+            is_given_up = isinstance(event, RecoveryFailed) and event.retry is None
+            if is_given_up and was is ReplicaStatus.RECOVERING:
                 loads -= 1
         if isinstance(event, UnloadEnded) and state is not None:
             engines = 0 if state.status is ReplicaStatus.UNLOADING else engines
         after = step(state, event)
         for effect in after.effects:
-            loads += isinstance(effect, StartLoad)
+            loads += isinstance(effect, StartLoad | StartRecovery)
             loads -= isinstance(effect, CancelLoad)
             engines -= isinstance(effect, DisposeEngine)
         state = after.state
@@ -115,7 +134,10 @@ def test_an_engine_is_there_exactly_while_a_model_is_loaded_or_being_unloaded(
         assert loads + engines <= 1
         status = state.status if state is not None else None
         is_waking = state is not None and state.is_waking
-        assert (loads == 1) == (status is ReplicaStatus.LOADING and not is_waking)
+        assert (loads == 1) == (status in COMING and not is_waking)
+        assert (state is not None and state.retry is not None) == (
+            status is ReplicaStatus.RECOVERING
+        )
         if status in (ReplicaStatus.LOADED, ReplicaStatus.SLEEPING) or is_waking:
             assert engines == 1
         if status in (None, ReplicaStatus.FAILED):
@@ -334,7 +356,7 @@ def test_difference_names_what_differs(change: dict[str, object], words: str | N
     assert words is None or (found is not None and words in found)
 
 
-def test_dead_engine_is_disposed_of_and_the_model_can_be_loaded_again() -> None:
+def test_model_that_is_given_up_can_be_loaded_again() -> None:
     """Ours: reliability S9, a dead engine is `failed` and never the end of the model."""
     history: list[Event] = [
         LoadAsked(spec=SPEC, now=0.0),

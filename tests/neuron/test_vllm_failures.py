@@ -51,7 +51,8 @@ def test_cause_without_a_log_is_what_became_of_the_process() -> None:
     """Ours: the kernel's killer leaves no log."""
     raised = f"{REFERRAL} Failed core proc(s): {{'EngineCore': -9}}"
 
-    assert "signal 9" in root_cause("", raised)
+    assert "was killed (signal 9)" in root_cause("", raised)
+    assert "ran out of memory" in root_cause("", raised, was_short=True)
     assert "did not start" in root_cause("", REFERRAL)
 
 

@@ -15,7 +15,8 @@ class NeuronMetrics:
     Labels come from closed sets: `model` from the models that the node has, `route` from the
     inference paths, `outcome` of a request from `ok`, `invalid`, `error`, `cancelled` and
     `refused`, that of a load and a wake from `ok`, `failed`, `refused` and `cancelled`, that of
-    a sleep from `ok`, `failed` and `cancelled`.
+    a sleep from `ok`, `failed` and `cancelled`, that of a recovery from `ok`, `failed` and
+    `given_up`; `kind` is one of `lifecycle.recovery.FailureKind`.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -65,6 +66,24 @@ class NeuronMetrics:
         self.load_seconds = Histogram(
             "neuron_load_seconds",
             "Time that loads took until the engine was up.",
+            buckets=_LOAD_BUCKETS,
+            registry=registry,
+        )
+        self.deaths = Counter(
+            "neuron_engine_deaths_total",
+            "Engines that ended by themselves or had to be given up, by what is known of it.",
+            ["kind"],
+            registry=registry,
+        )
+        self.recoveries = Counter(
+            "neuron_recoveries_total",
+            "Attempts to bring back an engine that had died.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.recovery_seconds = Histogram(
+            "neuron_recovery_seconds",
+            "Time from the death of an engine until its model served again.",
             buckets=_LOAD_BUCKETS,
             registry=registry,
         )

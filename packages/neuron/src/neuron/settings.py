@@ -187,6 +187,11 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sleep_budget_mb: Mib | None = None
     """Host memory that sleeping models may hold together, in MiB; absent takes half of what the
     machine has available at the start."""
+    recovery_failures: Count = 5
+    """Failures of an engine within `recovery_window_s` after which its model is given up until
+    somebody loads it by hand; 1 never brings an engine back."""
+    recovery_window_s: Period = 600.0
+    """Time in which the failures of an engine are counted together."""
     leak_recycle_mb: Mib = 2048
     """Memory of one device that closed engines may fail to give back, in MiB, before the engines
     on it are replaced; 0 never replaces them."""

@@ -216,6 +216,7 @@ def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
             max_queue=profile.max_queue,
             max_wait_s=profile.max_wait_s,
             max_share=profile.max_share,
+            automatic=True,
         ),
         command=LoadCommand(devices=fit.devices, vram_bytes=profile.vram_bytes, sent_at=now),
     )

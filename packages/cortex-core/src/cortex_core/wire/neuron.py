@@ -141,6 +141,15 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     eta_s: float | None = None
 
 
+class Recovery(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model whose engine failed is being brought back."""
+
+    attempts: int
+    """Failures of late, with which the model is given up once they are too many."""
+    next_attempt: float
+    """Epoch seconds of the attempt that is waited for, or under way."""
+
+
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     """A model in `GET /models` and in `model` events."""
 
@@ -167,6 +176,10 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     servable: Servable | None = None
     progress: Progress | None = None
     error: str | None = None
+    error_kind: str | None = None
+    """What kind of failure `error` tells of, of a closed set: such as `out_of_memory`."""
+    recovery: Recovery | None = None
+    """While it is `recovering`."""
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +203,9 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How long one waits before it is refused."""
     max_share: float | None = None
     """Part of the places and of the queue that one caller has, in (0, 1]."""
+    automatic: bool = False
+    """A program decided it. What failed too often here stays given up then; an operator's load
+    starts afresh."""
 
 
 SPEC_HEADER = "x-cortex-spec"

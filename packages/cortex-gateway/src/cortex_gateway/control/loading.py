@@ -6,6 +6,8 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 
+import msgspec
+
 from cortex_core.errors import (
     ConflictError,
     ModelLoadingError,
@@ -251,9 +253,12 @@ class Loading:
             case Wake(replica=replica, command=command):
                 store.update(partial(with_command, replica=replica, command=command))
                 await self._send(step, target.node, lambda: self._commands.wake(step))
-            case Load(replica=replica, command=command):
+            case Load(replica=replica, command=command, request=request):
+                # The neuron loads even what it has given up, if somebody asks in person.
+                request = msgspec.structs.replace(request, automatic=False)
+                load = msgspec.structs.replace(step, request=request)
                 store.update(partial(with_command, replica=replica, command=command))
-                await self._send(step, target.node, lambda: self._commands.load(step))
+                await self._send(load, target.node, lambda: self._commands.load(load))
             case Evict(model=model, swap=swap):
                 store.update(partial(with_swap, model=model, swap=swap))
                 await self._send(step, target.node, lambda: self._commands.make_room(step))

@@ -77,9 +77,9 @@ class ControlApi:
 
     async def load(self, request: Request) -> Response:
         """Load a model, or join; the load goes on when the caller leaves."""
-        spec = _spec(decode_request(await read_body(request.receive), _LOAD_DECODER))
-        is_waited_for = _flag(request, "wait")
-        life = await self._node.supervisor.load(spec)
+        wanted = decode_request(await read_body(request.receive), _LOAD_DECODER)
+        spec, is_waited_for = _spec(wanted), _flag(request, "wait")
+        life = await self._node.supervisor.load(spec, is_automatic=wanted.automatic)
         if EVENT_STREAM in request.headers.get("accept", ""):
             return EventStream(self._progress(life, request_id_of(request.scope)))
         if not is_waited_for:

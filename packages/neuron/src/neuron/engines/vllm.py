@@ -26,6 +26,7 @@ from cortex_core.errors import ModelLoadFailedError, NotFoundError
 from cortex_core.harness import Engine, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
 from neuron.engines import engine_process, processes, vllm_bringup, vllm_failures
+from neuron.engines.oom import OomCount
 from neuron.engines.token_process import TokenProcess
 from neuron.engines.vllm_engine import VllmEngine
 from neuron.engines.vllm_environment import (
@@ -235,7 +236,7 @@ class VllmHarness:
         self, spec: ModelSpec, folder: pathlib.Path, scratch: pathlib.Path
     ) -> tuple[Any, vllm_bringup.Parts]:
         """Start vLLM's engine; cancelling ends its processes before it returns."""
-        level = os.environ["VLLM_LOGGING_LEVEL"]
+        kills, level = OomCount(), os.environ["VLLM_LOGGING_LEVEL"]
         logging_config = engine_process.write_logging_config(scratch, level)
         try:
             parts = await self._in_thread(
@@ -247,7 +248,8 @@ class VllmHarness:
             llm = await self._await_start(future, members)
         except vllm_bringup.load_errors() as error:
             log = engine_process.read_log(scratch)
-            cause = vllm_failures.root_cause(log, str(error) or type(error).__name__)
+            raised = str(error) or type(error).__name__
+            cause = vllm_failures.root_cause(log, raised, was_short=kills.has_grown())
             logger.warning("%s cannot be loaded: %s", spec.model, cause)
             raise vllm_failures.load_error(cause, spec.model) from None
         engine_process.remove_log(scratch)

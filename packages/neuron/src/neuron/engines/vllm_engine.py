@@ -16,6 +16,7 @@ from cortex_core.errors import EngineError, ModelLoadFailedError, RequestError, 
 from cortex_core.harness import EngineAnswer, EngineLoad, ModelInfo, Route
 from cortex_core.ids import ModelId, RequestId
 from neuron.engines import processes, vllm_check
+from neuron.engines.oom import OomCount
 from neuron.engines.vllm_failures import describe_exit
 from neuron.engines.vllm_serving import EventStream, Stack, event_error, is_error
 from neuron.engines.vllm_stats import LoadWindow
@@ -72,6 +73,7 @@ class VllmEngine:
         self._cut: str | None = None
         self._is_closing = False
         self._sleep_level: int | None = None
+        self._kills = OomCount()
         self._said: vllm_check.Said | None = None
         self._processes = processes.family(_process_ids(llm))
 
@@ -87,7 +89,9 @@ class VllmEngine:
             return None
         statuses = [process.exitcode for process in _engine_processes(self._llm)]
         ended = [status for status in statuses if status is not None]
-        return describe_exit(ended[0]) if ended else "the engine stopped working"
+        if not ended:
+            return "the engine stopped working"
+        return describe_exit(ended[0], was_short=self._kills.has_grown())
 
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Answer one request; cancelling the call or closing the stream aborts it.

@@ -77,12 +77,13 @@ _SIZE = re.compile(r"([\d.]+) (B|KiB|MiB|GiB|TiB)")
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
-def root_cause(log: str, raised: str) -> str:
+def root_cause(log: str, raised: str, *, was_short: bool = False) -> str:
     """Return the sentence that says why an engine did not come up.
 
     Args:
         log: what the engine's processes logged, with tracebacks; may be empty.
         raised: text of what the load raised in this process, often a mere referral.
+        was_short: whether the kernel killed a process meanwhile because memory was short.
 
     Returns:
         One line, at most 400 characters.
@@ -92,16 +93,21 @@ def root_cause(log: str, raised: str) -> str:
         return _first_sentences(causes[-1])
     ended = _FAILED_PROCESSES.search(raised)
     if ended:
-        return describe_exit(int(ended[1]))
+        return describe_exit(int(ended[1]), was_short=was_short)
     if _REFERRAL.search(raised):
         return "the engine process did not start"
     return _first_sentences(raised)
 
 
-def describe_exit(status: int) -> str:
-    """Return what became of an engine process; negative is the signal that ended it."""
-    if status == -9:
-        return "the engine process was killed (signal 9); perhaps the machine ran out of memory"
+def describe_exit(status: int, *, was_short: bool = False) -> str:
+    """Return what became of an engine process.
+
+    Args:
+        status: of its end; negative is the signal that ended it.
+        was_short: whether the kernel killed a process meanwhile because memory was short.
+    """
+    if status == -9 and was_short:
+        return "the machine ran out of memory, and the engine process was killed (signal 9)"
     if status < 0:
         return f"the engine process was ended by signal {-status}"
     return f"the engine process ended with status {status}"

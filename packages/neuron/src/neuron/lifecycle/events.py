@@ -5,6 +5,7 @@ import msgspec
 from cortex_core.errors import RequestError
 from cortex_core.harness import ModelInfo, ModelSpec
 from cortex_core.ids import DeviceIndex
+from neuron.lifecycle.recovery import Attempt, FailureKind
 
 
 class LoadAsked(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,8 +43,17 @@ class LoadFailed(msgspec.Struct, frozen=True, kw_only=True):
 
     error: str
     now: float
+    kind: FailureKind = FailureKind.UNKNOWN
     is_refused: bool = False
     """The load was not possible here and now, which says nothing of the model: it is forgotten."""
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """A failed engine will be brought back."""
+
+    attempt: Attempt
+    at_epoch: float
+    """When, in epoch seconds."""
 
 
 class SleepAsked(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,10 +113,23 @@ class UnloadEnded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineDied(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine ended by itself."""
+    """The engine ended by itself, or is of no use any more."""
 
     error: str
     now: float
+    kind: FailureKind = FailureKind.DIED
+    retry: Retry | None = None
+    """When it is brought back; `None` is not at all."""
+
+
+class RecoveryFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """A failed engine was not brought back by the latest attempt."""
+
+    error: str
+    now: float
+    kind: FailureKind
+    retry: Retry | None
+    """When the next attempt is made; `None` gives it up."""
 
 
 class RequestBegan(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +153,7 @@ Event = (
     | UnloadAsked
     | UnloadEnded
     | EngineDied
+    | RecoveryFailed
     | RequestBegan
     | RequestEnded
 )
@@ -142,7 +166,7 @@ class StartLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CancelLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """Undo the load under way; its askers get an error."""
+    """Undo the load or the recovery under way; its askers get an error."""
 
 
 class StartSleep(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +198,12 @@ class DisposeEngine(msgspec.Struct, frozen=True, kw_only=True):
     error: str
 
 
+class StartRecovery(msgspec.Struct, frozen=True, kw_only=True):
+    """Bring the engine back once the dead one is gone; everybody who asks meanwhile joins."""
+
+    attempt: Attempt
+
+
 class Refuse(msgspec.Struct, frozen=True, kw_only=True):
     """The command is answered with an error; nothing changed."""
 
@@ -188,5 +218,6 @@ Effect = (
     | StartUnload
     | HastenDrain
     | DisposeEngine
+    | StartRecovery
     | Refuse
 )

@@ -4,7 +4,6 @@ A model that the node does not have is `None`. The supervisor feeds events and p
 nothing here waits, logs or reads a clock.
 """
 
-from collections.abc import Mapping
 from typing import assert_never
 
 import msgspec
@@ -13,6 +12,7 @@ from cortex_core.errors import ConflictError
 from cortex_core.harness import ModelInfo, ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.replica import LoadProgress, ReplicaStatus
+from neuron.lifecycle.difference import difference
 from neuron.lifecycle.events import (
     CancelLoad,
     DisposeEngine,
@@ -26,14 +26,17 @@ from neuron.lifecycle.events import (
     LoadFailed,
     LoadPlaced,
     LoadProgressed,
+    RecoveryFailed,
     Refuse,
     RequestBegan,
     RequestEnded,
+    Retry,
     SleepAsked,
     SleepEnded,
     SleepEvent,
     SleepFailed,
     StartLoad,
+    StartRecovery,
     StartSleep,
     StartUnload,
     StartWake,
@@ -43,6 +46,7 @@ from neuron.lifecycle.events import (
     WakeEnded,
     WakeFailed,
 )
+from neuron.lifecycle.recovery import FailureKind, kind_of_text
 
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +76,10 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     """Host memory that it holds while it sleeps."""
     error: str | None = None
     """Short reason of the last failure."""
+    error_kind: FailureKind | None = None
+    """Its kind; `None` when there was none."""
+    retry: Retry | None = None
+    """The attempt that is waited for, or made, while it is `recovering`."""
 
     @property
     def is_falling_asleep(self) -> bool:
@@ -111,44 +119,14 @@ def step(state: ReplicaState | None, event: Event) -> Step:
             return Step(state=None if gone else state)
         case EngineDied():
             return _died(state, event)
+        case RecoveryFailed():
+            return _recovery_failed(state, event)
         case RequestBegan():
             return Step(state=_counted(state, 1))
         case RequestEnded():
             return Step(state=_counted(state, -1, event.now_epoch))
         case _:
             return Step(state=None) if state is None else _sleep_event(state, event)
-
-
-def difference(asked: ModelSpec, held: ModelSpec, devices: tuple[DeviceIndex, ...]) -> str | None:
-    """Say in what `asked` differs from what is loaded, or `None` when it would be the same.
-
-    Devices count only when they are named, parallelism only when it is stated, and the estimate
-    of memory never.
-    """
-    for name in ("harness", "quant"):
-        mine, theirs = getattr(asked, name), getattr(held, name)
-        if mine != theirs:
-            return f"{name} is {theirs!r} and {mine!r} was asked for"
-    if asked.devices and devices and asked.devices != devices:
-        return f"devices are {list(devices)} and {list(asked.devices)} were asked for"
-    parallel = {
-        "tensor_parallel": held.tensor_parallel_on(len(devices)),
-        "pipeline_parallel": held.pipeline_parallel or 1,
-    }
-    for name, theirs in parallel.items():
-        mine = getattr(asked, name)
-        if mine not in (None, theirs):
-            return f"{name} is {theirs} and {mine} was asked for"
-    return _engine_difference(asked.engine, held.engine)
-
-
-def _engine_difference(asked: Mapping[str, object], held: Mapping[str, object]) -> str | None:
-    for option in sorted({*asked, *held}):
-        if asked.get(option) != held.get(option):
-            return (
-                f"engine.{option} is {held.get(option)!r} and {asked.get(option)!r} was asked for"
-            )
-    return None
 
 
 def _load_asked(state: ReplicaState | None, event: LoadAsked) -> Step:
@@ -178,7 +156,7 @@ def _unload_asked(state: ReplicaState | None, event: UnloadAsked) -> Step:
         return Step(state=None)
     if state.status is ReplicaStatus.UNLOADING and not state.is_falling_asleep:
         return Step(state=state, effects=(HastenDrain(drain_timeout_s=event.drain_timeout_s),))
-    if state.status is ReplicaStatus.LOADING and not state.is_waking:
+    if _is_coming(state) and not state.is_waking:
         effects: tuple[Effect, ...] = (CancelLoad(),)
     else:
         effects = (StartUnload(drain_timeout_s=event.drain_timeout_s),)
@@ -186,12 +164,13 @@ def _unload_asked(state: ReplicaState | None, event: UnloadAsked) -> Step:
         _with_status(state, ReplicaStatus.UNLOADING, event.now),
         sleep_level=None,
         host_used_bytes=None,
+        retry=None,
     )
     return Step(state=leaving, effects=effects)
 
 
 def _loading(state: ReplicaState | None, event: LoadEvent) -> Step:
-    if state is None or state.status is not ReplicaStatus.LOADING:
+    if state is None or not _is_coming(state):
         return Step(state=state)
     if isinstance(event, LoadProgressed):
         return Step(state=msgspec.structs.replace(state, progress=_progress(state, event)))
@@ -207,12 +186,17 @@ def _loading(state: ReplicaState | None, event: LoadEvent) -> Step:
                 info=event.info,
                 load_s=_taken_s(state, event.now),
                 error=None,
+                error_kind=None,
+                retry=None,
             )
             return Step(state=loaded)
         case LoadFailed():
+            if state.status is ReplicaStatus.RECOVERING:
+                # It was told to stop, or `RecoveryFailed` says what comes of it.
+                return Step(state=state)
             if event.is_refused:
                 return Step(state=None)
-            return Step(state=_as_failed(state, event.error, event.now))
+            return Step(state=_as_failed(state, event.error, event.kind, event.now))
         case _:
             assert_never(event)
 
@@ -256,7 +240,7 @@ def _fell_asleep(state: ReplicaState, event: SleepEnded | SleepFailed) -> Step:
     if not state.is_falling_asleep:
         return Step(state=state)
     if isinstance(event, SleepFailed):
-        return _broken(state, event.error, event.now)
+        return _broken(state, event.error, kind_of_text(event.error), event.now)
     asleep = msgspec.structs.replace(
         _with_status(state, ReplicaStatus.SLEEPING, event.now),
         host_used_bytes=event.host_used_bytes,
@@ -273,7 +257,7 @@ def _wake_asked(state: ReplicaState, now: float) -> Step:
                 placed_at=None,
             )
             return Step(state=waking, effects=(StartWake(),))
-        case ReplicaStatus.LOADED | ReplicaStatus.LOADING:
+        case ReplicaStatus.LOADED | ReplicaStatus.LOADING | ReplicaStatus.RECOVERING:
             return Step(state=state)
         case ReplicaStatus.UNLOADING:
             return _refused(state, f"{_leaving(state)}; wake it when that is done")
@@ -291,32 +275,66 @@ def _woke(state: ReplicaState, event: WakeEnded | WakeFailed) -> Step:
             sleep_level=None,
             host_used_bytes=None,
             error=None,
+            error_kind=None,
         )
         return Step(state=awake)
     if event.is_refused:
         return Step(state=_with_status(state, ReplicaStatus.SLEEPING, event.now))
-    return _broken(state, event.error, event.now)
+    return _broken(state, event.error, kind_of_text(event.error), event.now)
 
 
 def _died(state: ReplicaState | None, event: EngineDied) -> Step:
     if state is None or (state.status is not ReplicaStatus.LOADED and state.sleep_level is None):
         return Step(state=state)
-    return _broken(state, event.error, event.now)
+    if state.status is not ReplicaStatus.LOADED or event.retry is None:
+        return _broken(state, event.error, event.kind, event.now)
+    coming = _as_coming(state, event.error, event.kind, event.retry, event.now)
+    # Its requests belong to the engine that died, and end with it.
+    coming = msgspec.structs.replace(coming, in_flight=0)
+    dispose = DisposeEngine(error=event.error)
+    return Step(state=coming, effects=(dispose, StartRecovery(attempt=event.retry.attempt)))
 
 
-def _broken(state: ReplicaState, error: str, now: float) -> Step:
+def _recovery_failed(state: ReplicaState | None, event: RecoveryFailed) -> Step:
+    if state is None or state.status is not ReplicaStatus.RECOVERING:
+        return Step(state=state)
+    if event.retry is None:
+        return Step(state=_as_failed(state, event.error, event.kind, event.now))
+    return Step(state=_as_coming(state, event.error, event.kind, event.retry, event.now))
+
+
+def _broken(state: ReplicaState, error: str, kind: FailureKind, now: float) -> Step:
     dispose = DisposeEngine(error=error)
-    return Step(state=_as_failed(state, error, now), effects=(dispose,))
+    return Step(state=_as_failed(state, error, kind, now), effects=(dispose,))
 
 
-def _as_failed(state: ReplicaState, error: str, now: float) -> ReplicaState:
+def _as_failed(state: ReplicaState, error: str, kind: FailureKind, now: float) -> ReplicaState:
     return msgspec.structs.replace(
         _with_status(state, ReplicaStatus.FAILED, now),
         info=None,
         sleep_level=None,
         host_used_bytes=None,
         error=error,
+        error_kind=kind,
+        retry=None,
     )
+
+
+def _as_coming(
+    state: ReplicaState, error: str, kind: FailureKind, retry: Retry, now: float
+) -> ReplicaState:
+    return msgspec.structs.replace(
+        _with_status(state, ReplicaStatus.RECOVERING, now),
+        info=None,
+        placed_at=None,
+        error=error,
+        error_kind=kind,
+        retry=retry,
+    )
+
+
+def _is_coming(state: ReplicaState) -> bool:
+    return state.status in (ReplicaStatus.LOADING, ReplicaStatus.RECOVERING)
 
 
 def _taken_s(state: ReplicaState, now: float) -> float:

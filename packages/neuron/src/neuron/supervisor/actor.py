@@ -36,26 +36,30 @@ from neuron.lifecycle.events import (
     RequestEnded,
     SleepAsked,
     StartLoad,
+    StartRecovery,
     StartSleep,
     StartUnload,
     StartWake,
     UnloadAsked,
     WakeAsked,
 )
+from neuron.lifecycle.recovery import Attempt, FailureKind
 from neuron.lifecycle.replica import ReplicaState, Step, step
 from neuron.lifecycle.selection import check_devices
 from neuron.supervisor.admission import Admission
 from neuron.supervisor.lease import Lease, NotAdmittedError, Wish
-from neuron.supervisor.life import Life
+from neuron.supervisor.life import Life, Refusal
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.procedures import Procedures
+from neuron.supervisor.recovering import Recovering
 from neuron.supervisor.recycling import Recycling
 from neuron.supervisor.sleeping import Sleeping
 from neuron.supervisor.waiting import within
+from neuron.supervisor.watching import Watching
 
 logger = logging.getLogger(__name__)
 
-OnChange = Callable[[ModelId, ReplicaState | None, str | None], None]
+OnChange = Callable[[ModelId, ReplicaState | None, Refusal | None], None]
 """Takes a model, its state (`None` when it is gone) and why its load was refused, if it was."""
 
 
@@ -71,7 +75,9 @@ class Supervisor:
         self._parts = parts
         self._clock = parts.clock
         self._on_change = on_change
-        self._procedures = Procedures(parts, self._apply, self._closed)
+        watching = Watching(parts, self._died)
+        self._procedures = Procedures(parts, self._apply, self._closed, watching.begin)
+        self._recovering = Recovering(parts, self._procedures, self._apply)
         self.recycling = Recycling(parts, self._all_lives, self.unload, self._load_again)
         self._sleeping = Sleeping(parts, self._apply)
         self._admission = Admission(parts, self._refusal, self._tell)
@@ -101,14 +107,18 @@ class Supervisor:
         life = self._lives.get(model)
         return None if life is None else life.engine
 
-    async def load(self, spec: ModelSpec, *, was_here: bool = False) -> Life:
+    async def load(
+        self, spec: ModelSpec, *, is_automatic: bool = False, was_here: bool = False
+    ) -> Life:
         """Start to load a model, or join; wait for `loaded` of what is returned.
 
         A model that is being unloaded or put to sleep is waited for first; one that sleeps is
-        woken.
+        woken. One that was given up after too many failures starts afresh, unless nobody in
+        person asks for it.
 
         Args:
             spec: what to load.
+            is_automatic: whether a program decided it.
             was_here: it comes back after a restart, which a cordon does not forbid.
 
         Raises:
@@ -126,16 +136,20 @@ class Supervisor:
         check_devices(spec, self._parts.facts.devices)
         await self._wait_for_unload(spec.model)
         self._check_draining()
-        return self._start_load(
-            spec, is_new_taken=was_here or not self._parts.notebook.notes.is_cordoned
-        )
+        is_taken = was_here or not self._parts.notebook.notes.is_cordoned
+        life = self._start_load(spec, is_new_taken=is_taken, is_automatic=is_automatic)
+        if not is_automatic and life.state.status is ReplicaStatus.LOADING:
+            self._recovering.forget(spec)
+        return life
 
     def _load_again(self, spec: ModelSpec) -> Life:
         """Start to load a model that was here until a moment ago, cordoned or not."""
         self._check_draining()
         return self._start_load(spec)
 
-    def _start_load(self, spec: ModelSpec, *, is_new_taken: bool = True) -> Life:
+    def _start_load(
+        self, spec: ModelSpec, *, is_new_taken: bool = True, is_automatic: bool = False
+    ) -> Life:
         known = self._lives.get(spec.model)
         asked = LoadAsked(spec=spec, now=self._clock.now())
         after = _obeyed(step(known.state if known is not None else None, asked))
@@ -146,6 +160,8 @@ class Supervisor:
                     f"this neuron is cordoned and takes no new models; load {spec.model!r} "
                     "elsewhere"
                 )
+            if is_automatic:
+                self._recovering.check(spec, known.state if known is not None else None)
             return self._begin(after.state)
         life = self._life(spec.model)
         self._apply(life, asked)
@@ -198,6 +214,9 @@ class Supervisor:
         now = self._clock.now()
         self._apply(life, UnloadAsked(now=now, drain_timeout_s=drain_timeout_s))
         await life.gone.wait()
+        dead = self._leaving.get(model)
+        if dead is not None:
+            await dead.gone.wait()
 
     @contextlib.asynccontextmanager
     async def lease(self, model: ModelId, wish: Wish) -> AsyncIterator[Lease]:
@@ -328,8 +347,20 @@ class Supervisor:
             case DisposeEngine():
                 self._leaving[life.model] = life
                 self._procedures.dispose(life, effect.error)
+            case StartRecovery():
+                self._recover(life, effect.attempt)
             case StartLoad() | Refuse():
                 raise AssertionError("commands are answered where they are given")
+
+    def _died(self, life: Life, error: str, kind: FailureKind) -> None:
+        self._recovering.died(life, error, kind, is_wanted=not self.is_draining)
+
+    def _recover(self, dead: Life, attempt: Attempt) -> None:
+        """Begin the life of an engine in place of that of the dead one."""
+        life = Life(dead.state)
+        dead.end_as_failed()
+        self._lives[life.model] = life
+        self._recovering.begin(life, dead, attempt)
 
     def _changed(self, life: Life) -> None:
         life.changed.set()
@@ -338,7 +369,7 @@ class Supervisor:
         self._tell(life)
 
     def _tell(self, life: Life) -> None:
-        self._on_change(life.model, self._state_of(life.model), life.refused_reason)
+        self._on_change(life.model, self._state_of(life.model), life.refusal)
 
     def _refusal(self, model: ModelId, life: Life | None) -> RequestError | None:
         """Return why requests for a model do not get to `life`; `None` when they do."""

@@ -2,13 +2,23 @@
 
 import asyncio
 
+import msgspec
+
 from cortex_core.errors import RequestError
 from cortex_core.harness import Engine
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
+from neuron.lifecycle.recovery import FailureKind
 from neuron.lifecycle.replica import ReplicaState
 from neuron.supervisor.lease import Door, Lease
 from neuron.supervisor.waiting import first
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a load was not possible, of which nothing stays but this."""
+
+    reason: str
+    kind: FailureKind
 
 
 class Life:
@@ -43,7 +53,7 @@ class Life:
         """Set at the next change, and replaced then."""
         self.accepted = asyncio.Event()
         """Set when its load is found possible, or has ended."""
-        self.refused_reason: str | None = None
+        self.refusal: Refusal | None = None
         """Why its load was not possible."""
         self.door = Door()
         """Through which its requests go."""
@@ -61,6 +71,10 @@ class Life:
         for task in self.tasks:
             if task is not asyncio.current_task():
                 task.cancel()
+
+    def end_as_failed(self) -> None:
+        """Be over: another life has taken its place while its dead engine is disposed of."""
+        self.state = msgspec.structs.replace(self.state, status=ReplicaStatus.FAILED)
 
     def begin_sleep(self) -> None:
         """Have `asleep` and `hastened` stand for the sleep that begins."""

@@ -24,6 +24,7 @@ from neuron.supervisor import reports
 from neuron.supervisor.activation import Activator
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.feed import EventFeed
+from neuron.supervisor.life import Refusal
 from neuron.supervisor.parts import Parts
 
 # Five health events per second at the most, however many requests come and go.
@@ -179,14 +180,14 @@ class Node:
                 metrics.device_utilization.labels(name).set(health.utilization_pct / 100)
 
     def _model_changed(
-        self, model: ModelId, state: ReplicaState | None, refused_reason: str | None
+        self, model: ModelId, state: ReplicaState | None, refusal: Refusal | None
     ) -> None:
         """Tell of a model, unless only its requests came and went: health events say that."""
         told = self._told.get(model)
         if state is None:
             self._told.pop(model, None)
             if told is not None:
-                self._tell(reports.gone_report(told, refused_reason))
+                self._tell(reports.gone_report(told, refusal))
         else:
             report = self._report(state)
             last_used = told.last_used if told is not None else None

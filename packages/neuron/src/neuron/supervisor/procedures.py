@@ -26,7 +26,6 @@ from cortex_core.harness import Engine, ModelSpec
 from cortex_core.ids import DeviceIndex
 from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.events import (
-    EngineDied,
     Event,
     LoadEnded,
     LoadFailed,
@@ -34,7 +33,8 @@ from neuron.lifecycle.events import (
     LoadProgressed,
     UnloadEnded,
 )
-from neuron.supervisor.life import Life
+from neuron.lifecycle.recovery import kind_of_error
+from neuron.supervisor.life import Life, Refusal
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.waiting import within
 
@@ -63,6 +63,7 @@ class Procedures:
         parts: what they need.
         apply: takes the events with which they come back.
         on_closed: called when an engine that had served is gone and its memory free.
+        on_up: called when an engine serves, to have it watched.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class Procedures:
         parts: Parts,
         apply: Callable[[Life, Event], None],
         on_closed: Callable[[], None],
+        on_up: Callable[[Life, Engine], None],
     ) -> None:
         self._parts = parts
         self._on_closed = on_closed
+        self._on_up = on_up
         self._clock = parts.clock
         self._memory = parts.memory
         self._apply = apply
@@ -111,19 +114,24 @@ class Procedures:
         try:
             if predecessor is not None:
                 await predecessor.gone.wait()
-            life.engine = await self._load(life)
+            life.engine = await self.load_engine(life)
         except RequestError as error:
-            self._end_load(life, error, "refused" if isinstance(error, _REFUSALS) else "failed")
+            self.end_load(life, error, "refused" if isinstance(error, _REFUSALS) else "failed")
         except asyncio.CancelledError:
-            self._end_load(life, interrupted_error(life, "loading"), "cancelled")
+            self.end_load(life, interrupted_error(life, "loading"), "cancelled")
             raise
         except Exception:
             logger.exception("load failed", extra={"model": life.model})
-            self._end_load(life, InternalError(), "failed")
+            self.end_load(life, InternalError(), "failed")
         else:
-            await self._loaded(life, life.engine)
+            await self.keep(life, life.engine)
 
-    async def _load(self, life: Life) -> Engine:
+    async def load_engine(self, life: Life) -> Engine:
+        """Return a new engine for a life, that answers as it should, with its memory reserved.
+
+        Raises:
+            RequestError: why there is none; memory may be reserved all the same.
+        """
         harness = self._parts.harnesses[life.state.asked.harness]
         await harness.fetch(life.state.asked, lambda *news: self._fetching(life, *news))
         spec = await harness.check(life.state.asked)
@@ -154,12 +162,13 @@ class Procedures:
                 raise
             return engine
 
-    async def _loaded(self, life: Life, engine: Engine) -> None:
+    async def keep(self, life: Life, engine: Engine) -> None:
+        """Have an engine that has just come up serve, unless it is not wanted any more."""
         self._apply(life, LoadEnded(info=engine.info, now=self._clock.now()))
         if life.state.status is not ReplicaStatus.LOADED:
             # The harness finished although it was told to stop.
             await self._close_engine(life)
-            self._end_load(life, interrupted_error(life, "loading"), "cancelled")
+            self.end_load(life, interrupted_error(life, "loading"), "cancelled")
             return
         self._parts.metrics.loads.labels("ok").inc()
         self._parts.notebook.learn(
@@ -168,17 +177,20 @@ class Procedures:
             load_s=life.state.load_s,
         )
         self._parts.metrics.load_seconds.observe(life.state.load_s or 0)
-        life.tasks = [self._parts.spawn(self._watch(life, engine), f"watch {life.model}")]
+        life.tasks = []
+        self._on_up(life, engine)
         life.loaded.set_result(None)
         logger.info("model loaded", extra={"model": life.model, "load_s": life.state.load_s})
 
-    def _end_load(self, life: Life, error: RequestError, outcome: str) -> None:
-        self._parts.metrics.loads.labels(outcome).inc()
-        if life.has_reserved:
-            self._memory.release(life.model)
+    def end_load(self, life: Life, error: RequestError, outcome: str) -> None:
+        """End a life that has no engine, and tell everybody who waits for one."""
+        self.let_go(life, outcome)
         is_refused = outcome == "refused"
-        life.refused_reason = error.message if is_refused else None
-        failed = LoadFailed(error=error.message, now=self._clock.now(), is_refused=is_refused)
+        kind = kind_of_error(error)
+        life.refusal = Refusal(reason=error.message, kind=kind) if is_refused else None
+        failed = LoadFailed(
+            error=error.message, kind=kind, now=self._clock.now(), is_refused=is_refused
+        )
         self._apply(life, failed)
         self._apply(life, UnloadEnded())
         life.gone.set()
@@ -193,6 +205,13 @@ class Procedures:
         life.accepted.set()
         self._progress(life, stage, done, total)
 
+    def let_go(self, life: Life, outcome: str) -> None:
+        """Count a load that ended without an engine, and free what was reserved for it."""
+        self._parts.metrics.loads.labels(outcome).inc()
+        if life.has_reserved:
+            self._memory.release(life.model)
+            life.has_reserved = False
+
     def _wait_for_memory(self, life: Life) -> None:
         life.accepted.set()
         self._progress(life, "memory")
@@ -202,11 +221,6 @@ class Procedures:
     ) -> None:
         now = self._clock.now()
         self._apply(life, LoadProgressed(stage=stage, done_bytes=done, total_bytes=total, now=now))
-
-    async def _watch(self, life: Life, engine: Engine) -> None:
-        error = await engine.failed()
-        logger.error("engine died", extra={"model": life.model, "reason": error})
-        self._apply(life, EngineDied(error=error, now=self._clock.now()))
 
     async def _take_down(self, life: Life, drain_timeout_s: float) -> None:
         try:

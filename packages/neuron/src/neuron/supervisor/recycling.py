@@ -15,6 +15,10 @@ from neuron.supervisor.waiting import within
 logger = logging.getLogger(__name__)
 
 
+_WANTED = (ReplicaStatus.LOADED, ReplicaStatus.RECOVERING)
+"""What is brought back; whatever was wrong with an engine, a new process may cure it."""
+
+
 class Recycling:
     """One recycling at a time, for the whole node or for some of its devices.
 
@@ -108,9 +112,7 @@ class Recycling:
         error: RequestError | None = None
         logger.info("recycling", extra={"models": sorted(self.models)})
         try:
-            again = [
-                life.state.asked for life in lives if life.state.status is ReplicaStatus.LOADED
-            ]
+            again = [life.state.asked for life in lives if life.state.status in _WANTED]
             await self._end(lives)
             if devices is None:
                 for harness in self._parts.harnesses.values():

@@ -14,15 +14,18 @@ from cortex_core.wire.neuron import (
     ModelLoad,
     ModelReport,
     Progress,
+    Recovery,
     Servable,
 )
 from neuron.lifecycle.admission import refusal
 from neuron.lifecycle.budget import Budget
+from neuron.lifecycle.events import Retry
 from neuron.lifecycle.line import limits_of
 from neuron.lifecycle.notes import Notes
 from neuron.lifecycle.replica import ReplicaState
 from neuron.ports import DeviceFacts, NodeIdentity
 from neuron.settings import AdmissionSettings
+from neuron.supervisor.life import Refusal
 
 
 def discovery(identity: NodeIdentity, facts: DeviceFacts, harnesses: Iterable[str]) -> Discovery:
@@ -96,6 +99,8 @@ def model_report(
         servable=Servable(ok=refused is None, reason=refused.message if refused else None),
         progress=progress(state.progress),
         error=state.error,
+        error_kind=None if state.error_kind is None else state.error_kind.value,
+        recovery=_recovery(state.retry),
     )
 
 
@@ -112,13 +117,14 @@ def measured(notes: Notes) -> tuple[Measured, ...]:
     )
 
 
-def gone_report(last: ModelReport, refused_reason: str | None) -> ModelReport:
+def gone_report(last: ModelReport, refusal: Refusal | None) -> ModelReport:
     """Return the report that takes a model off the list."""
     return ModelReport(
         id=last.id,
         harness=last.harness,
         status=ReplicaStatus.UNLOADED.value,
-        error=refused_reason or last.error,
+        error=last.error if refusal is None else refusal.reason,
+        error_kind=last.error_kind if refusal is None else refusal.kind.value,
     )
 
 
@@ -152,6 +158,12 @@ def progress(state: LoadProgress | None) -> Progress | None:
         total_bytes=state.total_bytes,
         eta_s=None if state.eta_s is None else round(state.eta_s, 1),
     )
+
+
+def _recovery(retry: Retry | None) -> Recovery | None:
+    if retry is None:
+        return None
+    return Recovery(attempts=retry.attempt.number, next_attempt=round(retry.at_epoch, 3))
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -1,0 +1,93 @@
+"""The real engine dies, in every way that can be had without breaking the machine.
+
+Each time its requests end at once, the model comes back by itself, and nothing else is touched.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from neuron.engines import processes
+from tests.e2e.conftest import CHAT, EMBED
+from tests.e2e.neuron_process import LOAD_S, NeuronProcess, kill, wait_for
+
+pytestmark = pytest.mark.timeout(600)
+
+CHAT_PATH = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+ENDLESS = {"model": CHAT, "messages": HELLO, "max_tokens": 3900, "ignore_eos": True}
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """A neuron with two models, of which only `cortex/tiny` is harmed."""
+
+    daemon: NeuronProcess
+    bystander: int
+    """Process of the other one's engine."""
+
+    def victim(self) -> int:
+        """Return the process of the engine that is to be harmed."""
+        (engine,) = self.daemon.engine_processes() - {self.bystander}
+        return engine
+
+    def report(self) -> dict[str, Any]:
+        """Return what `/models` says of the model that is harmed."""
+        models = self.daemon.http.get("/models").json()
+        found: dict[str, Any] = next(entry for entry in models if entry["id"] == CHAT)
+        return found
+
+    def check_well(self) -> None:
+        """Check that both models answer, each from one engine, and the bystander's is the same."""
+        body = {"model": CHAT, "messages": HELLO, "max_tokens": 2}
+        assert self.daemon.post(CHAT_PATH, body).status_code == 200
+        embedded = self.daemon.post("/v1/embeddings", {"model": EMBED, "input": "x"})
+        assert embedded.status_code == 200
+        assert len(self.daemon.engine_processes()) == 2
+        assert self.bystander in self.daemon.engine_processes()
+
+    def deaths(self, kind: str) -> float:
+        """Return how many engines have died so."""
+        return self.daemon.series("neuron_engine_deaths_total").get(f'{{kind="{kind}"}}', 0.0)
+
+
+@pytest.fixture(scope="module")
+def shared(own_neuron: NeuronProcess) -> Iterator[Shared]:
+    """Both models loaded."""
+    assert own_neuron.load(EMBED).status_code == 200
+    (bystander,) = own_neuron.engine_processes()
+    assert own_neuron.load(CHAT).status_code == 200
+    yield Shared(daemon=own_neuron, bystander=bystander)
+
+
+def test_killed_engine_breaks_its_stream_and_comes_back(shared: Shared) -> None:
+    """Ours: an error event and no `[DONE]`; then it serves again, in a process of its own."""
+    daemon, victim, deaths = shared.daemon, shared.victim(), shared.deaths("died")
+    family = processes.family([victim])
+
+    with daemon.http.stream("POST", CHAT_PATH, json={**ENDLESS, "stream": True}) as answer:
+        pieces = answer.iter_text()
+        text = next(pieces)
+        kill(victim)
+        text += "".join(pieces)
+
+    assert "engine_error" in text
+    assert "[DONE]" not in text
+    wait_for(lambda: shared.deaths("died") == deaths + 1)
+    wait_for(lambda: shared.report()["status"] == "loaded", timeout_s=LOAD_S)
+    assert not processes.alive(family)
+    assert shared.victim() != victim
+    shared.check_well()
+
+
+def test_engine_that_dies_idle_is_noticed_and_loads_join_its_recovery(shared: Shared) -> None:
+    """Ours: nobody has to ask it something first."""
+    daemon = shared.daemon
+    kill(shared.victim())
+
+    wait_for(lambda: shared.report()["status"] == "recovering")
+    found = shared.report()
+    assert (found["error_kind"], found["recovery"]["attempts"] >= 1) == ("died", True)
+    assert daemon.load(CHAT).status_code == 200
+    shared.check_well()
