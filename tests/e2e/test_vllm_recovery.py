@@ -3,7 +3,6 @@
 Each time its requests end at once, the model comes back by itself, and nothing else is touched.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -53,12 +52,12 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @pytest.fixture(scope="module")
-def shared(own_neuron: NeuronProcess) -> Iterator[Shared]:
+def shared(own_neuron: NeuronProcess) -> Shared:
     """Both models loaded."""
     assert own_neuron.load(EMBED).status_code == 200
     (bystander,) = own_neuron.engine_processes()
     assert own_neuron.load(CHAT).status_code == 200
-    yield Shared(daemon=own_neuron, bystander=bystander)
+    return Shared(daemon=own_neuron, bystander=bystander)
 
 
 def test_killed_engine_breaks_its_stream_and_comes_back(shared: Shared) -> None:

@@ -51,7 +51,9 @@ specs = st.builds(
     harness=st.sampled_from(["simulated", "vllm"]),
     quant=st.sampled_from([None, "awq"]),
 )
-retries = st.none() | st.just(Retry(attempt=Attempt(number=1, delay_s=1.0), at_epoch=6.0))
+retries: st.SearchStrategy[Retry | None] = st.none() | st.just(
+    Retry(attempt=Attempt(number=1, delay_s=1.0), at_epoch=6.0)
+)
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(LoadAsked, spec=specs, now=st.just(1.0)),
     st.builds(LoadPlaced, devices=st.just((DeviceIndex(0),)), now=st.just(1.5)),
@@ -109,7 +111,7 @@ def test_an_engine_is_there_exactly_while_a_model_is_loaded_or_being_unloaded(
 ) -> None:
     """Ours: whatever the order of events, at most one load or engine of a model exists."""
     engines = loads = 0
-    state = None
+    state: ReplicaState | None = None
     for event in history:
         was = state.status if state is not None else None
         if state is not None and was in COMING and not state.is_waking:

@@ -23,6 +23,7 @@ class NeuronMetrics:
         self.registry = registry
         self._add_requests(registry)
         self._add_lives(registry)
+        self._add_deaths(registry)
         self._add_memory(registry)
 
     def _add_requests(self, registry: CollectorRegistry) -> None:
@@ -69,6 +70,23 @@ class NeuronMetrics:
             buckets=_LOAD_BUCKETS,
             registry=registry,
         )
+        self.recycles = Counter(
+            "neuron_recycles_total", "Times that engines were replaced.", registry=registry
+        )
+        self.sleeps = Counter(
+            "neuron_sleeps_total", "Sleeps that began, or did not.", ["outcome"], registry=registry
+        )
+        self.wakes = Counter(
+            "neuron_wakes_total", "Wakes that ended.", ["outcome"], registry=registry
+        )
+        self.wake_seconds = Histogram(
+            "neuron_wake_seconds",
+            "Time that wakes took until the model served.",
+            buckets=_LOAD_BUCKETS,
+            registry=registry,
+        )
+
+    def _add_deaths(self, registry: CollectorRegistry) -> None:
         self.deaths = Counter(
             "neuron_engine_deaths_total",
             "Engines that ended by themselves or had to be given up, by what is known of it.",
@@ -84,21 +102,6 @@ class NeuronMetrics:
         self.recovery_seconds = Histogram(
             "neuron_recovery_seconds",
             "Time from the death of an engine until its model served again.",
-            buckets=_LOAD_BUCKETS,
-            registry=registry,
-        )
-        self.recycles = Counter(
-            "neuron_recycles_total", "Times that engines were replaced.", registry=registry
-        )
-        self.sleeps = Counter(
-            "neuron_sleeps_total", "Sleeps that began, or did not.", ["outcome"], registry=registry
-        )
-        self.wakes = Counter(
-            "neuron_wakes_total", "Wakes that ended.", ["outcome"], registry=registry
-        )
-        self.wake_seconds = Histogram(
-            "neuron_wake_seconds",
-            "Time that wakes took until the model served.",
             buckets=_LOAD_BUCKETS,
             registry=registry,
         )

@@ -108,6 +108,8 @@ def describe_exit(status: int, *, was_short: bool = False) -> str:
     """
     if status == -9 and was_short:
         return "the machine ran out of memory, and the engine process was killed (signal 9)"
+    if status == -9:
+        return "the engine process was killed (signal 9)"
     if status < 0:
         return f"the engine process was ended by signal {-status}"
     return f"the engine process ended with status {status}"
