@@ -152,6 +152,7 @@ async def _play(history: list[Move]) -> None:
             "server_is_overloaded",
             "draining",
             "no_replica",
+            "recovering",
             "model_loading",
             "model_load_failed",
             "model_not_found",

@@ -373,12 +373,13 @@ class Supervisor:
 
     def _refusal(self, model: ModelId, life: Life | None) -> RequestError | None:
         """Return why requests for a model do not get to `life`; `None` when they do."""
-        is_its = life is not None and self._lives.get(model) is life
+        now = self._lives.get(model)
+        is_replaced = life is not now and now is not None
         return refusal(
             model,
-            life.state if life is not None and is_its else None,
+            now.state if now is not None and now is life else None,
             is_draining=self.is_draining,
-            is_back_soon=model in self.recycling.models,
+            is_back_soon=is_replaced or model in self.recycling.models,
         )
 
     def _state_of(self, model: ModelId) -> ReplicaState | None:
