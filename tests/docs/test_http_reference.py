@@ -16,7 +16,7 @@ from cortex_core.fleet.state import FleetState
 from cortex_core.routing import explain, record
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
-from cortex_core.wire import admin, neuron as wire
+from cortex_core.wire import admin, fit, neuron as wire
 from cortex_core.wire.openai import models
 from cortex_gateway.api.background import Background
 from cortex_gateway.app import build_app
@@ -59,6 +59,11 @@ NEURON: Sequence[type[msgspec.Struct]] = (
     wire.Measured,
     wire.StatusAnswer,
     wire.EndpointAnswer,
+    fit.FitReport,
+    fit.FitCheck,
+    fit.FitDevice,
+    fit.FitNeed,
+    fit.FitSuggestion,
 )
 GATEWAY: Sequence[type[msgspec.Struct]] = (
     models.ModelList,

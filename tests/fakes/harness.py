@@ -7,6 +7,7 @@ from cortex_core.harness import (
     Capabilities,
     EngineAnswer,
     EngineLoad,
+    Knowledge,
     Limit,
     ModelInfo,
     ModelSpec,
@@ -140,6 +141,7 @@ class FakeHarness:
     def __init__(self) -> None:
         self.may_fetch = _set_event()
         self.may_load = _set_event()
+        self.knowledge = Knowledge()
         self.load_error: Exception | None = None
         self.check_error: Exception | None = None
         """With which every engine's first answer ends."""
@@ -166,6 +168,10 @@ class FakeHarness:
     async def check(self, spec: ModelSpec) -> ModelSpec:
         """Return `spec`."""
         return spec
+
+    async def study(self, spec: ModelSpec) -> Knowledge:
+        """Return what the test says."""
+        return self.knowledge
 
     async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> FakeEngine:
         """Load, when it may."""

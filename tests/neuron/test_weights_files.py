@@ -8,13 +8,7 @@ import pytest
 
 from cortex_core.errors import InvalidRequestError
 from neuron.weights.files import find_weights, hub_cache
-from neuron.weights.sizes import (
-    Architecture,
-    estimate_vram_bytes,
-    kv_bytes_per_token,
-    read_architecture,
-    weights_bytes,
-)
+from neuron.weights.sizes import Weights, read_weights, weights_bytes
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -27,14 +21,14 @@ LLAMA = {
 
 
 def write_safetensors(path: pathlib.Path, sizes: dict[str, int]) -> None:
-    """Write the header of a file whose tensors have `sizes` bytes; no data."""
+    """Write a file whose tensors have `sizes` bytes of nothing."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, size in sizes.items():
         header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [start, start + size]}
         start += size
     raw = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(start))
 
 
 def make_model(folder: pathlib.Path, config: dict[str, object] | None = None) -> pathlib.Path:
@@ -136,62 +130,30 @@ def test_size_is_that_of_the_tensors(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x00" * 8, struct.pack("<Q", 1 << 60), b"\x05" + b"\0" * 7])
-def test_size_of_a_broken_file_is_not_known(tmp_path: pathlib.Path, raw: bytes) -> None:
-    """Ours: an estimate never fails a load."""
+def test_broken_file_has_no_size_and_is_told(tmp_path: pathlib.Path, raw: bytes) -> None:
+    """Ours: it is named, and nothing is raised."""
     (tmp_path / "model.safetensors").write_bytes(raw)
 
-    assert weights_bytes(tmp_path) is None
+    weights = read_weights(tmp_path)
+
+    assert (weights.format, weights.size_bytes) == ("safetensors", None)
+    assert weights.damage is not None
+    assert weights.damage.startswith("model.safetensors: ")
 
 
-def test_cache_of_one_token() -> None:
-    """Ours, measured against vLLM: keys and values, of the key-value heads, in every layer."""
-    llama = Architecture(
-        num_hidden_layers=2,
-        hidden_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-    )
-    latent = Architecture(
-        num_hidden_layers=2,
-        hidden_size=64,
-        num_attention_heads=2,
-        kv_lora_rank=16,
-        qk_rope_head_dim=4,
-    )
+def test_file_that_was_cut_off_is_told_with_both_sizes(tmp_path: pathlib.Path) -> None:
+    """Ours: a download that broke off is not found out by the engine, after a minute."""
+    path = make_model(tmp_path / "m") / "a.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    size = path.stat().st_size
 
-    assert kv_bytes_per_token(llama) == 256
-    assert kv_bytes_per_token(latent) == 2 * (16 + 4) * 2
-    assert kv_bytes_per_token(Architecture()) is None
+    damage = read_weights(tmp_path / "m").damage
+
+    assert damage == f"a.safetensors: it has {size} bytes and should have {size + 1}"
 
 
-def test_architecture_of_a_model_with_parts_is_that_of_its_text(tmp_path: pathlib.Path) -> None:
-    """transformers: `text_config` of multimodal models."""
-    inner = {name: value for name, value in LLAMA.items() if name != "architectures"}
-    outer: dict[str, object] = {"architectures": ["SeeingModel"], "text_config": inner}
-    folder = make_model(tmp_path / "m", outer)
+def test_pickles_are_told_as_such(tmp_path: pathlib.Path) -> None:
+    """Ours: only where there is nothing better."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"12345")
 
-    model = read_architecture(folder)
-
-    assert model.architectures == ("SeeingModel",)
-    assert model.num_hidden_layers == 2
-    assert read_architecture(tmp_path) == Architecture()
-
-
-def test_estimate_grows_with_context_and_devices(tmp_path: pathlib.Path) -> None:
-    """Ours: weights, cache, and an overhead on each device."""
-    folder = make_model(tmp_path / "m")
-
-    short = estimate_vram_bytes(folder, {"max_model_len": 100}, 1)
-    long = estimate_vram_bytes(folder, {"max_model_len": 1100}, 1)
-    fixed = estimate_vram_bytes(folder, {"kv_cache_memory_bytes": 7, "max_model_len": 100}, 1)
-    both = estimate_vram_bytes(folder, {"max_model_len": 100}, 2)
-
-    assert short is not None
-    assert long is not None
-    assert fixed is not None
-    assert both is not None
-    assert long - short == 1000 * 256
-    assert short - fixed == 100 * 256 - 7
-    assert both > short
-    assert estimate_vram_bytes(tmp_path, {}, 1) is None
+    assert read_weights(tmp_path) == Weights(format="pickle", size_bytes=5)

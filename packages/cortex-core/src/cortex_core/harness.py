@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from cortex_core.ids import DeviceIndex, ModelId, RequestId
+from cortex_core.knowledge import ModelFacts
 
 
 class Route(enum.StrEnum):
@@ -113,6 +114,17 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Host memory that it will hold asleep at level 1; `None` is reckoned as `vram_bytes`."""
     max_in_flight: int | None = None
     """Requests that it runs together; more wait inside it."""
+
+
+class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a model that is not loaded."""
+
+    facts: ModelFacts = ModelFacts()
+    capabilities: Capabilities | None = None
+    """What it would be able to do; `None` is not known."""
+    limit: Limit = Limit()
+    sampling: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """Its defaults where a request says nothing, under the names of the request's fields."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,6 +261,10 @@ class Harness(Protocol):
             InvalidRequestError: an engine option does not exist or has a wrong type.
             NotFoundError: there are no weights for the model here.
         """
+        ...
+
+    async def study(self, spec: ModelSpec) -> Knowledge:
+        """Return what is known of a checked spec without a device; what is not stays `None`."""
         ...
 
     async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> Engine:

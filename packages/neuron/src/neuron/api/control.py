@@ -60,6 +60,7 @@ class ControlApi:
             Route("/discovery", self.discovery, methods=["GET"]),
             Route("/models", self.models, methods=["GET"]),
             Route("/models/load", self.load, methods=["POST"]),
+            Route("/models/fit", self.fit, methods=["POST"]),
             Route("/models/unload", self.unload, methods=["POST"]),
             Route("/models/sleep", self.sleep, methods=["POST"]),
             Route("/models/wake", self.wake, methods=["POST"]),
@@ -89,6 +90,11 @@ class ControlApi:
         # Shielded: a caller that leaves must not take the load with it.
         await asyncio.shield(life.loaded)
         return json_answer(StatusAnswer(status="loaded"))
+
+    async def fit(self, request: Request) -> Response:
+        """Answer whether such a load would work; nothing is done."""
+        spec = _spec(decode_request(await read_body(request.receive), _LOAD_DECODER))
+        return json_answer(await self._node.fitting.report(spec))
 
     async def unload(self, request: Request) -> Response:
         """Unload a model, and answer when its memory is free."""

@@ -9,11 +9,12 @@ import asyncio
 import msgspec
 
 from cortex_core.errors import InvalidRequestError, ModelLoadFailedError
-from cortex_core.harness import ModelSpec, ProgressCallback, Route
+from cortex_core.harness import Knowledge, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
+from cortex_core.knowledge import ModelFacts
 from cortex_core.server.clock import Clock
 from cortex_core.units import MIB, bytes_from_mib
-from neuron.engines.simulation.engine import SimulatedEngine
+from neuron.engines.simulation.engine import SimulatedEngine, info_of
 from neuron.engines.simulation.tokens import Tokens, options_of
 from neuron.settings import Fault, SimulatedSettings
 
@@ -67,6 +68,14 @@ class SimulatedHarness:
                 f"engine.runner is {options.runner!r}; use 'generate' or 'pooling'", param="engine"
             )
         return msgspec.structs.replace(spec, vram_bytes=self._size_bytes(spec))
+
+    async def study(self, spec: ModelSpec) -> Knowledge:
+        """Return what an engine for `spec` would say of itself."""
+        info = info_of(spec, self._settings)
+        facts = ModelFacts(
+            is_here=True, context=options_of(spec).max_model_len, longest=info.limit.context
+        )
+        return Knowledge(facts=facts, capabilities=info.capabilities, limit=info.limit)
 
     async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> SimulatedEngine:
         """Bring up an engine after the time that a load takes."""

@@ -23,9 +23,15 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from cortex_core.errors import ModelLoadFailedError, NotFoundError
-from cortex_core.harness import Engine, ModelSpec, ProgressCallback, Route
+from cortex_core.harness import Engine, Knowledge, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
-from neuron.engines import engine_process, processes, vllm_bringup, vllm_failures
+from neuron.engines import (
+    engine_process,
+    processes,
+    vllm_bringup,
+    vllm_failures,
+    vllm_knowledge,
+)
 from neuron.engines.oom import OomCount
 from neuron.engines.token_process import TokenProcess
 from neuron.engines.vllm_engine import VllmEngine
@@ -37,10 +43,10 @@ from neuron.engines.vllm_environment import (
 )
 from neuron.engines.vllm_runtime import make_runtime_folder, runtime_parent, sweep
 from neuron.engines.vllm_stats import render_metrics
+from neuron.lifecycle.footprint import estimate
 from neuron.models import BUILTIN, BuiltinModel
 from neuron.settings import VllmSettings
 from neuron.weights.downloads import Downloads
-from neuron.weights.sizes import estimate_vram_bytes
 
 T = TypeVar("T")
 
@@ -144,7 +150,28 @@ class VllmHarness:
         await self._import_vllm()
         vllm_bringup.check_options(spec)
         folder = await self._in_thread(functools.partial(self._find_weights, spec))
-        return await self._in_thread(functools.partial(_with_estimate, spec, folder))
+        if spec.vram_bytes is not None:
+            return spec
+        study = functools.partial(self._study, spec, folder)
+        parts = estimate((await self._in_thread(study)).facts, spec)
+        return msgspec.structs.replace(
+            spec, vram_bytes=None if parts is None else parts.total_bytes
+        )
+
+    async def study(self, spec: ModelSpec) -> Knowledge:
+        """Return what is known of a spec without a device; its options must be right.
+
+        Raises:
+            InvalidRequestError: its weights are in a form that may not be loaded.
+            NotFoundError: they are not here, and cannot be downloaded.
+        """
+        spec = self._completed(spec)
+        await self._import_vllm()
+        source, model = self._downloads.source, self._weights_name(spec)
+        folder = await self._in_thread(functools.partial(source.find, model, _revision(spec)))
+        if folder is None:
+            self._downloads.check(model, _revision(spec))
+        return await self._in_thread(functools.partial(self._study, spec, folder))
 
     async def load(self, spec: ModelSpec, on_progress: ProgressCallback) -> Engine:
         """Bring up an engine for a checked spec; cancelling the call undoes it.
@@ -217,6 +244,14 @@ class VllmHarness:
             spec,
             engine={**builtin.engine, **spec.engine},
             vram_bytes=spec.vram_bytes or builtin.vram_bytes,
+        )
+
+    def _study(self, spec: ModelSpec, folder: pathlib.Path | None) -> Knowledge:
+        return vllm_knowledge.study(
+            spec,
+            vllm_bringup.check_options(spec),
+            folder,
+            is_pickle_allowed=spec.model in self._downloads.source.allow_pickle,
         )
 
     def _weights_name(self, spec: ModelSpec) -> str:
@@ -355,13 +390,6 @@ def _check_import(future: Future[None]) -> None:
 
 def _revision(spec: ModelSpec) -> str:
     return str(spec.engine.get("revision") or "main")
-
-
-def _with_estimate(spec: ModelSpec, folder: pathlib.Path) -> ModelSpec:
-    if spec.vram_bytes is not None:
-        return spec
-    estimate = estimate_vram_bytes(folder, spec.engine, spec.ranks)
-    return msgspec.structs.replace(spec, vram_bytes=estimate)
 
 
 def _children() -> set[int]:

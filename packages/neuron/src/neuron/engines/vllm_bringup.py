@@ -30,7 +30,8 @@ from neuron.engines.vllm_placement import check_placement, device_arguments
 from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO
 from neuron.engines.vllm_serving import Stack
 from neuron.engines.vllm_stats import LoadWindow
-from neuron.weights.sizes import read_architecture, weights_bytes
+from neuron.weights.description import read_description
+from neuron.weights.sizes import weights_bytes
 
 IMPORT_ERRORS = (
     ArithmeticError,
@@ -277,7 +278,7 @@ def settle_parsers(
     from vllm.tool_parsers import ToolParserManager
 
     known = (*ToolParserManager.list_registered(), *ReasoningParserManager.list_registered())
-    architectures = read_architecture(folder).architectures if folder is not None else ()
+    architectures = read_description(folder).architectures if folder is not None else ()
     family = parsers_for(model, architectures, known)
     tool_parser = options.serving.tool_call_parser or family.tool_call
     reasoning = options.engine.get("reasoning_parser") or family.reasoning

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import ModelSpec
 
-_CPU_KV_CACHE_BYTES = 2 << 30
+CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache of an engine on the CPU when nobody says; vLLM would take 92 % of the memory."""
 
 _MAX_UTILIZATION_RATIO = 0.95
@@ -45,7 +45,7 @@ def device_arguments(spec: ModelSpec, given: Mapping[str, object]) -> dict[str, 
         arguments["pipeline_parallel_size"] = spec.pipeline_parallel or 1
     if current_platform.is_cpu():
         if "kv_cache_memory_bytes" not in given:
-            arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+            arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         return arguments
     if spec.devices:
         arguments["device_ids"] = list(spec.devices)

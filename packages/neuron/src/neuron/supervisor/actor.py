@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Callable
 from cortex_core.errors import (
     CordonedError,
     DrainingError,
-    InvalidRequestError,
-    ModelLoadFailedError,
     ModelNotFoundError,
     RequestError,
 )
@@ -124,15 +122,7 @@ class Supervisor:
         Raises:
             RequestError: the load is refused.
         """
-        unusable = self._parts.unusable.get(spec.harness)
-        if unusable is not None:
-            raise ModelLoadFailedError(f"{spec.model!r} cannot be loaded: {unusable}")
-        if spec.harness not in self._parts.harnesses:
-            raise InvalidRequestError(
-                f"there is no harness {spec.harness!r} here; "
-                f"there is {', '.join(self._parts.harnesses) or 'none'}",
-                param="harness",
-            )
+        self._parts.harness_for(spec)
         check_devices(spec, self._parts.facts.devices)
         await self._wait_for_unload(spec.model)
         self._check_draining()

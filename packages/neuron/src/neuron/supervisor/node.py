@@ -24,6 +24,7 @@ from neuron.supervisor import reports
 from neuron.supervisor.activation import Activator
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.feed import EventFeed
+from neuron.supervisor.fitting import Fitting
 from neuron.supervisor.life import Refusal
 from neuron.supervisor.parts import Parts
 
@@ -53,6 +54,7 @@ class Node:
         self._told: dict[ModelId, ModelReport] = {}
         self._dirty = asyncio.Event()
         self.supervisor = Supervisor(parts, self._model_changed)
+        self.fitting = Fitting(parts)
         named = parts.settings.default_models
         restored = to_restore(parts.notebook.notes.loaded, [model.model_id for model in named])
         self.activator = Activator(

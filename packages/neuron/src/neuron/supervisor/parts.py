@@ -6,7 +6,8 @@ from collections.abc import Coroutine, Mapping
 
 import msgspec
 
-from cortex_core.harness import Harness
+from cortex_core.errors import InvalidRequestError, ModelLoadFailedError
+from cortex_core.harness import Harness, ModelSpec
 from cortex_core.server.clock import Clock
 from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts, DeviceLanes
@@ -33,6 +34,24 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     tasks: asyncio.TaskGroup
     unusable: Mapping[str, str] = {}
     """Why harnesses that the settings name are not offered, by name."""
+
+    def harness_for(self, spec: ModelSpec) -> Harness:
+        """Return the harness that a spec names.
+
+        Raises:
+            InvalidRequestError: there is none of that name here.
+            ModelLoadFailedError: it cannot be used.
+        """
+        unusable = self.unusable.get(spec.harness)
+        if unusable is not None:
+            raise ModelLoadFailedError(f"{spec.model!r} cannot be loaded: {unusable}")
+        if spec.harness not in self.harnesses:
+            raise InvalidRequestError(
+                f"there is no harness {spec.harness!r} here; "
+                f"there is {', '.join(self.harnesses) or 'none'}",
+                param="harness",
+            )
+        return self.harnesses[spec.harness]
 
     def spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         """Start a procedure; a bug in it must not take the other models' with it."""

@@ -34,6 +34,7 @@ from neuron.lifecycle.events import (
     UnloadEnded,
 )
 from neuron.lifecycle.recovery import kind_of_error
+from neuron.supervisor.fitting import Fitting
 from neuron.supervisor.life import Life, Refusal
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.waiting import within
@@ -79,6 +80,7 @@ class Procedures:
         self._clock = parts.clock
         self._memory = parts.memory
         self._apply = apply
+        self._fitting = Fitting(parts)
 
     def bring_up(self, life: Life, predecessor: Life | None) -> None:
         """Load a model, once what is left of its `predecessor` is gone."""
@@ -135,6 +137,7 @@ class Procedures:
         harness = self._parts.harnesses[life.state.asked.harness]
         await harness.fetch(life.state.asked, lambda *news: self._fetching(life, *news))
         spec = await harness.check(life.state.asked)
+        await self._fitting.refuse(life.state.asked, spec)
         # What such a load held before is worth more than anybody's estimate.
         measured = self._parts.notebook.notes.vram_bytes(life.state.asked)
         needed = spec.vram_bytes if measured is None else measured

@@ -52,6 +52,7 @@ class SimulatedEngine:
     ) -> None:
         options = options_of(spec)
         self._clock = clock
+        self.info = info_of(spec, settings)
         self._tokens = Tokens(spec, settings)
         self._context = self._tokens.context
         self._embeds = self._tokens.embeds
@@ -62,20 +63,6 @@ class SimulatedEngine:
         self.is_closed = False
         self._model = spec.model
         self._nap = Nap(spec.vram_bytes or 0, settings, fault, clock)
-        self.info = ModelInfo(
-            capabilities=Capabilities(
-                chat=not self._embeds,
-                completions=not self._embeds,
-                tools=not self._embeds,
-                reasoning=not self._embeds,
-                embeddings=self._embeds,
-                sleep=settings.can_sleep,
-            ),
-            limit=Limit(context=self._context, output=None if self._embeds else self._context - 1),
-            vram_bytes=spec.vram_bytes,
-            sleep_bytes=spec.vram_bytes,
-            max_in_flight=options.max_num_seqs or settings.max_in_flight,
-        )
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start making tokens."""
@@ -245,6 +232,26 @@ class _Primed:
 
     async def aclose(self) -> None:
         await self._rest.aclose()
+
+
+def info_of(spec: ModelSpec, settings: SimulatedSettings) -> ModelInfo:
+    """Return what an engine for `spec` says of itself; its options are right."""
+    tokens = Tokens(spec, settings)
+    embeds, context = tokens.embeds, tokens.context
+    return ModelInfo(
+        capabilities=Capabilities(
+            chat=not embeds,
+            completions=not embeds,
+            tools=not embeds,
+            reasoning=not embeds,
+            embeddings=embeds,
+            sleep=settings.can_sleep,
+        ),
+        limit=Limit(context=context, output=None if embeds else context - 1),
+        vram_bytes=spec.vram_bytes,
+        sleep_bytes=spec.vram_bytes,
+        max_in_flight=options_of(spec).max_num_seqs or settings.max_in_flight,
+    )
 
 
 def _pace(settings: SimulatedSettings, options: EngineOptions, fault: Fault) -> Pace:
