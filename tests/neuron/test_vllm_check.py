@@ -88,7 +88,7 @@ def test_one_number_that_is_none_spoils_the_answer(values: list[float], place: i
 
 
 def test_question_goes_by_what_the_model_can_do() -> None:
-    """Ours: completions before vectors, and nothing for a model that only ranks."""
+    """Ours: completions before vectors, vectors before scores."""
     generates = question("m", Capabilities(completions=True, embeddings=True))
     embeds = question("m", Capabilities(embeddings=True))
 
@@ -97,6 +97,9 @@ def test_question_goes_by_what_the_model_can_do() -> None:
     assert json.loads(generates[1])["temperature"] == 0
     assert embeds is not None
     assert embeds[0] is Route.EMBEDDINGS
+    scores = question("m", Capabilities(scoring=True))
+    assert scores is not None
+    assert scores[0] is Route.SCORE
     assert question("m", Capabilities()) is None
 
 
@@ -144,5 +147,7 @@ def test_answers_are_read_as_vllm_writes_them() -> None:
 
     assert spoken == Spoken(tokens=(" 10",), logprobs=(None,), runners_up=({" 10": -0.5},))
     assert read_answer(Route.EMBEDDINGS, json.dumps(vector).encode()) == Vector(values=(0.5, 0.25))
+    scores = b'{"data": [{"index": 0, "score": 0.5}, {"index": 1, "score": null}]}'
+    assert read_answer(Route.SCORE, scores) == Vector(values=(0.5, None))
     with pytest.raises(msgspec.DecodeError):
         read_answer(Route.COMPLETIONS, b'{"choices": [{"logprobs": {"token_logprobs": [NaN]}}]}')

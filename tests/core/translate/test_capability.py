@@ -12,6 +12,7 @@ from cortex_core.translate.capability import (
     Asks,
     FieldNames,
     asks_of,
+    refuse_other_kind,
     refuse_unable,
 )
 from cortex_core.wire.openai.chat import (
@@ -99,3 +100,32 @@ def test_a_plain_model_refuses_whatever_is_asked(asks: Asks) -> None:
     else:
         with pytest.raises(InvalidRequestError):
             refuse_unable(asks, PLAIN)
+
+
+@pytest.mark.parametrize("asked", [Asks(), Asks(vision=True)])
+def test_model_that_does_not_chat_is_the_wrong_one(asked: Asks) -> None:
+    """Issue: a wrong modality is a 400, about the model rather than about what is in the chat."""
+    with pytest.raises(InvalidRequestError) as caught:
+        refuse_unable(asked, Capabilities(embeddings=True, vision=True))
+
+    assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize(
+    ("path", "able"),
+    [
+        ("/v1/completions", Capabilities(completions=True)),
+        ("/v1/embeddings", Capabilities(embeddings=True)),
+        ("/v1/score", Capabilities(scoring=True)),
+        ("/v1/rerank", Capabilities(scoring=True)),
+    ],
+)
+def test_paths_are_for_models_of_their_kind(path: str, able: Capabilities) -> None:
+    """Ours: whoever says nothing of itself is not refused, and tokens have all of them."""
+    refuse_other_kind(path, able)
+    refuse_other_kind(path, None)
+    refuse_other_kind("/tokenize", Capabilities())
+    with pytest.raises(InvalidRequestError) as caught:
+        refuse_other_kind(path, PLAIN)
+
+    assert caught.value.param == "model"

@@ -40,6 +40,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     chat: bool = False
     completions: bool = False
     embeddings: bool = False
+    scoring: bool = False
+    """Pairs of texts are scored, and documents ranked."""
     tools: bool = False
     """Tool calls are parsed out of the text."""
     reasoning: bool = False

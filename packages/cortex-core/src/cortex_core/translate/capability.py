@@ -3,7 +3,7 @@
 import msgspec
 
 from cortex_core.errors import InvalidRequestError
-from cortex_core.harness import Capabilities
+from cortex_core.harness import Capabilities, Route
 from cortex_core.wire.openai.chat import AudioPart, ChatRequest, ImagePart
 
 
@@ -31,6 +31,15 @@ class FieldNames(msgspec.Struct, frozen=True, kw_only=True):
 CHAT_FIELDS = FieldNames()
 MESSAGES_FIELDS = FieldNames(reasoning="thinking")
 RESPONSES_FIELDS = FieldNames(prompt="input", reasoning="reasoning")
+
+
+_KINDS = {
+    Route.COMPLETIONS: ("completions", "complete text"),
+    Route.EMBEDDINGS: ("embeddings", "embed"),
+    Route.RERANK: ("scoring", "rank"),
+    Route.SCORE: ("scoring", "score"),
+}
+"""What a model must be able to do for a path, and the word for it."""
 
 
 def asks_of(chat: ChatRequest) -> Asks:
@@ -67,6 +76,8 @@ def refuse_unable(
     """
     if capabilities is None:
         return
+    if not capabilities.chat:
+        raise InvalidRequestError("the model does not chat; ask one that does", param="model")
     asks = asked if isinstance(asked, Asks) else asks_of(asked)
     if asks.vision and not capabilities.vision:
         raise InvalidRequestError(
@@ -90,3 +101,21 @@ def refuse_unable(
             "the model's thinking cannot be told from its text, so it has no budget",
             param=fields.reasoning,
         )
+
+
+def refuse_other_kind(path: str, capabilities: Capabilities | None) -> None:
+    """Do nothing when a model does what a path is for.
+
+    Args:
+        path: where it is asked; paths that are for every model are never refused.
+        capabilities: of the model; `None` refuses nothing.
+
+    Raises:
+        InvalidRequestError: it does not.
+    """
+    kind = next((kind for route, kind in _KINDS.items() if route == path), None)
+    if capabilities is None or kind is None:
+        return
+    capability, verb = kind
+    if not getattr(capabilities, capability):
+        raise InvalidRequestError(f"the model does not {verb}; ask one that does", param="model")

@@ -12,7 +12,7 @@ from cortex_core.codec import decode_request, encode_json
 from cortex_core.dialect import Dialect, error_event
 from cortex_core.errors import InvalidRequestError, RequestError
 from cortex_core.sse import encode_comment, encode_event
-from cortex_core.translate.capability import refuse_unable
+from cortex_core.translate.capability import refuse_other_kind, refuse_unable
 from cortex_core.translate.chat_normal import normalise, within
 from cortex_core.translate.chat_reader import ChatReader
 from cortex_core.translate.chat_request import chat_to_messages
@@ -86,13 +86,14 @@ class EngineAsked:
         """Send the caller's bytes.
 
         Raises:
-            InvalidRequestError: the upstream has nothing of the kind.
+            InvalidRequestError: the upstream has nothing of the kind, or the model is of another.
         """
         if dialect is not Dialect.OPENAI:
             raise InvalidRequestError(
                 f"{self.model!r} is served by an upstream that only chats; use {CHAT_PATH}",
                 param="model",
             )
+        refuse_other_kind(self._head.path, target.capabilities)
         return Outbound(path=self._head.path, body=renamed(self._body, self.model, target.model))
 
     def failed(self, error: RequestError) -> bytes:

@@ -223,6 +223,7 @@ def describe(llm: Any, stack: Stack, parts: Parts, weights: int | None) -> Model
             chat=has_chat,
             completions=Route.COMPLETIONS in stack.routes,
             embeddings=Route.EMBEDDINGS in stack.routes,
+            scoring=Route.SCORE in stack.routes,
             tools=has_chat and parts.serving.tool_call_parser is not None,
             reasoning=has_chat and parts.reasoning_parser is not None,
             vision=has_chat and IMAGE in stack.modalities,

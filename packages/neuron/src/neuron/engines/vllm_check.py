@@ -27,7 +27,7 @@ _DRIFT = 0.25
 """Difference of a token's log probability that the same weights may show."""
 
 _VECTOR_DRIFT = 0.02
-"""Largest distance of two embeddings from the same weights, of the length of the first."""
+"""Largest distance of two vectors from the same weights, of the length of the first."""
 
 
 class Spoken(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ class Spoken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vector(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model that embeds said."""
+    """What a model that embeds or scores said."""
 
     values: tuple[float | None, ...]
     """`None` is not a number."""
@@ -73,6 +73,14 @@ class _Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     data: tuple[_Embedding, ...] = ()
 
 
+class _Score(msgspec.Struct, frozen=True, kw_only=True):
+    score: float | None = None
+
+
+class _Scores(msgspec.Struct, frozen=True, kw_only=True):
+    data: tuple[_Score, ...] = ()
+
+
 def question(
     model: str, capabilities: Capabilities, max_logprobs: int = _LOGPROBS
 ) -> tuple[Route, bytes] | None:
@@ -98,6 +106,9 @@ def question(
     if capabilities.embeddings:
         body = {"model": model, "input": PROMPT, "encoding_format": "float"}
         return Route.EMBEDDINGS, msgspec.json.encode(body)
+    if capabilities.scoring:
+        body = {"model": model, "text_1": PROMPT, "text_2": [PROMPT, *PROMPT.split()]}
+        return Route.SCORE, msgspec.json.encode(body)
     return None
 
 
@@ -110,6 +121,9 @@ def read_answer(route: Route, body: bytes) -> Said:
     if route is Route.EMBEDDINGS:
         data = msgspec.json.decode(body, type=_Embeddings).data
         return Vector(values=data[0].embedding if data else ())
+    if route is Route.SCORE:
+        scores = msgspec.json.decode(body, type=_Scores).data
+        return Vector(values=tuple(score.score for score in scores))
     choices = msgspec.json.decode(body, type=_Completion).choices
     if choices and choices[0].logprobs is None and choices[0].text:
         return Spoken(tokens=(choices[0].text,), logprobs=(0.0,))
