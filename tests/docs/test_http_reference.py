@@ -16,7 +16,7 @@ from cortex_core.fleet.state import FleetState
 from cortex_core.routing import explain, record
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
-from cortex_core.wire import admin, fit, neuron as wire
+from cortex_core.wire import admin, fit, neuron as wire, weights
 from cortex_core.wire.openai import models
 from cortex_gateway.api.background import Background
 from cortex_gateway.app import build_app
@@ -30,6 +30,7 @@ from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
 from neuron.api.health import HealthApi
 from neuron.api.marks import MarksApi
+from neuron.api.weights import WeightsApi
 from neuron.devices.declared import DeclaredSource
 from neuron.lifespan import node_of
 from neuron.settings import HarnessEntry, NeuronSettings
@@ -56,6 +57,11 @@ NEURON: Sequence[type[msgspec.Struct]] = (
     wire.WakeRequest,
     wire.PinRequest,
     wire.CordonRequest,
+    weights.WeightsList,
+    weights.WeightsEntry,
+    weights.WeightsNews,
+    weights.Disk,
+    weights.PullRequest,
     wire.Measured,
     wire.StatusAnswer,
     wire.EndpointAnswer,
@@ -158,6 +164,7 @@ async def test_neuron_page_has_every_path() -> None:
         routes = [
             *ControlApi(node, settings, parts.clock).routes(),
             *MarksApi(node).routes(),
+            *WeightsApi(node, settings.heartbeat_s, parts.clock).routes(),
             *EventsApi(node.feed).routes(),
             *HealthApi(node, parts.metrics, parts.harnesses.values()).routes(),
         ]
@@ -186,4 +193,9 @@ def test_events_page_has_every_event() -> None:
     """Ours: names as they are on the wire."""
     documented = {row[0] for row in rows_of("events")}
 
-    assert documented == {wire.SNAPSHOT_EVENT, wire.MODEL_EVENT, wire.HEALTH_EVENT}
+    assert documented == {
+        wire.SNAPSHOT_EVENT,
+        wire.MODEL_EVENT,
+        wire.HEALTH_EVENT,
+        weights.WEIGHTS_EVENT,
+    }

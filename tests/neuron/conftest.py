@@ -104,7 +104,7 @@ def settings_of(**table: Any) -> NeuronSettings:
         "port": 0,
         "harnesses": [{"name": "simulated"}],
         "devices": [{"index": 0, "name": "SIM", "vram_total_mb": 1000}],
-        "harness": {"simulated": simulated},
+        "harness": {"simulated": simulated, "vllm": table.pop("harness_vllm", {})},
         "reading_interval_s": 0.05,
         **table,
     }

@@ -16,6 +16,7 @@ from neuron.api.health import HealthApi
 from neuron.api.inference import InferenceEndpoint, mark_not_admitted
 from neuron.api.marks import MarksApi
 from neuron.api.tokens import TokenEndpoint
+from neuron.api.weights import WeightsApi
 from neuron.supervisor.node import Node
 from neuron.supervisor.parts import Parts
 
@@ -42,6 +43,7 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
         routes=[
             *control.routes(),
             *MarksApi(node).routes(),
+            *WeightsApi(node, parts.settings.heartbeat_s, parts.clock).routes(),
             *EventsApi(node.feed).routes(),
             *health.routes(),
             *inference,

@@ -16,7 +16,8 @@ class NeuronMetrics:
     inference paths, `outcome` of a request from `ok`, `invalid`, `error`, `cancelled` and
     `refused`, that of a load and a wake from `ok`, `failed`, `refused` and `cancelled`, that of
     a sleep from `ok`, `failed` and `cancelled`, that of a recovery from `ok`, `failed` and
-    `given_up`; `kind` is one of `lifecycle.recovery.FailureKind`.
+    `given_up`, that of a download from `ready`, `failed` and `cancelled`; `kind` is one of
+    `lifecycle.recovery.FailureKind`.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -25,6 +26,7 @@ class NeuronMetrics:
         self._add_lives(registry)
         self._add_deaths(registry)
         self._add_memory(registry)
+        self._add_weights(registry)
 
     def _add_requests(self, registry: CollectorRegistry) -> None:
         self.models = Gauge("neuron_models", "Models by status.", ["status"], registry=registry)
@@ -103,6 +105,19 @@ class NeuronMetrics:
             "neuron_recovery_seconds",
             "Time from the death of an engine until its model served again.",
             buckets=_LOAD_BUCKETS,
+            registry=registry,
+        )
+
+    def _add_weights(self, registry: CollectorRegistry) -> None:
+        self.downloads = Counter(
+            "neuron_downloads_total",
+            "Downloads of models that ended, by how they did.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.weights_removed = Counter(
+            "neuron_weights_removed_total",
+            "Models that were removed from the disk.",
             registry=registry,
         )
 

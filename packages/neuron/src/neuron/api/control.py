@@ -79,7 +79,7 @@ class ControlApi:
     async def load(self, request: Request) -> Response:
         """Load a model, or join; the load goes on when the caller leaves."""
         wanted = decode_request(await read_body(request.receive), _LOAD_DECODER)
-        spec, is_waited_for = _spec(wanted), _flag(request, "wait")
+        spec, is_waited_for = _spec(wanted), flag(request, "wait")
         life = await self._node.supervisor.load(spec, is_automatic=wanted.automatic)
         if EVENT_STREAM in request.headers.get("accept", ""):
             return EventStream(self._progress(life, request_id_of(request.scope)))
@@ -165,7 +165,7 @@ def json_answer(value: object, status: int = 200) -> Response:
     return Response(encode_json(value), status_code=status, media_type="application/json")
 
 
-def _flag(request: Request, name: str) -> bool:
+def flag(request: Request, name: str) -> bool:
     """Return a query parameter that is true unless it says otherwise."""
     value = request.query_params.get(name, "true").lower()
     if value not in ("true", "false", "1", "0"):

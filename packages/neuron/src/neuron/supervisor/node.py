@@ -17,6 +17,7 @@ from cortex_core.wire.neuron import (
     ModelReport,
     Snapshot,
 )
+from cortex_core.wire.weights import WEIGHTS_EVENT
 from neuron.lifecycle.replica import ReplicaState
 from neuron.lifecycle.restoring import residents, to_restore
 from neuron.ports import NodeIdentity
@@ -27,6 +28,7 @@ from neuron.supervisor.feed import EventFeed
 from neuron.supervisor.fitting import Fitting
 from neuron.supervisor.life import Refusal
 from neuron.supervisor.parts import Parts
+from neuron.supervisor.weights import Weights
 
 # Five health events per second at the most, however many requests come and go.
 _HEALTH_PAUSE_S = 0.2
@@ -62,6 +64,11 @@ class Node:
             self.supervisor,
             self.health_changed,
             restored if parts.settings.restore else (),
+        )
+        self.weights = Weights(
+            parts,
+            self.supervisor.states,
+            lambda news: self.feed.publish(WEIGHTS_EVENT, news),
         )
         self.feed = EventFeed(
             identity.boot_id, parts.clock, parts.settings.heartbeat_s, self.snapshot
@@ -141,8 +148,9 @@ class Node:
         await notebook.flush()
 
     def start_draining(self) -> None:
-        """Take no new work."""
+        """Take no new work, and end downloads: nobody can load what they bring."""
         self.supervisor.start_draining()
+        self._parts.downloads.start_closing()
         self.health_changed()
 
     async def run(self) -> None:
@@ -188,11 +196,14 @@ class Node:
         told = self._told.get(model)
         if state is None:
             self._told.pop(model, None)
+            self.weights.used(model)
             if told is not None:
                 self._tell(reports.gone_report(told, refusal))
         else:
             report = self._report(state)
             last_used = told.last_used if told is not None else None
+            if told is None:
+                self.weights.used(model)
             if told != msgspec.structs.replace(report, last_used=last_used):
                 self._told[model] = report
                 self._tell(report)

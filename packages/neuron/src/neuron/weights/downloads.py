@@ -1,10 +1,11 @@
 """Downloads under way: one at a time for each model, a few at once, joined by all who want them."""
 
 import asyncio
+import contextlib
 import logging
 import pathlib
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Self
 
 import msgspec
@@ -92,6 +93,7 @@ class Downloads:
         self._slots = asyncio.Semaphore(limit)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._under_way: dict[tuple[str, str], Download] = {}
+        self._removals: dict[str, asyncio.Event] = {}
         self._is_closed = False
         self.on_news: Callable[[WeightsNews], None] = _ignore
         """Told of everything that happens."""
@@ -128,6 +130,7 @@ class Downloads:
         Raises:
             RequestError: it is not here and cannot be downloaded.
         """
+        await self._until_removed(model)
         folder = await asyncio.to_thread(self.source.find, model, revision)
         if folder is not None:
             return folder
@@ -185,13 +188,36 @@ class Downloads:
         await _ended(found)
         return bool(found)
 
-    async def close(self) -> None:
-        """End all downloads, and begin none any more."""
+    @contextlib.asynccontextmanager
+    async def removing(self, model: str) -> AsyncIterator[None]:
+        """End the downloads of a model, and let none begin and no load find it meanwhile.
+
+        Nothing is waited for before others are kept off, so that what was true when it was
+        called is true still.
+        """
+        gone = self._removals[model] = asyncio.Event()
+        try:
+            await self.cancel(model)
+            yield
+        finally:
+            del self._removals[model]
+            gone.set()
+
+    async def _until_removed(self, model: str) -> None:
+        while model in self._removals:
+            await self._removals[model].wait()
+
+    def start_closing(self) -> None:
+        """Begin to end all downloads, and begin none any more."""
         self._is_closed = True
-        found = list(self.under_way)
-        for download in found:
+        for download in self.under_way:
             download.cancelled = DrainingError("this neuron is shutting down")
             self._cancel(download)
+
+    async def close(self) -> None:
+        """End all downloads; no process is left."""
+        found = list(self.under_way)
+        self.start_closing()
         await _ended(found)
 
     def _join(self, model: str, revision: str) -> Download:
@@ -221,6 +247,7 @@ class Downloads:
 
     async def _run(self, download: Download) -> None:
         try:
+            await self._until_removed(download.model)
             async with self._locks[download.model], self._slots:
                 folder = await self._download(download)
         except RequestError as error:

@@ -35,12 +35,12 @@ def find_weights(
     """
     if model.startswith("/"):
         folder = pathlib.Path(model)
-        return folder if _is_complete(folder) else None
+        return folder if is_complete(folder) else None
     check_hub_id(model)
     check_revision(revision)
     if revision == "main":
         for parent in model_dirs:
-            if _is_complete(parent / model):
+            if is_complete(parent / model):
                 return parent / model
     home = cache_home(cache, model)
     try:
@@ -48,7 +48,7 @@ def find_weights(
     except OSError:
         commit = revision
     folder = home / "snapshots" / commit
-    return folder if _is_complete(folder) else None
+    return folder if is_complete(folder) else None
 
 
 def check_hub_id(model: str) -> None:
@@ -92,7 +92,8 @@ def hub_cache(setting: str | None, environ: Mapping[str, str]) -> pathlib.Path:
     return pathlib.Path(base) / "huggingface" / "hub"
 
 
-def _is_complete(folder: pathlib.Path) -> bool:
+def is_complete(folder: pathlib.Path) -> bool:
+    """Return whether a folder has a configuration and all weights that it names."""
     if not (folder / "config.json").is_file():
         return False
     index = folder / "model.safetensors.index.json"
