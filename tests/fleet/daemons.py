@@ -169,7 +169,12 @@ def simulated_neuron(
 
 @contextlib.contextmanager
 def gateway(
-    folder: pathlib.Path, catalogue: str = CATALOGUE, *, more: str = "", **nodes: str
+    folder: pathlib.Path,
+    catalogue: str = CATALOGUE,
+    *,
+    more: str = "",
+    told: str = "",
+    **nodes: str,
 ) -> Iterator[Daemon]:
     """Run a gateway over neurons, given as name and URL, and wait until it has seen them.
 
@@ -177,6 +182,7 @@ def gateway(
         folder: for its files.
         catalogue: its `models.toml`.
         more: further tables of its `cortex.toml`.
+        told: further keys of its `[gateway]`.
         nodes: base URLs by name.
     """
     (folder / "models.toml").write_text(catalogue)
@@ -186,7 +192,10 @@ def gateway(
     config = folder / "cortex.toml"
     config.write_text(
         'models_config = "models.toml"\n'
-        '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n' + entries + more
+        '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n'
+        + told
+        + entries
+        + more
     )
     with started("cortex_gateway", config, r"listening on ([^\s,]+)") as daemon:
         until(lambda: daemon.get("/readyz").status_code == 200, START_S)

@@ -2,7 +2,7 @@
 
 An unknown key, a wrong type or an impossible value is a `SettingsError` that names the file,
 the TOML path, what was wrong and what would be right. Nothing here reads the environment or
-the disk on its own but `load_toml`: both are passed in.
+the disk on its own but `load_toml` and what reads secrets: both are passed in.
 """
 
 import difflib
@@ -39,6 +39,45 @@ def load_toml(path: pathlib.Path) -> Table:
         raise SettingsError(f"{path}: cannot be read: {reason}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from None
+
+
+def read_secret(path: pathlib.Path, where: str) -> str:
+    """Read a key or a token from a file of its own; blanks around it are not of it.
+
+    Args:
+        path: the file.
+        where: the setting that names it, for the message.
+
+    Raises:
+        SettingsError: it cannot be read, or is empty.
+    """
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise SettingsError(f"{where}: cannot read {str(path)!r}: {reason}") from None
+    if not secret:
+        raise SettingsError(f"{where}: {str(path)!r} is empty")
+    return secret
+
+
+def read_fleet_token(table: Table, where: str) -> None:
+    """Put what `fleet_token_file` holds into `fleet_token`, in place.
+
+    Args:
+        table: that may have one of them; what else is wrong with it is for `to_settings` to say.
+        where: it stands, for the message.
+
+    Raises:
+        SettingsError: both are there, the file cannot be used, or the token fits no header.
+    """
+    token, name = table.get("fleet_token"), table.get("fleet_token_file")
+    if token is not None and name is not None:
+        raise SettingsError(f"{where}fleet_token_file: give it or fleet_token, not both")
+    if isinstance(name, str):
+        token = table["fleet_token"] = read_secret(pathlib.Path(name), f"{where}fleet_token_file")
+    if isinstance(token, str) and not (token.isascii() and token.isprintable() and token.strip()):
+        raise SettingsError(f"{where}fleet_token: it has characters that no header can carry")
 
 
 def overlay_environment(table: Table, environ: Mapping[str, str], prefix: str) -> Table:

@@ -17,6 +17,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 
+CALLER_HEADER = "x-cortex-caller"
+"""Tells a neuron whose request a gateway sends; a caller's own never gets past the gateway."""
+
 REQUEST_ALLOWED = frozenset(
     {
         "accept",

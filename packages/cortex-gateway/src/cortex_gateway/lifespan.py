@@ -51,7 +51,7 @@ from cortex_gateway.control.watcher import DEFAULT_PACE, WatchPace
 from cortex_gateway.metrics import FleetCollector, GatewayMetrics
 from cortex_gateway.middleware import Origins
 from cortex_gateway.ports import Configured, Upstream
-from cortex_gateway.proxy.access import Access
+from cortex_gateway.proxy.access import NEURON, Access
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.records.store import RecordStore, open_store
 from cortex_gateway.reload.configuration import Configuration, read_configuration
@@ -145,6 +145,7 @@ async def open_gateway(
     """
     settings = configuration.settings
     live = LiveSettings(settings)
+    accesses = dict(configuration.accesses)
     metrics = GatewayMetrics(registry)
     journal = Journal(clock, metrics.decided)
     async with (
@@ -152,7 +153,11 @@ async def open_gateway(
         _trace(settings.trace, metrics) as trace,
         control_plane(
             configuration.catalogue,
-            make_client=node_client_maker(session, lambda: NodePatience(load_s=live.load_s)),
+            make_client=node_client_maker(
+                session,
+                lambda: NodePatience(load_s=live.load_s),
+                lambda name: accesses.get(name, NEURON).headers,
+            ),
             metrics=metrics,
             journal=journal,
             clock=clock,
@@ -162,7 +167,7 @@ async def open_gateway(
     ):
         control.roster.set(settings.endpoints, settings.upstreams)
         registry.register(FleetCollector(lambda: control.store.state))
-        levers = Levers(control=control, live=live, accesses=dict(configuration.accesses))
+        levers = Levers(control=control, live=live, accesses=accesses)
         upstream = HttpUpstream(session, live)
         proxy = levers.proxy(upstream, metrics, journal, clock, trace)
         reloader = Reloader(configuration, file=file, read=read, apply=levers.apply, clock=clock)
@@ -180,7 +185,7 @@ class Levers:
     Args:
         control: the fleet.
         live: the settings, as everybody reads them.
-        accesses: of upstreams; this very mapping is filled anew.
+        accesses: of nodes and upstreams; this very mapping is filled anew.
     """
 
     def __init__(
@@ -224,9 +229,14 @@ class Levers:
         """Put a configuration in force."""
         settings = configuration.settings
         self._live.current = settings
+        before = dict(self._accesses)
         self._accesses.clear()
         self._accesses.update(configuration.accesses)
         self._control.roster.set(settings.endpoints, settings.upstreams)
+        for name in settings.endpoints:
+            if before.get(name) != self._accesses.get(name):
+                # What it is told with another token may differ.
+                self._control.roster.watch_anew(name)
         self._control.store.configure(configuration.catalogue, settings.eviction.policy)
         logging.getLogger().setLevel(settings.gateway.log_level.upper())
         if self._origins is not None and self._guard is not None:

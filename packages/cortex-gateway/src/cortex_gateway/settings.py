@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from cortex_core.config import Table, load_toml, overlay_environment, to_settings
+from cortex_core.config import (
+    Table,
+    load_toml,
+    overlay_environment,
+    read_fleet_token,
+    to_settings,
+)
 from cortex_core.errors import SettingsError
 from cortex_core.ids import NodeName
 from cortex_core.placement.policy import EvictionPolicy, Strategy
@@ -99,6 +105,10 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Form of the log lines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines that are written."""
+    fleet_token: str | None = None
+    """What neurons know their gateways by; they have the same."""
+    fleet_token_file: str | None = None
+    """File that holds it, relative to the file that names it."""
 
 
 class EvictionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,6 +164,10 @@ class NeuronEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Unique; shown in `/v1/models`, metrics and `x-cortex-node`, used in `pinned_on`."""
     endpoint: str
     """Base URL of its neuron, such as `http://beast.internal:13131`."""
+    fleet_token: str | None = None
+    """Where this neuron has another one than the rest."""
+    fleet_token_file: str | None = None
+    """File that holds it, relative to the file that names it."""
 
 
 class UpstreamModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -249,6 +263,7 @@ def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> Gate
     others = {CLIENT_VARIABLE, *_key_variables(table)}
     ours = {name: text for name, text in environ.items() if name not in others}
     table = overlay_environment(table, ours, ENVIRONMENT_PREFIX)
+    _read_tokens(table, source)
     settings = to_settings(table, GatewaySettings, source)
     _check_listeners(settings.gateway, source)
     _check_neurons(settings.neurons, source)
@@ -264,19 +279,32 @@ def _key_variables(table: Table) -> set[str]:
     return {name for name in names if isinstance(name, str)}
 
 
+def _read_tokens(table: Table, source: str) -> None:
+    gateway = table.get("gateway")
+    if isinstance(gateway, dict):
+        read_fleet_token(gateway, f"{source}: gateway.")
+    neurons = table.get("neurons")
+    for position, entry in enumerate(neurons if isinstance(neurons, list) else ()):
+        if isinstance(entry, dict):
+            read_fleet_token(entry, f"{source}: neurons[{position}].")
+
+
 def _anchor(table: Table, folder: pathlib.Path) -> None:
     """Make the file names of a settings file relative to its folder, in place."""
     _anchor_key(table, "models_config", folder)
     gateway = table.get("gateway")
-    if isinstance(gateway, dict) and isinstance(gateway.get("responses"), dict):
-        _anchor_key(gateway["responses"], "path", folder)
+    if isinstance(gateway, dict):
+        _anchor_key(gateway, "fleet_token_file", folder)
+        if isinstance(gateway.get("responses"), dict):
+            _anchor_key(gateway["responses"], "path", folder)
     trace = table.get("trace")
     if isinstance(trace, dict):
         _anchor_key(trace, "record", folder)
-    upstreams = table.get("upstreams")
-    for entry in upstreams if isinstance(upstreams, list) else ():
-        if isinstance(entry, dict):
-            _anchor_key(entry, "api_key_file", folder)
+    for name, key in (("upstreams", "api_key_file"), ("neurons", "fleet_token_file")):
+        entries = table.get(name)
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict):
+                _anchor_key(entry, key, folder)
 
 
 def _anchor_key(table: Table, key: str, folder: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from cortex_core.server.limits import Limits
 from cortex_core.units import bytes_from_mib
 from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
+from neuron.api.fleet import FleetOnly
 from neuron.api.health import HealthApi
 from neuron.api.inference import InferenceEndpoint, mark_not_admitted
 from neuron.api.marks import MarksApi
@@ -51,8 +52,11 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
         exception_handlers=exception_handlers(),
     )
     app.router.redirect_slashes = False
+    members = FleetOnly(
+        _watchable(app, drain.wrap(app)), parts.settings.fleet_token, parts.metrics, parts.clock
+    )
     limits = Limits(max_body_bytes=bytes_from_mib(parts.settings.max_body_mb))
-    return mark_not_admitted(Guard(Failures(_watchable(app, drain.wrap(app))), limits))
+    return mark_not_admitted(Guard(Failures(members), limits))
 
 
 def _inference(route: Route, node: Node, parts: Parts) -> InferenceEndpoint | TokenEndpoint:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from cortex_core.config import load_toml, overlay_environment, to_settings
+from cortex_core.config import load_toml, overlay_environment, read_fleet_token, to_settings
 from cortex_core.errors import SettingsError
 from cortex_core.ids import ModelId
 
@@ -202,6 +202,11 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     state_path: str | None = None
     """File that keeps pins, the cordon, what loads measured and what is loaded; absent takes `state.json` in
     systemd's STATE_DIRECTORY, and without that keeps them until the neuron ends."""
+    fleet_token: str | None = None
+    """What gateways must bring; without one everybody is let in, and nobody is believed to ask for
+    somebody else."""
+    fleet_token_file: str | None = None
+    """File that holds it, relative to the file that names it."""
     max_body_mb: Count = 64
     """Largest request body, in MiB."""
     log_format: Literal["text", "json"] = "text"
@@ -221,7 +226,10 @@ def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> Neur
     """
     source = str(path) if path is not None else "environment"
     table = load_toml(path) if path is not None else {}
+    if path is not None and isinstance(name := table.get("fleet_token_file"), str):
+        table["fleet_token_file"] = str(path.parent / name)
     table = overlay_environment(table, environ, ENVIRONMENT_PREFIX)
+    read_fleet_token(table, f"{source}: ")
     settings = to_settings(table, NeuronSettings, source)
     _check_harnesses(settings, source)
     _check_default_models(settings, source)

@@ -1,13 +1,16 @@
-"""How the upstreams of the settings are spoken to, their keys read from where they are kept."""
+"""How nodes and upstreams are spoken to, the keys of these read from where they are kept."""
 
 import pathlib
 from collections.abc import Mapping
 
+import msgspec
+
 from cortex_core.catalogue import Catalogue
+from cortex_core.config import read_secret
 from cortex_core.dialect import Dialect
 from cortex_core.errors import SettingsError
 from cortex_core.ids import ModelId
-from cortex_gateway.proxy.access import Access, Accesses
+from cortex_gateway.proxy.access import NEURON, Access, Accesses
 from cortex_gateway.settings import GatewaySettings, UpstreamEntry
 
 ANTHROPIC_VERSION = "2023-06-01"
@@ -17,7 +20,7 @@ ANTHROPIC_VERSION = "2023-06-01"
 def load_accesses(
     settings: GatewaySettings, catalogue: Catalogue, environ: Mapping[str, str]
 ) -> Accesses:
-    """Return the access to every upstream.
+    """Return the access to every upstream, and to every neuron that asks for the fleet's token.
 
     Args:
         settings: as loaded.
@@ -29,6 +32,11 @@ def load_accesses(
         SettingsError: a key cannot be read, or a model is in the catalogue.
     """
     accesses = {}
+    for neuron in settings.neurons:
+        token = neuron.fleet_token or settings.gateway.fleet_token
+        if token is not None:
+            headers = [("authorization", f"Bearer {token}")]
+            accesses[neuron.name] = msgspec.structs.replace(NEURON, headers=headers)
     for position, entry in enumerate(settings.upstreams):
         where = f"upstreams[{position}]"
         for model in entry.models:
@@ -69,20 +77,9 @@ def _key(entry: UpstreamEntry, where: str, environ: Mapping[str, str]) -> str | 
                 f"{where}.api_key_env: the environment has no {entry.api_key_env!r}; set it"
             )
     elif entry.api_key_file is not None:
-        key = _from_file(entry.api_key_file, where)
+        key = read_secret(pathlib.Path(entry.api_key_file), f"{where}.api_key_file")
     else:
         return None
     if not key.isascii() or not key.isprintable():
         raise SettingsError(f"{where}: the key has characters that no header can carry")
-    return key
-
-
-def _from_file(name: str, where: str) -> str:
-    try:
-        key = pathlib.Path(name).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise SettingsError(f"{where}.api_key_file: cannot read {name!r}: {reason}") from None
-    if not key:
-        raise SettingsError(f"{where}.api_key_file: {name!r} is empty")
     return key

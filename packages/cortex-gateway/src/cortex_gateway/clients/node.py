@@ -1,7 +1,7 @@
 """The control API of a neuron, as a client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 from urllib.parse import quote
@@ -37,7 +37,7 @@ from cortex_core.wire.neuron import (
     UnloadRequest,
     WakeRequest,
 )
-from cortex_gateway.clients.node_errors import NOT_THERE, as_errors, command_error
+from cortex_gateway.clients.node_errors import NOT_THERE, as_errors, check_token, command_error
 from cortex_gateway.ports import NodeNews
 
 POLL_TIMEOUT_S = 1.0
@@ -54,6 +54,8 @@ _EVENTS = frozenset({SNAPSHOT_EVENT, MODEL_EVENT, HEALTH_EVENT})
 _GONE = "unloaded"
 
 T = TypeVar("T")
+
+Headers = Sequence[tuple[str, str]]
 
 
 # Lenient: a neuron that writes a number as text, or a whole one as 1.0, is understood.
@@ -86,17 +88,26 @@ class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def node_client_maker(
-    session: aiohttp.ClientSession, patience: Callable[[], NodePatience]
+    session: aiohttp.ClientSession,
+    patience: Callable[[], NodePatience],
+    headers: Callable[[NodeName], Headers] = lambda name: (),
 ) -> Callable[[NodeName, str], "HttpNodeClient"]:
     """Return what makes the client of a node from its name and base URL.
 
     Args:
         session: of the process.
         patience: returns what holds at the moment.
+        headers: returns what a node is sent with every request, at the moment.
     """
 
     def make(name: NodeName, url: str) -> HttpNodeClient:
-        return HttpNodeClient(name=name, endpoint=url, session=session, patience=patience)
+        return HttpNodeClient(
+            name=name,
+            endpoint=url,
+            session=session,
+            patience=patience,
+            headers=lambda: headers(name),
+        )
 
     return make
 
@@ -115,8 +126,10 @@ class HttpNodeClient:
         endpoint: str,
         session: aiohttp.ClientSession,
         patience: Callable[[], NodePatience],
+        headers: Callable[[], Headers] = lambda: (),
     ) -> None:
         self._name = name
+        self._headers = headers
         self._endpoint = endpoint.rstrip("/")
         self._session = session
         self._patience = patience
@@ -150,10 +163,11 @@ class HttpNodeClient:
             async with asyncio.timeout(self._patience().poll_s):
                 response = await self._session.get(
                     f"{self._endpoint}/events",
-                    headers={"Accept": "text/event-stream"},
+                    headers=[("accept", "text/event-stream"), *self._headers()],
                     allow_redirects=False,
                 )
         try:
+            check_token(self._name, response.status)
             _check_is_stream(self._name, response)
             async with aclosing(self._decoded(response)) as events:
                 async for event in events:
@@ -203,11 +217,12 @@ class HttpNodeClient:
                 self._session.post(
                     f"{self._endpoint}{path}",
                     data=_encode_command(request),
-                    headers={"Content-Type": "application/json"},
+                    headers=[("content-type", "application/json"), *self._headers()],
                     allow_redirects=False,
                 ) as response,
             ):
                 body = await response.read()
+        check_token(self._name, response.status)
         if response.status >= 300:
             raise command_error(self._name, path, response.status, body)
 
@@ -230,9 +245,12 @@ class HttpNodeClient:
         with as_errors(self._name):
             async with (
                 asyncio.timeout(self._patience().poll_s),
-                self._session.get(self._endpoint + path, allow_redirects=False) as response,
+                self._session.get(
+                    self._endpoint + path, headers=self._headers(), allow_redirects=False
+                ) as response,
             ):
                 body = await response.read()
+            check_token(self._name, response.status)
             if response.status != 200:
                 raise UpstreamError(f"{self._name} answers {path} with status {response.status}")
             return decoder.decode(body)

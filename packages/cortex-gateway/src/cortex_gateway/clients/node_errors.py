@@ -66,6 +66,16 @@ def as_errors(name: NodeName) -> Iterator[None]:
         raise UpstreamError(f"{name} gave an answer that cannot be read: {error}") from None
 
 
+def check_token(name: NodeName, status: int) -> None:
+    """Raise if the node `name` does not know the gateway for one of its fleet.
+
+    Raises:
+        UpstreamError: `status` is 401.
+    """
+    if status == 401:
+        raise UpstreamError(f"unauthorized: {name} does not take this gateway's fleet_token")
+
+
 def command_error(name: NodeName, path: str, status: int, body: bytes) -> RequestError:
     """Return why the node `name` refused a command.
 

@@ -85,9 +85,17 @@ class Roster:
         client = self._make_client(name, url)
         self._endpoints[name], self.clients[name] = url, client
         self._store.update(lambda state: with_node(state, NodeState(name=name, endpoint=url)))
+        self._watch(name)
+
+    def watch_anew(self, name: NodeName) -> None:
+        """Begin to watch a node that is here from the start, and keep what was seen of it."""
+        self._watches.pop(name).cancel()
+        self._watch(name)
+
+    def _watch(self, name: NodeName) -> None:
         watcher = NodeWatcher(
             name=name,
-            client=client,
+            client=self.clients[name],
             store=self._store,
             clock=self._clock,
             random=random.random,

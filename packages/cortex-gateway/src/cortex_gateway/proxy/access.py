@@ -1,4 +1,4 @@
-"""Upstreams beside the neurons: how each is spoken to, and under which names it has models."""
+"""How each node and upstream is spoken to, and under which names an upstream has models."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +15,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """How one upstream is spoken to. Its key is in `headers`, so it is never logged or shown."""
 
     dialect: Dialect
+    is_neuron: bool = False
+    """Whether it is one of ours."""
     headers: Sequence[tuple[str, str]] = ()
     """Sent with every request."""
     defaults: Sequence[tuple[str, str]] = ()
@@ -23,11 +25,11 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """What it calls the models that callers know by another name."""
 
 
-NEURON = Access(dialect=Dialect.OPENAI)
-"""A node of ours."""
+NEURON = Access(dialect=Dialect.OPENAI, is_neuron=True)
+"""A node of ours that asks for no token."""
 
 Accesses = Mapping[NodeName, Access]
-"""By name; nodes that are neurons have no entry."""
+"""By name; neurons that ask for no token have no entry."""
 
 
 def headers_for(
@@ -40,8 +42,8 @@ def headers_for(
         onward: of the caller, as far as a neuron may see them.
         more: what the request's dialect adds; the upstream's own headers win.
     """
-    if access is NEURON:
-        return [*onward, *more]
+    if access.is_neuron:
+        return [*onward, *more, *access.headers]
     kept = [pair for pair in onward if pair[0] in _ONWARD]
     known = dict((*access.defaults, *kept, *more, *access.headers))
     return list(known.items())

@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from cortex_core.errors import InvalidRequestError
-from cortex_core.headers import combined, request_headers
+from cortex_core.headers import CALLER_HEADER, combined, request_headers
 from cortex_core.routing.queue import Priority, read_priority
 from cortex_core.server.exchange import ClientGoneError
 from cortex_gateway.proxy.asked import Head
@@ -49,11 +49,12 @@ def read_call(scope: Scope, request_id: str) -> Call:
         raise InvalidRequestError(
             "compressed request bodies are not taken; send the body without content-encoding"
         )
+    caller = _caller(headers, scope.get("client"))
     return Call(
         head=Head(path=scope["path"], headers=headers, request_id=request_id),
-        onward=_onward(pairs, request_id),
+        onward=_onward(pairs, request_id, caller),
         cold_ok=headers.get("x-cortex-cold-ok", "").strip().lower() != "false",
-        caller=_caller(headers, scope.get("client")),
+        caller=caller,
         priority=read_priority(headers.get("x-cortex-priority")),
         session=headers.get("x-cortex-session"),
         shows_progress=_shows_progress(headers),
@@ -78,10 +79,16 @@ async def read_body(receive: Receive) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _onward(pairs: Sequence[tuple[str, str]], request_id: str) -> list[tuple[str, str]]:
+def _onward(
+    pairs: Sequence[tuple[str, str]], request_id: str, caller: str
+) -> list[tuple[str, str]]:
     onward = [pair for pair in request_headers(pairs) if pair[0] != "x-request-id"]
     # The body was decoded, so it is JSON, whatever curl called it.
-    onward += (("content-type", "application/json"), ("x-request-id", request_id))
+    onward += (
+        ("content-type", "application/json"),
+        ("x-request-id", request_id),
+        (CALLER_HEADER, caller),
+    )
     return onward
 
 

@@ -76,7 +76,8 @@ class FilesWalk:
         spec = _spec_header(profile)
         if len(spec[1]) > _MAX_SPEC_CHARS:
             return False
-        for node in nodes_with_files(doors.store.state, profile, doors.accesses):
+        strangers = {name for name, access in doors.accesses.items() if not access.is_neuron}
+        for node in nodes_with_files(doors.store.state, profile, strangers):
             if await self._ask(node, model, spec):
                 return True
         return False
@@ -85,7 +86,8 @@ class FilesWalk:
         doors, sent = self._doors, self._foreseen
         self._account.dispatch(ReplicaId(node=node.name, model=model))
         self._account.ignored = sent.ignored
-        headers = headers_for(NEURON, self._call.onward, [*sent.headers, spec])
+        access = doors.accesses.get(node.name, NEURON)
+        headers = headers_for(access, self._call.onward, [*sent.headers, spec])
         post = doors.upstream.post(node.endpoint + sent.path, headers, sent.body)
         pulse = Pulse(None, doors.settings.heartbeat_s, "")
         relay = Relay(self._reply, self._account, pulse, self._asked, sent, Dialect.OPENAI)

@@ -189,7 +189,7 @@ class Walk:
                     # Once the answer flows it proves by itself that the node lives.
                     async with doors.store.while_up(replica.node):
                         answer = await open_answer.enter_async_context(post)
-                    if access is NEURON and is_refusal(answer):
+                    if access.is_neuron and is_refusal(answer):
                         self._overload = await overload_of(answer)
                         self._refused(replica)
                         return False
@@ -256,7 +256,7 @@ class Walk:
         doors.metrics.attempted(failure.failure.value)
         now = doors.clock.now()
         doors.store.update(lambda state: with_request_failure(state, replica, now))
-        if access is NEURON:
+        if access.is_neuron:
             self._ask_anew(replica, failure)
         logger.warning(
             "attempt at %s failed: %s",
@@ -297,4 +297,5 @@ class Walk:
 
 def is_refusal(answer: UpstreamAnswer) -> bool:
     """Whether a neuron refused before any work, so that another one may be asked."""
-    return answer.status in (503, 404) and (NOT_ADMITTED, "1") in answer.headers
+    # 401 is for the fleet's token, which is no matter of the caller.
+    return answer.status in (503, 404, 401) and (NOT_ADMITTED, "1") in answer.headers

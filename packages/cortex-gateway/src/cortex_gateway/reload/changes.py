@@ -12,6 +12,8 @@ from cortex_gateway.settings import GatewaySettings
 LIVE = frozenset(
     {
         "gateway.cors_origins",
+        "gateway.fleet_token",
+        "gateway.fleet_token_file",
         "gateway.log_level",
         "gateway.max_body_mb",
         "gateway.timeouts.first_byte_s",

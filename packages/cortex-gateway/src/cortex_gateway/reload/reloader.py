@@ -14,8 +14,12 @@ from cortex_core.server.clock import Clock
 from cortex_core.wire.admin import ConfigView, ReloadAnswer
 from cortex_gateway.reload.changes import compare
 from cortex_gateway.reload.configuration import Configuration
+from cortex_gateway.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
+
+HIDDEN = "***"
+"""Shown in place of a token."""
 
 
 class Reloader:
@@ -77,7 +81,7 @@ class Reloader:
         return ConfigView(
             file=None if self._file is None else str(self._file),
             loaded_at=self._loaded_at,
-            settings=msgspec.to_builtins(in_force.settings),
+            settings=_without_tokens(in_force.settings),
             models=len(in_force.catalogue.profiles),
             aliases=len(in_force.catalogue.aliases),
             needs_restart=self._needs_restart,
@@ -116,3 +120,14 @@ class Reloader:
                 logger.error("the settings were not reloaded: %s", error.message)
             else:
                 logger.info("settings reloaded, %d changes", len(answer.changed))
+
+
+def _without_tokens(settings: GatewaySettings) -> dict[str, object]:
+    """Return the settings as they may be shown."""
+    table: dict[str, object] = msgspec.to_builtins(settings)
+    gateway, neurons = table["gateway"], table["neurons"]
+    entries = [gateway, *neurons] if isinstance(neurons, list | tuple) else [gateway]
+    for entry in entries:
+        if isinstance(entry, dict) and entry["fleet_token"] is not None:
+            entry["fleet_token"] = HIDDEN
+    return table

@@ -17,6 +17,7 @@ from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import Cut, exchange_of
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
 from neuron.api.body import read_body
+from neuron.api.fleet import caller_of
 from neuron.metrics import NeuronMetrics
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.lease import Lease, NotAdmittedError, Wish
@@ -121,9 +122,8 @@ class InferenceEndpoint:
 
 def _wish(scope: Scope, route: Route, body: bytes) -> Wish:
     headers = Headers(scope=scope)
-    client = scope.get("client")
     return Wish(
-        caller="address:" + (client[0] if client else "unknown"),
+        caller=caller_of(scope),
         priority=read_priority(headers.get("x-cortex-priority")),
         route=route,
         body=body,
