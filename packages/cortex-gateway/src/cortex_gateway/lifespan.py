@@ -38,7 +38,7 @@ from cortex_core.units import bytes_from_mib
 from cortex_gateway.api.background import Background
 from cortex_gateway.api.documents import find_pdf_reader
 from cortex_gateway.app import build_app
-from cortex_gateway.clients.node import NodePatience, node_client_maker
+from cortex_gateway.clients.node import node_client_maker
 from cortex_gateway.clients.session import open_session
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.control.commands import Commands
@@ -51,7 +51,7 @@ from cortex_gateway.control.watcher import DEFAULT_PACE, WatchPace
 from cortex_gateway.metrics import FleetCollector, GatewayMetrics
 from cortex_gateway.middleware import Origins
 from cortex_gateway.ports import Configured, Upstream
-from cortex_gateway.proxy.access import NEURON, Access
+from cortex_gateway.proxy.access import Access
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.records.store import RecordStore, open_store
 from cortex_gateway.reload.configuration import Configuration, read_configuration
@@ -153,11 +153,7 @@ async def open_gateway(
         _trace(settings.trace, metrics) as trace,
         control_plane(
             configuration.catalogue,
-            make_client=node_client_maker(
-                session,
-                lambda: NodePatience(load_s=live.load_s),
-                lambda name: accesses.get(name, NEURON).headers,
-            ),
+            make_client=node_client_maker(session, live.node_patience, accesses),
             metrics=metrics,
             journal=journal,
             clock=clock,

@@ -39,6 +39,7 @@ from cortex_core.wire.neuron import (
 )
 from cortex_gateway.clients.node_errors import NOT_THERE, as_errors, check_token, command_error
 from cortex_gateway.ports import NodeNews
+from cortex_gateway.proxy.access import NEURON, Accesses
 
 POLL_TIMEOUT_S = 1.0
 """A neuron answers `/health` within 50 ms whatever its engines do."""
@@ -90,15 +91,16 @@ class NodePatience(msgspec.Struct, frozen=True, kw_only=True):
 def node_client_maker(
     session: aiohttp.ClientSession,
     patience: Callable[[], NodePatience],
-    headers: Callable[[NodeName], Headers] = lambda name: (),
+    accesses: Accesses | None = None,
 ) -> Callable[[NodeName, str], "HttpNodeClient"]:
     """Return what makes the client of a node from its name and base URL.
 
     Args:
         session: of the process.
         patience: returns what holds at the moment.
-        headers: returns what a node is sent with every request, at the moment.
+        accesses: how nodes are spoken to, as it is at the moment of a request.
     """
+    known: Accesses = {} if accesses is None else accesses
 
     def make(name: NodeName, url: str) -> HttpNodeClient:
         return HttpNodeClient(
@@ -106,7 +108,7 @@ def node_client_maker(
             endpoint=url,
             session=session,
             patience=patience,
-            headers=lambda: headers(name),
+            headers=lambda: known.get(name, NEURON).headers,
         )
 
     return make

@@ -1,5 +1,6 @@
 """Settings that others hold a reference to, and that change below them."""
 
+from cortex_gateway.clients.node import NodePatience
 from cortex_gateway.settings import GatewaySettings
 
 
@@ -27,6 +28,10 @@ class LiveSettings:
     def load_s(self) -> float:
         """For a load."""
         return self.current.gateway.timeouts.load_s
+
+    def node_patience(self) -> NodePatience:
+        """For the control API of a neuron."""
+        return NodePatience(load_s=self.load_s)
 
     @property
     def hold_s(self) -> float:
