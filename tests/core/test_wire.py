@@ -110,6 +110,7 @@ def test_commands_look_as_the_contract_shows_them() -> None:
         "max_wait_s": None,
         "max_share": None,
         "automatic": False,
+        "peers": None,
     }
     assert msgspec.json.decode(b'{"model_id": "org/a"}', type=UnloadRequest) == UnloadRequest(
         model_id="org/a"

@@ -28,6 +28,7 @@ from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.settings import GatewaySettings
 from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
+from neuron.api.followers import FollowersApi
 from neuron.api.health import HealthApi
 from neuron.api.marks import MarksApi
 from neuron.api.weights import WeightsApi
@@ -52,6 +53,9 @@ NEURON: Sequence[type[msgspec.Struct]] = (
     wire.Servable,
     wire.Progress,
     wire.LoadRequest,
+    wire.PeerRequest,
+    wire.FollowerRequest,
+    wire.Joined,
     wire.UnloadRequest,
     wire.SleepRequest,
     wire.WakeRequest,
@@ -166,6 +170,7 @@ async def test_neuron_page_has_every_path() -> None:
             *MarksApi(node).routes(),
             *WeightsApi(node, settings.heartbeat_s, parts.clock).routes(),
             *EventsApi(node.feed).routes(),
+            *FollowersApi(node.followers).routes(),
             *HealthApi(node, parts.metrics, parts.harnesses.values()).routes(),
         ]
     inference = [(route.value, "POST") for route in harness.Route]

@@ -91,6 +91,15 @@ class NeuronProcess:
         """Return the processes that it started and whose command line has `word`."""
         return {member.pid for member in self.descendants() if word in _command(member.pid)}
 
+    def follower_processes(self) -> set[int]:
+        """Return the workers of engines whose head is elsewhere; their parents come first."""
+        cores = self.engine_processes()
+        heads = processes.family(cores)
+        workers = {
+            member.pid for member in self.descendants() if "VLLM::Worker" in _command(member.pid)
+        }
+        return workers - {member.pid for member in heads}
+
     def rss_bytes(self) -> int:
         """Return the daemon's resident memory."""
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()

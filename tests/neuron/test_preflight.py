@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, strategies as st
 
 from cortex_core.device import Device
-from cortex_core.harness import ModelSpec
+from cortex_core.harness import ModelSpec, Peer
 from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.knowledge import KvShape, ModelFacts
 from cortex_core.units import MIB
@@ -314,3 +314,20 @@ def test_longer_context_never_mends_a_load(case: Case, more: int) -> None:
 
 def _given(case: Case) -> int | None:
     return None if need(case).source == "estimated" else case.spec.vram_bytes
+
+
+@given(st.sampled_from([1, 2, 4]), st.integers(1, 4), st.sampled_from([None, 64 * MIB]))
+def test_nodes_share_what_a_model_takes(nodes: int, parallel: int, cache: int | None) -> None:
+    """Ours: as much on each, and all together as much as one node with as many devices holds."""
+    facts = msgspec.structs.replace(FACTS, cache_bytes=cache)
+    whole = ModelSpec(model=ModelId("m"), harness="vllm", tensor_parallel=nodes * parallel)
+    peers = tuple(Peer(endpoint=f"http://p{number}") for number in range(nodes - 1))
+
+    alone, shared = (
+        estimate(facts, whole),
+        estimate(facts, msgspec.structs.replace(whole, peers=peers)),
+    )
+
+    assert alone is not None
+    assert shared is not None
+    assert 0 <= shared.total_bytes * nodes - alone.total_bytes < 2 * nodes

@@ -74,6 +74,33 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the places that one caller has while others wait, and of the queue at any time."""
 
 
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """Another node that holds a part of the same copy of a model."""
+
+    endpoint: str
+    """Base URL of its neuron."""
+    devices: tuple[DeviceIndex, ...] = ()
+    """Devices to use there; empty lets its neuron choose."""
+
+
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """The place of one node among those that hold one copy of a model together."""
+
+    group: str
+    """Tells this group from every other one, earlier ones of the same model included."""
+    rank: int
+    """0 is the head, which alone takes requests."""
+    nodes: int
+    address: str
+    """Of the head, where the engine's processes find each other."""
+    port: int
+    """There."""
+    host: str = ""
+    """Address under which this node is reached by the others."""
+    head: str = ""
+    """How the head calls itself, for people."""
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is to be loaded; two equal specs give the same engine."""
 
@@ -87,22 +114,37 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_parallel: int | None = None
     """Stages that the layers are split into, of `tensor_parallel` devices each; `None` is 1."""
     vram_bytes: int | None = None
-    """Estimate over all its devices together; `None` when the catalogue has none."""
+    """Estimate over all its devices on this node; `None` when the catalogue has none."""
+    peers: tuple[Peer, ...] = ()
+    """Other nodes that hold a part of this copy, in rank order; each has as many devices."""
+    seat: Seat | None = None
+    """Where in its group this part is, once there is one; `None` on the head until then."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options of the engine under their own names, as TOML and JSON can say them."""
     bounds: Bounds = Bounds()
     """On its requests; the engine itself knows nothing of them."""
 
     @property
+    def nodes(self) -> int:
+        """How many nodes hold one copy together, 1 or more."""
+        return 1 + len(self.peers) if self.seat is None else self.seat.nodes
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether it is a part of a copy whose head is elsewhere."""
+        return self.seat is not None and self.seat.rank > 0
+
+    @property
     def ranks(self) -> int:
-        """How many devices one copy takes, 1 or more."""
+        """How many devices of one node a copy takes, 1 or more where it can be shared evenly."""
         if self.tensor_parallel is None and self.devices:
             return len(self.devices)
-        return (self.tensor_parallel or 1) * (self.pipeline_parallel or 1)
+        return (self.tensor_parallel or 1) * (self.pipeline_parallel or 1) // self.nodes
 
     def tensor_parallel_on(self, devices: int) -> int:
         """Return how many devices share each layer where it has got `devices`, which may be 0."""
-        return self.tensor_parallel or max(1, devices // (self.pipeline_parallel or 1))
+        everywhere = devices * self.nodes
+        return self.tensor_parallel or max(1, everywhere // (self.pipeline_parallel or 1))
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from cortex_core.units import bytes_from_mib
 from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
 from neuron.api.fleet import FleetOnly
+from neuron.api.followers import FollowersApi
 from neuron.api.health import HealthApi
 from neuron.api.inference import InferenceEndpoint, mark_not_admitted
 from neuron.api.marks import MarksApi
@@ -21,9 +22,9 @@ from neuron.api.weights import WeightsApi
 from neuron.supervisor.node import Node
 from neuron.supervisor.parts import Parts
 
-_WATCHED_PATHS = frozenset(("/discovery", "/events", "/models"))
-"""Answered while we drain too: gateways must see how it goes on. Event streams would otherwise
-keep a drain waiting for nothing."""
+_WATCHED_PATHS = frozenset(("/discovery", "/events", "/followers", "/models"))
+"""Answered while we drain too: gateways must see how it goes on. Event streams, and those that
+followers live by, would otherwise keep a drain waiting for nothing."""
 
 
 def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
@@ -46,6 +47,7 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
             *MarksApi(node).routes(),
             *WeightsApi(node, parts.settings.heartbeat_s, parts.clock).routes(),
             *EventsApi(node.feed).routes(),
+            *FollowersApi(node.followers).routes(),
             *health.routes(),
             *inference,
         ],

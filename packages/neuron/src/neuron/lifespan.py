@@ -21,6 +21,7 @@ from cortex_core.server.listen import ListeningSocket
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.units import bytes_from_mib
 from neuron.app import make_app
+from neuron.clients.peers import HttpPeers, open_peers
 from neuron.devices.host import available_bytes
 from neuron.devices.readings import DeviceMonitor
 from neuron.devices.workers import DeviceWorkers
@@ -28,12 +29,15 @@ from neuron.engines.factory import make_harnesses, prepare_harnesses
 from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts, DeviceSource, NodeIdentity
 from neuron.settings import NeuronSettings
-from neuron.supervisor.feed import EventFeed
+from neuron.supervisor.groups import Groups
 from neuron.supervisor.memory import Memory
 from neuron.supervisor.node import Node
 from neuron.supervisor.notebook import Notebook, notes_path
 from neuron.supervisor.parts import Parts
 from neuron.weights.downloads import Downloads
+
+_SILENT_BEATS = 3
+"""Heartbeats of a peer that may be missed before its part of a model is given up."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +46,20 @@ class WatchedDrain(Drain):
     """A drain that ends event streams when it is through: they would go on for ever.
 
     Args:
-        feed: whose streams; they tell of the drain until then.
+        node: whose streams; they tell of the drain until then.
     """
 
-    def __init__(self, feed: EventFeed) -> None:
+    def __init__(self, node: Node) -> None:
         super().__init__()
-        self._feed = feed
+        self._node = node
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests, wait for the running ones, end the event streams."""
         try:
             return await super().drain(timeout_s)
         finally:
-            self._feed.close()
+            self._node.feed.close()
+            self._node.followers.close()
 
 
 async def run(
@@ -85,7 +90,7 @@ async def run(
         settings, source=source, clock=clock, environ=environ, stop=shutdown.is_wanted
     )
     async with node_context as (node, parts):
-        drain = WatchedDrain(node.feed)
+        drain = WatchedDrain(node)
         app = make_app(node, parts, drain)
         async with _in_background(_start_draining(node, shutdown), node.activator.run()):
             await serve(
@@ -119,7 +124,7 @@ async def node_of(
     monitor = DeviceMonitor(source, clock, settings.reading_interval_s)
     facts = await _discovered(monitor)
     memory = await _memory(facts, monitor, settings, clock)
-    async with asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks, _peers(settings, tasks) as peers:
         workers = DeviceWorkers((device.index for device in facts.devices), tasks)
         metrics = NeuronMetrics(CollectorRegistry())
         notebook = await _notebook(settings, environ or {}, metrics)
@@ -138,16 +143,24 @@ async def node_of(
             clock=clock,
             metrics=metrics,
             tasks=tasks,
+            groups=Groups(peers, settings.memory_wait_s),
         )
         # Reads files.
         node = Node(parts, await asyncio.to_thread(_identity), monitor.latest)
-        works = (node.run(), notebook.run(), _read(monitor, memory, node))
         with contextlib.closing(monitor), contextlib.closing(workers):
-            async with _in_background(*works):
+            async with _in_background(node.run(), notebook.run(), _read(monitor, memory, node)):
                 try:
                     yield node, parts
                 finally:
                     await _close(node, parts, harnesses)
+
+
+def _peers(
+    settings: NeuronSettings, tasks: asyncio.TaskGroup
+) -> contextlib.AbstractAsyncContextManager[HttpPeers]:
+    silence_s = _SILENT_BEATS * settings.heartbeat_s
+    host, token = settings.advertise_host, settings.fleet_token
+    return open_peers(tasks, silence_s=silence_s, host=host, token=token)
 
 
 async def _read(monitor: DeviceMonitor, memory: Memory, node: Node) -> None:

@@ -1,13 +1,16 @@
 """What the supervisor and the API need of the outside, as protocols."""
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import msgspec
 
 from cortex_core.device import Device, DeviceReading
+from cortex_core.errors import RequestError
+from cortex_core.harness import Seat
 from cortex_core.ids import BootId, DeviceIndex
-from cortex_core.wire.neuron import Link
+from cortex_core.wire.neuron import FollowerRequest, Link
 
 
 class NodeIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +51,56 @@ class DeviceSource(Protocol):
 
     def close(self) -> None:
         """Let go of the driver."""
+        ...
+
+
+class Follower(Protocol):
+    """A part of a copy on another node, which lives for as long as somebody holds this."""
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL of its neuron."""
+        ...
+
+    @property
+    def lost(self) -> asyncio.Future[RequestError]:
+        """Done when it is no more, with the reason."""
+        ...
+
+    async def joined(self) -> None:
+        """Wait until it has its memory and its devices.
+
+        Raises:
+            RequestError: it is lost.
+        """
+        ...
+
+    async def settle(self) -> None:
+        """Say that the head is up, and wait until it counts as loaded there.
+
+        Raises:
+            RequestError: it is lost.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End it, and wait for a bounded time until its memory is free."""
+        ...
+
+
+class Peers(Protocol):
+    """Other neurons."""
+
+    async def seat(self, endpoint: str) -> Seat:
+        """Return the place of the head of a new group of which `endpoint` is to be a part."""
+        ...
+
+    async def host_towards(self, address: str) -> str:
+        """Return the address under which this node is reached from `address`."""
+        ...
+
+    def follow(self, endpoint: str, request: FollowerRequest) -> Follower:
+        """Have the neuron at `endpoint` start a follower."""
         ...
 
 

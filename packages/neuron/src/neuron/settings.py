@@ -165,6 +165,9 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Address to listen on."""
     port: Port = 13131
     """Port to listen on; 0 takes any free one."""
+    advertise_host: str | None = None
+    """Address under which neurons that hold a model together with this one reach its engines;
+    absent takes the one from which it reaches them."""
     harnesses: tuple[HarnessEntry, ...] = (HarnessEntry(name="vllm"),)
     """Harnesses that this neuron offers."""
     harness: HarnessTables = HarnessTables()
@@ -203,8 +206,8 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """File that keeps pins, the cordon, what loads measured and what is loaded; absent takes `state.json` in
     systemd's STATE_DIRECTORY, and without that keeps them until the neuron ends."""
     fleet_token: str | None = None
-    """What gateways must bring; without one everybody is let in, and nobody is believed to ask for
-    somebody else."""
+    """What gateways, and peers of a model over several nodes, must bring; without one everybody is
+    let in, and nobody is believed to ask for somebody else."""
     fleet_token_file: str | None = None
     """File that holds it, relative to the file that names it."""
     max_body_mb: Count = 64

@@ -180,6 +180,19 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     """What kind of failure `error` tells of, of a closed set: such as `out_of_memory`."""
     recovery: Recovery | None = None
     """While it is `recovering`."""
+    peers: tuple[str, ...] = ()
+    """Base URLs of the other nodes that hold a part of this copy; the head says them."""
+    head: str | None = None
+    """The node that answers for this copy, where only a part of it is here."""
+
+
+class PeerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Another node that is to hold a part of the same copy, in `LoadRequest`."""
+
+    endpoint: str
+    """Base URL of its neuron."""
+    devices: tuple[int, ...] | None = None
+    """`None` lets its neuron choose."""
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +207,7 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`None` lets the neuron choose."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     vram_mb: int | None = None
-    """The catalogue's estimate over all devices."""
+    """The catalogue's estimate over all devices of all nodes."""
     max_in_flight: int | None = None
     """Requests that are with its engine at once; `None` takes the neuron's settings, as below."""
     max_queue: int | None = None
@@ -206,11 +219,45 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     automatic: bool = False
     """A program decided it. What failed too often here stays given up then; an operator's load
     starts afresh."""
+    peers: tuple[PeerRequest, ...] | None = None
+    """Other nodes that hold a part of the same copy, in rank order."""
 
 
 SPEC_HEADER = "x-cortex-spec"
 """Header of a request about the tokens of a model that is not loaded: a `LoadRequest` as JSON in
 base64, which says how it would be loaded."""
+
+
+class FollowerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /followers`: from the neuron that owns a copy to those that hold a part."""
+
+    model_id: str
+    harness: str
+    group: str
+    """Tells this group from every other one."""
+    rank: int
+    nodes: int
+    address: str
+    """Of the head, where the engine's processes find each other."""
+    port: int
+    """There."""
+    head: str = ""
+    """How the head calls itself, for people."""
+    quant: str | None = None
+    tensor_parallel: int | None = None
+    """Over all nodes, like `pipeline_parallel`."""
+    pipeline_parallel: int | None = None
+    devices: tuple[int, ...] | None = None
+    """`None` lets the neuron choose."""
+    engine: Mapping[str, object] = msgspec.field(default_factory=dict)
+    vram_mb: int | None = None
+    """Estimate over the devices of this node."""
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """Data of a `joined` event: a follower has its memory and its devices, and starts."""
+
+    devices: tuple[int, ...] = ()
 
 
 class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,6 +333,9 @@ SNAPSHOT_EVENT = "snapshot"
 
 MODEL_EVENT = "model"
 """Event name of a `ModelReport`: replaces that model; status `unloaded` removes it."""
+
+JOINED_EVENT = "joined"
+"""Event name of a `Joined`, on the stream that a head holds open."""
 
 HEALTH_EVENT = "health"
 """Event name of a `Health`: devices, activation, how busy each model is, draining."""

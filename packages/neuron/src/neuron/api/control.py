@@ -10,8 +10,8 @@ from starlette.routing import Route
 
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.dialect import Dialect, error_body
-from cortex_core.errors import InvalidRequestError, NotFoundError, RequestError
-from cortex_core.harness import Bounds, ModelSpec
+from cortex_core.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
+from cortex_core.harness import Bounds, ModelSpec, Peer
 from cortex_core.ids import DeviceIndex, ModelId, RequestId
 from cortex_core.replica import ReplicaStatus
 from cortex_core.server.clock import Clock
@@ -28,6 +28,7 @@ from cortex_core.wire.neuron import (
 )
 from neuron.api.body import read_body
 from neuron.api.stream import EVENT_STREAM, EventStream
+from neuron.lifecycle.admission import following_error
 from neuron.settings import NeuronSettings
 from neuron.supervisor import reports
 from neuron.supervisor.life import Life
@@ -100,9 +101,11 @@ class ControlApi:
         """Unload a model, and answer when its memory is free."""
         wanted = decode_request(await read_body(request.receive), _UNLOAD_DECODER)
         drain_s = self._drain_s(wanted.drain_timeout_s)
-        await self._node.supervisor.unload(
-            ModelId(wanted.model_id), 0.0 if wanted.force else drain_s
-        )
+        model = ModelId(wanted.model_id)
+        following = following_error(self._node.supervisor.state(model).asked)
+        if following is not None:
+            raise ConflictError(f"{following.message}; unload it there")
+        await self._node.supervisor.unload(model, 0.0 if wanted.force else drain_s)
         return json_answer(StatusAnswer(status="unloaded"))
 
     async def sleep(self, request: Request) -> Response:
@@ -180,6 +183,18 @@ def _spec(wanted: LoadRequest) -> ModelSpec:
         value = getattr(wanted, name)
         if value is not None and value < least:
             raise InvalidRequestError(f"{value} is too small", param=name)
+    peers = tuple(
+        Peer(
+            endpoint=peer.endpoint.rstrip("/"),
+            devices=tuple(DeviceIndex(index) for index in peer.devices or ()),
+        )
+        for peer in wanted.peers or ()
+    )
+    if len({peer.endpoint for peer in peers}) != len(peers):
+        raise InvalidRequestError("a peer is named twice; name each once", param="peers")
+    if any(not peer.endpoint.startswith(("http://", "https://")) for peer in peers):
+        raise InvalidRequestError("a peer's endpoint begins with http://", param="peers")
+    total = None if wanted.vram_mb is None else bytes_from_mib(wanted.vram_mb)
     return ModelSpec(
         model=ModelId(wanted.model_id),
         harness=wanted.harness,
@@ -187,7 +202,8 @@ def _spec(wanted: LoadRequest) -> ModelSpec:
         quant=wanted.quant,
         tensor_parallel=wanted.tensor_parallel,
         pipeline_parallel=wanted.pipeline_parallel,
-        vram_bytes=None if wanted.vram_mb is None else bytes_from_mib(wanted.vram_mb),
+        vram_bytes=None if total is None else -(-total // (1 + len(peers))),
+        peers=peers,
         engine=wanted.engine,
         bounds=_bounds(wanted),
     )

@@ -17,12 +17,13 @@ LOG_NAME = "load.log"
 """File in the engine's scratch folder that its processes log to until the daemon removes it."""
 
 
-def write_logging_config(scratch: pathlib.Path, level: str) -> pathlib.Path:
+def write_logging_config(scratch: pathlib.Path, level: str, host: str = "") -> pathlib.Path:
     """Write the logging configuration of one engine.
 
     Args:
         scratch: the engine's folder; its processes put their temporary files there.
         level: least severity that goes to standard error.
+        host: address under which its processes are reached from other nodes.
 
     Returns:
         Path of the file, in the form of `logging.config.dictConfig`.
@@ -43,6 +44,7 @@ def write_logging_config(scratch: pathlib.Path, level: str) -> pathlib.Path:
                 "()": "neuron.engines.engine_process.start",
                 "scratch": str(scratch),
                 "daemon": os.getpid(),
+                "host": host,
                 "level": "INFO",
             },
         },
@@ -58,7 +60,7 @@ def write_logging_config(scratch: pathlib.Path, level: str) -> pathlib.Path:
     return path
 
 
-def start(scratch: str, daemon: int) -> logging.Handler:
+def start(scratch: str, daemon: int, host: str = "") -> logging.Handler:
     """Prepare an engine process and return the handler for its load's log.
 
     In the daemon itself, which vLLM configures from the same file, nothing is prepared and
@@ -68,6 +70,9 @@ def start(scratch: str, daemon: int) -> logging.Handler:
         return logging.NullHandler()
     # vLLM leaves the rendezvous files of its process groups behind in the temporary folder.
     tempfile.tempdir = scratch
+    if host:
+        # vLLM would take the address with which the internet is reached.
+        os.environ["VLLM_HOST_IP"] = host
     watchdog.register()
     return _LoadLog(str(pathlib.Path(scratch, LOG_NAME)))
 

@@ -9,8 +9,6 @@ import asyncio
 import functools
 import importlib.util
 import logging
-import multiprocessing
-import os
 import pathlib
 import shutil
 import tempfile
@@ -25,14 +23,7 @@ from prometheus_client import CollectorRegistry
 from cortex_core.errors import ModelLoadFailedError, NotFoundError
 from cortex_core.harness import Engine, Knowledge, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
-from neuron.engines import (
-    engine_process,
-    processes,
-    vllm_bringup,
-    vllm_failures,
-    vllm_knowledge,
-)
-from neuron.engines.oom import OomCount
+from neuron.engines import vllm_bringup, vllm_knowledge
 from neuron.engines.token_process import TokenProcess
 from neuron.engines.vllm_engine import VllmEngine
 from neuron.engines.vllm_environment import (
@@ -42,6 +33,7 @@ from neuron.engines.vllm_environment import (
     start_fork_server,
 )
 from neuron.engines.vllm_runtime import make_runtime_folder, runtime_parent, sweep
+from neuron.engines.vllm_start import Starter, observed
 from neuron.engines.vllm_stats import render_metrics
 from neuron.lifecycle.footprint import estimate
 from neuron.models import BUILTIN, BuiltinModel
@@ -49,12 +41,6 @@ from neuron.settings import VllmSettings
 from neuron.weights.downloads import Downloads
 
 T = TypeVar("T")
-
-_SPAWN_CHECK_S = 0.02
-"""How often a load looks for the process that it is about to start."""
-
-_GIVE_UP_S = 30.0
-"""Time that a cancelled load gets to notice that its processes are gone."""
 
 _PREPARE_S = 120.0
 """Time that the import of vLLM gets before the daemon serves without it."""
@@ -88,7 +74,7 @@ class VllmHarness:
         self._builtin = builtin
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="vllm")
         self._import: Future[None] | None = None
-        self._spawning = asyncio.Lock()
+        self._starter = Starter(self._threads)
         self._registries: dict[str, CollectorRegistry] = {}
         self._runtime: pathlib.Path | None = None
         self._tokens = TokenProcess()
@@ -123,7 +109,7 @@ class VllmHarness:
         logger.info("importing vLLM", extra={"at_most_s": _PREPARE_S})
         async with asyncio.TaskGroup() as tasks:
             stopping = tasks.create_task(stop.wait())
-            waited: set[asyncio.Future[Any]] = {_observed(future), stopping}
+            waited: set[asyncio.Future[Any]] = {observed(future), stopping}
             await asyncio.wait(waited, timeout=_PREPARE_S, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
         if future.done():
@@ -189,7 +175,9 @@ class VllmHarness:
         on_progress("weights", None, weights)
         scratch = pathlib.Path(tempfile.mkdtemp(prefix="e-", dir=self._runtime_folder()))
         try:
-            llm, parts = await self._start(spec, folder, scratch)
+            if spec.is_follower:
+                return await self._starter.follow(spec, folder, scratch)
+            llm, parts = await self._starter.start(spec, folder, scratch)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -223,7 +211,7 @@ class VllmHarness:
     async def _import_vllm(self) -> None:
         future = self._begin_import()
         # A caller who is cancelled does not take the import with it.
-        await asyncio.wait([_observed(future)])
+        await asyncio.wait([observed(future)])
         _check_import(future)
 
     def _begin_import(self) -> Future[None]:
@@ -267,70 +255,6 @@ class VllmHarness:
         source.check_loadable(spec, folder)
         return folder
 
-    async def _start(
-        self, spec: ModelSpec, folder: pathlib.Path, scratch: pathlib.Path
-    ) -> tuple[Any, vllm_bringup.Parts]:
-        """Start vLLM's engine; cancelling ends its processes before it returns."""
-        kills, level = OomCount(), os.environ["VLLM_LOGGING_LEVEL"]
-        logging_config = engine_process.write_logging_config(scratch, level)
-        try:
-            parts = await self._in_thread(
-                functools.partial(vllm_bringup.configure, spec, folder, logging_config)
-            )
-            future, members = await self._spawn(
-                scratch, functools.partial(vllm_bringup.start, parts)
-            )
-            llm = await self._await_start(future, members)
-        except vllm_bringup.load_errors() as error:
-            log = engine_process.read_log(scratch)
-            raised = str(error) or type(error).__name__
-            cause = vllm_failures.root_cause(log, raised, was_short=kills.has_grown())
-            logger.warning("%s cannot be loaded: %s", spec.model, cause)
-            raise vllm_failures.load_error(cause, spec.model) from None
-        engine_process.remove_log(scratch)
-        return llm, parts
-
-    async def _spawn(
-        self, scratch: pathlib.Path, start: Callable[[], Any]
-    ) -> tuple[Future[Any], set[int]]:
-        """Begin a start in a thread and wait until its processes can be told from others'.
-
-        vLLM gives no handle on them before it is done. Only one load at a time is in this
-        phase, so that a child that appears is its own.
-        """
-        cancelled: asyncio.CancelledError | None = None
-        async with self._spawning:
-            before = _children()
-            # Where vLLM puts the sockets of this engine, and leaves some of them.
-            os.environ["VLLM_RPC_BASE_PATH"] = str(scratch)
-            future = self._threads.submit(start)
-            while not (members := _children() - before) and not future.done():
-                try:
-                    await asyncio.sleep(_SPAWN_CHECK_S)
-                except asyncio.CancelledError as error:
-                    # Put off: a process that has no owner yet could not be ended.
-                    cancelled = error
-        if cancelled is not None:
-            await self._give_up(future, members)
-            raise cancelled
-        return future, members
-
-    async def _await_start(self, future: Future[Any], members: set[int]) -> Any:
-        while not future.done():
-            try:
-                await asyncio.wait([_observed(future)])
-            except asyncio.CancelledError:
-                await self._give_up(future, members)
-                raise
-        return future.result()
-
-    async def _give_up(self, future: Future[Any], members: set[int]) -> None:
-        processes.kill(processes.family(members))
-        await asyncio.wait([_observed(future)], timeout=_GIVE_UP_S)
-        if future.done() and future.exception() is None:
-            # It had just come up.
-            await self._in_thread(future.result().shutdown)
-
     async def _assemble(
         self,
         spec: ModelSpec,
@@ -372,13 +296,6 @@ class VllmHarness:
         return self._runtime
 
 
-def _observed(future: Future[Any]) -> asyncio.Future[Any]:
-    """Return what waits for `future`; a failure that is looked up in `future` alone is told."""
-    waiter = asyncio.wrap_future(future)
-    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return waiter
-
-
 def _check_import(future: Future[None]) -> None:
     try:
         future.result()
@@ -390,7 +307,3 @@ def _check_import(future: Future[None]) -> None:
 
 def _revision(spec: ModelSpec) -> str:
     return str(spec.engine.get("revision") or "main")
-
-
-def _children() -> set[int]:
-    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}

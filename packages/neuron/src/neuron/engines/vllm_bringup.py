@@ -149,7 +149,7 @@ def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: path
         ),
     )
     with own_log_records():
-        config = args.create_engine_config()
+        config = args.create_engine_config(headless=spec.is_follower)
     return Parts(
         config=config,
         serving=msgspec.structs.replace(options.serving, tool_call_parser=tool_parser),

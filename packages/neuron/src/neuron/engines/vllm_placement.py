@@ -40,9 +40,17 @@ def device_arguments(spec: ModelSpec, given: Mapping[str, object]) -> dict[str, 
 
     arguments: dict[str, object] = {}
     ranks = spec.ranks
-    if ranks > 1:
+    if ranks * spec.nodes > 1:
         arguments["tensor_parallel_size"] = spec.tensor_parallel_on(len(spec.devices))
         arguments["pipeline_parallel_size"] = spec.pipeline_parallel or 1
+    if spec.seat is not None:
+        arguments |= {
+            "distributed_executor_backend": "mp",
+            "nnodes": spec.seat.nodes,
+            "node_rank": spec.seat.rank,
+            "master_addr": spec.seat.address,
+            "master_port": spec.seat.port,
+        }
     if current_platform.is_cpu():
         if "kv_cache_memory_bytes" not in given:
             arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES

@@ -11,6 +11,7 @@ from cortex_core.errors import (
     RecoveringError,
     RequestError,
 )
+from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.replica import ReplicaState
@@ -36,10 +37,19 @@ def refusal(
     return _status_refusal(model, state)
 
 
+def following_error(spec: ModelSpec) -> NoReplicaError | None:
+    """Return why a part of another node's copy answers nobody; `None` when it is no such part."""
+    if spec.seat is None or not spec.is_follower:
+        return None
+    return NoReplicaError(
+        f"only a part of {spec.model!r} is here; {spec.seat.head} answers for the whole"
+    )
+
+
 def _status_refusal(model: ModelId, state: ReplicaState) -> RequestError | None:
     match state.status:
         case ReplicaStatus.LOADED:
-            return None
+            return following_error(state.asked)
         case ReplicaStatus.LOADING | ReplicaStatus.RELOADING:
             eta_s = state.progress.eta_s if state.progress is not None else None
             return ModelLoadingError(f"{model!r} is being loaded", retry_after_s=eta_s)

@@ -14,7 +14,7 @@ DEFAULT_CONTEXT_TOKENS = 8192
 
 
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
-    """Device memory of one load, over all its devices, in bytes."""
+    """Device memory of one load, over all its devices on one node, in bytes."""
 
     weights_bytes: int
     kv_bytes: int
@@ -27,7 +27,7 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def estimate(facts: ModelFacts, spec: ModelSpec) -> Footprint | None:
-    """Return what a load takes; `None` when the size of its weights is not known."""
+    """Return what a load takes of this node; `None` when its weights' size is not known."""
     if facts.weights_bytes is None:
         return None
     devices, tensor_parallel = spec.ranks, spec.tensor_parallel_on(len(spec.devices))
@@ -35,11 +35,12 @@ def estimate(facts: ModelFacts, spec: ModelSpec) -> Footprint | None:
         kv_bytes = facts.cache_bytes * devices
     elif facts.kv is not None:
         # Stages of a pipeline have their own layers: together they hold all of them once.
-        kv_bytes = facts.kv.device_bytes(reckoned_tokens(facts), tensor_parallel) * tensor_parallel
+        everywhere = facts.kv.device_bytes(reckoned_tokens(facts), tensor_parallel)
+        kv_bytes = -(-everywhere * tensor_parallel // spec.nodes)
     else:
         kv_bytes = 0
     return Footprint(
-        weights_bytes=facts.weights_bytes,
+        weights_bytes=-(-facts.weights_bytes // spec.nodes),
         kv_bytes=kv_bytes,
         overhead_bytes=OVERHEAD_BYTES * devices,
     )

@@ -90,8 +90,9 @@ def fingerprint(spec: ModelSpec) -> str:
 
     Which devices they are does not matter, only how many, nor does the estimate of the memory.
     """
-    # Stages count where there are some, so that what older neurons noted is found again.
-    stages = () if spec.pipeline_parallel in (None, 1) else (spec.pipeline_parallel,)
+    # They count where there are some, so that what older neurons noted is found again.
+    more = (spec.pipeline_parallel or 1, spec.nodes)
+    stages = () if more == (1, 1) else more
     parallel = spec.tensor_parallel_on(len(spec.devices))
     options = msgspec.json.encode(
         (spec.harness, spec.quant, parallel, dict(spec.engine), *stages), order="sorted"

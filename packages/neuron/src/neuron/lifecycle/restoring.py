@@ -15,14 +15,15 @@ def residents(
 ) -> tuple[ModelSpec, ...]:
     """Return what a restart is to bring back, what was used last first.
 
-    What sleeps gave its place to others, and what failed would fail again.
+    What sleeps gave its place to others, what failed would fail again, and a part of another
+    node's copy comes back when that node asks for it.
 
     Args:
         states: all models of the neuron.
         still_wanted: what an earlier life had and this one has not brought back yet; at the end,
             in this order.
     """
-    here = [state for state in states if state.status in _SERVES]
+    here = [state for state in states if state.status in _SERVES and not state.asked.is_follower]
     here.sort(key=lambda state: state.last_used or 0.0, reverse=True)
     names = {state.asked.model for state in here}
     rest = [spec for spec in still_wanted if spec.model not in names]

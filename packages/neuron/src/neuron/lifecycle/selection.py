@@ -72,19 +72,8 @@ def check_devices(spec: ModelSpec, devices: Sequence[Device]) -> None:
         )
     if len(set(spec.devices)) != len(spec.devices):
         raise InvalidRequestError("a device is named twice; name each once", param="devices")
+    _check_parallel(spec)
     wanted = spec.ranks
-    if spec.devices and wanted != len(spec.devices):
-        raise InvalidRequestError(
-            f"tensor_parallel x pipeline_parallel is {wanted} but {len(spec.devices)} devices are "
-            "named; make them equal",
-            param="tensor_parallel",
-        )
-    stages = spec.pipeline_parallel or 1
-    if wanted % stages:
-        raise InvalidRequestError(
-            f"{wanted} devices are named, which {stages} stages cannot share evenly",
-            param="pipeline_parallel",
-        )
     if known and wanted > len(known):
         raise InvalidRequestError(
             f"it needs {wanted} devices and this node has {len(known)}", param="tensor_parallel"
@@ -94,6 +83,34 @@ def check_devices(spec: ModelSpec, devices: Sequence[Device]) -> None:
             f"it needs {wanted} devices that are alike, and those of this node differ in memory, "
             "capability or slices; name `devices` to mix them",
             param="tensor_parallel",
+        )
+
+
+def _check_parallel(spec: ModelSpec) -> None:
+    """Check that devices, stages and nodes go together.
+
+    Raises:
+        InvalidRequestError: they do not.
+    """
+    nodes, stages, named = spec.nodes, spec.pipeline_parallel or 1, len(spec.devices)
+    wanted = named * nodes if spec.tensor_parallel is None and named else None
+    wanted = (spec.tensor_parallel or 1) * stages if wanted is None else wanted
+    if wanted % nodes:
+        raise InvalidRequestError(
+            f"tensor_parallel x pipeline_parallel is {wanted}, which {nodes} nodes cannot share "
+            "evenly",
+            param="tensor_parallel",
+        )
+    if named and wanted != named * nodes:
+        raise InvalidRequestError(
+            f"tensor_parallel x pipeline_parallel is {wanted} but {named} devices are named"
+            f"{f' on each of {nodes} nodes' if nodes > 1 else ''}; make them equal",
+            param="tensor_parallel",
+        )
+    if wanted % stages:
+        raise InvalidRequestError(
+            f"{wanted} devices are named, which {stages} stages cannot share evenly",
+            param="pipeline_parallel",
         )
 
 

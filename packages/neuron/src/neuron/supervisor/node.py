@@ -26,6 +26,7 @@ from neuron.supervisor.activation import Activator
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.feed import EventFeed
 from neuron.supervisor.fitting import Fitting
+from neuron.supervisor.followers import Followers
 from neuron.supervisor.life import Refusal
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.weights import Weights
@@ -57,6 +58,7 @@ class Node:
         self._dirty = asyncio.Event()
         self.supervisor = Supervisor(parts, self._model_changed)
         self.fitting = Fitting(parts)
+        self.followers = Followers(parts, self.supervisor)
         named = parts.settings.default_models
         restored = to_restore(parts.notebook.notes.loaded, [model.model_id for model in named])
         self.activator = Activator(

@@ -12,6 +12,7 @@ from cortex_core.server.clock import Clock
 from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts, DeviceLanes
 from neuron.settings import NeuronSettings
+from neuron.supervisor.groups import Groups
 from neuron.supervisor.memory import Memory
 from neuron.supervisor.notebook import Notebook
 from neuron.weights.downloads import Downloads
@@ -32,6 +33,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     metrics: NeuronMetrics
     tasks: asyncio.TaskGroup
+    groups: Groups = msgspec.field(default_factory=Groups)
     unusable: Mapping[str, str] = {}
     """Why harnesses that the settings name are not offered, by name."""
 

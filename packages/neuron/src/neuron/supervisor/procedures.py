@@ -153,8 +153,8 @@ class Procedures:
         self._apply(life, LoadPlaced(devices=devices, now=self._clock.now()))
         async with self._parts.lanes.hold(devices):
             before = await self._memory.used(life.model)
-            engine = await harness.load(
-                _placed(spec, devices), lambda *news: self._progress(life, *news)
+            engine = await self._parts.groups.load(
+                harness, _placed(spec, devices), lambda *news: self._progress(life, *news)
             )
             try:
                 self._progress(life, "checking")

@@ -112,7 +112,12 @@ class Recycling:
         error: RequestError | None = None
         logger.info("recycling", extra={"models": sorted(self.models)})
         try:
-            again = [life.state.asked for life in lives if life.state.status in _WANTED]
+            # A part of another node's copy comes back when that node asks for it.
+            again = [
+                life.state.asked
+                for life in lives
+                if life.state.status in _WANTED and not life.state.asked.is_follower
+            ]
             await self._end(lives)
             if devices is None:
                 for harness in self._parts.harnesses.values():

@@ -101,6 +101,8 @@ def model_report(
         error=state.error,
         error_kind=None if state.error_kind is None else state.error_kind.value,
         recovery=_recovery(state.retry),
+        peers=tuple(peer.endpoint for peer in state.asked.peers),
+        head=state.asked.seat.head if state.asked.seat is not None else None,
     )
 
 
