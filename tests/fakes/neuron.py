@@ -60,7 +60,14 @@ class FakeNeuron:
         """Addresses of models that have one of their own."""
         self._is_frozen = False
         self._thawed = asyncio.Event()
+        self._begin()
+
+    def _begin(self) -> None:
         self._subscribers: set[asyncio.Queue[tuple[str, object] | None]] = set()
+        self.fits: dict[str, dict[str, object]] = {}
+        """What it says of loads, by model; of others, that they are fine."""
+        self.fits_asked: list[dict[str, object]] = []
+        """Bodies of `/models/fit`, in order."""
 
     @property
     def has_subscriber(self) -> bool:
@@ -130,6 +137,7 @@ class FakeNeuron:
         app.router.add_post("/v1/chat/completions", self._chat)
         if not self.is_given_only:
             app.router.add_get("/events", self._events)
+            app.router.add_post("/models/fit", self._fit)
             app.router.add_post("/models/sleep", self._command(self._sleep))
             app.router.add_post("/models/wake", self._command(self._wake))
             app.router.add_post("/models/pin", self._command(self._pin))
@@ -177,6 +185,15 @@ class FakeNeuron:
         if self.shows_unloads:
             self.set_model(model, "unloaded")
         return web.json_response({"status": "unloaded"})
+
+    async def _fit(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.fits_asked.append(body)
+        if "/models/fit" in self.refusals:
+            status, error = self.refusals["/models/fit"]
+            return web.json_response(error, status=status)
+        model = body["model_id"]
+        return web.json_response({"model": model, "ok": True, **self.fits.get(model, {})})
 
     def _command(self, act: Callable[[dict[str, object]], str]) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:

@@ -75,6 +75,23 @@ def test_a_model_goes_through_its_tiers_at_a_real_neuron(tmp_path: pathlib.Path)
     assert (gone[1], left) == (f"{MODEL}: unloaded on sim\n", [])
 
 
+def test_whether_a_model_fits_is_told_by_every_neuron(tmp_path: pathlib.Path) -> None:
+    """Issue 5: status 0 where it fits somewhere; nothing is loaded for it."""
+    catalogue = '[[models]]\nid = "sim/huge"\nharness = "simulated"\nvram_mb = 30000\n'
+    with (
+        simulated_neuron(tmp_path) as neuron,
+        gateway(tmp_path, catalogue, sim=neuron.url) as door,
+    ):
+        fits = cortex(door, "fit sim/unheard-of")
+        huge = cortex(door, "fit sim/huge --node sim")
+        models = neuron.get("/models").json()
+
+    assert fits[0] == 0, fits
+    assert huge[0] == 1, huge
+    assert "it needs 30,000 MiB; cuda-dev-0 has 24,576 MiB" in huge[1]
+    assert models == []
+
+
 def test_a_node_is_drained_under_its_streams(tmp_path: pathlib.Path) -> None:
     """Ours: served elsewhere first, unloaded when the requests have ended; nobody is cut."""
     folders = [tmp_path / name for name in ("one", "two")]

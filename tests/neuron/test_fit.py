@@ -37,6 +37,7 @@ async def test_fit_tells_of_a_load_and_does_nothing(start: Start) -> None:
     assert report.capabilities is not None
     assert report.capabilities.chat
     assert fits["needed"]["source"] == "measured"
+    assert fits["ok"] is True
 
 
 async def test_fit_of_a_wrong_option_fails_by_it(start: Start) -> None:

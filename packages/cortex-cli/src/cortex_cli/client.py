@@ -27,6 +27,7 @@ from cortex_core.wire.admin import (
     NodeCommand,
     ReloadAnswer,
 )
+from cortex_core.wire.fit import FitCommand, FleetFit
 from cortex_core.wire.openai.models import ModelList
 
 T = TypeVar("T")
@@ -111,6 +112,14 @@ class GatewayClient:
             FleetError: it was refused, or the gateway cannot be asked.
         """
         return await self._ask("POST", _model_path(action, model), ModelAnswer, command, NO_LIMIT)
+
+    async def fit(self, model: str, command: FitCommand) -> FleetFit:
+        """Return what nodes say of a load; nothing is done.
+
+        Raises:
+            FleetError: the gateway cannot be asked.
+        """
+        return await self._ask("POST", _model_path("fit", model), FleetFit, command, NO_LIMIT)
 
     async def load(
         self, model: str, command: ModelCommand
@@ -258,7 +267,7 @@ def _encoded(command: object) -> bytes:
     return msgspec.json.encode(command)
 
 
-def _model_path(action: Action, model: str) -> str:
+def _model_path(action: str, model: str) -> str:
     return f"/admin/models/{urllib.parse.quote(model, safe='/:@')}/{action}"
 
 

@@ -12,6 +12,7 @@ from cortex_cli.commands.bench import bench
 from cortex_cli.commands.config import config
 from cortex_cli.commands.decisions import decisions
 from cortex_cli.commands.explain import explain
+from cortex_cli.commands.fit import fit
 from cortex_cli.commands.load import load
 from cortex_cli.commands.models import models
 from cortex_cli.commands.nodes import nodes
@@ -87,6 +88,7 @@ for _command in (
     config,
     decisions,
     explain,
+    fit,
     load,
     models,
     nodes,

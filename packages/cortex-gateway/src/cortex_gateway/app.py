@@ -11,6 +11,7 @@ from cortex_core.translate.target import PdfReader
 from cortex_gateway.api import (
     admin,
     admin_config,
+    admin_fit,
     admin_models,
     admin_nodes,
     anthropic,
@@ -70,6 +71,7 @@ def build_app(
             *decisions.routes(proxy.journal),
             *admin_nodes.routes(control.operations, control.drainage),
             *admin_models.routes(store, control.operations, control.loading),
+            *admin_fit.routes(store, control.operations),
             *admin_config.routes(configured),
             *openai.routes(proxy, clock.wall),
             *anthropic.routes(proxy, read_pdf),

@@ -13,6 +13,7 @@ from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.routing.retry import Failure
 from cortex_core.wire.admin import ConfigView, ReloadAnswer
+from cortex_core.wire.fit import FitReport
 from cortex_core.wire.neuron import (
     CordonRequest,
     LoadRequest,
@@ -276,6 +277,14 @@ class NodeClient(Protocol):
 
         Raises:
             RequestError: why it could not be marked.
+        """
+        ...
+
+    async def fit(self, request: LoadRequest) -> FitReport:
+        """Return whether a load would work there; nothing is done.
+
+        Raises:
+            RequestError: why it cannot say.
         """
         ...
 

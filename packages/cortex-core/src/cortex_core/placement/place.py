@@ -7,7 +7,7 @@ import msgspec
 from cortex_core.catalogue import Profile
 from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, LoadCommand, NodeState, Swap
-from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.evict import (
     Eviction,
@@ -199,24 +199,29 @@ def _sleeps(node: NodeState, model: ModelId) -> bool:
     return replica is not None and replica.status is ReplicaStatus.SLEEPING
 
 
-def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
+def load_request(profile: Profile, devices: tuple[DeviceIndex, ...] = ()) -> LoadRequest:
+    """Return what a neuron is asked for; empty `devices` let it choose."""
     stages = profile.pipeline_parallel
+    return LoadRequest(
+        model_id=profile.id,
+        harness=profile.harness,
+        quant=profile.quant,
+        tensor_parallel=profile.min_devices // stages if profile.min_devices > 1 else None,
+        pipeline_parallel=stages if stages > 1 else None,
+        devices=devices or None,
+        engine=profile.engine,
+        vram_mb=profile.vram_mb,
+        max_in_flight=profile.max_in_flight,
+        max_queue=profile.max_queue,
+        max_wait_s=profile.max_wait_s,
+        max_share=profile.max_share,
+        automatic=True,
+    )
+
+
+def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
     return Load(
         replica=ReplicaId(node=node.name, model=profile.id),
-        request=LoadRequest(
-            model_id=profile.id,
-            harness=profile.harness,
-            quant=profile.quant,
-            tensor_parallel=profile.min_devices // stages if profile.min_devices > 1 else None,
-            pipeline_parallel=stages if stages > 1 else None,
-            devices=fit.devices or None,
-            engine=profile.engine,
-            vram_mb=profile.vram_mb,
-            max_in_flight=profile.max_in_flight,
-            max_queue=profile.max_queue,
-            max_wait_s=profile.max_wait_s,
-            max_share=profile.max_share,
-            automatic=True,
-        ),
+        request=load_request(profile, fit.devices),
         command=LoadCommand(devices=fit.devices, vram_bytes=profile.vram_bytes, sent_at=now),
     )

@@ -1,6 +1,6 @@
-"""What a neuron says of a load before it is tried: `POST /models/fit`.
+"""What a neuron says of a load before it is tried: `POST /models/fit`, and a gateway of all.
 
-The request is the `LoadRequest` that would load the model. Sizes are bytes.
+A neuron is asked with the `LoadRequest` that would load the model. Sizes are bytes.
 """
 
 import enum
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cortex_core.harness import Capabilities, Limit
+from cortex_core.ids import ModelId, NodeName
 
 
 class Verdict(enum.StrEnum):
@@ -109,3 +110,30 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     def failures(self) -> tuple[FitCheck, ...]:
         """The checks that failed, in order."""
         return tuple(check for check in self.checks if check.verdict == Verdict.FAILED)
+
+
+class FitCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/models/{id}/fit`; the field may be in the query instead."""
+
+    node: NodeName | None = None
+    """`None` asks every node that is up."""
+
+
+class NodeFit(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node says of a load."""
+
+    node: NodeName
+    report: FitReport | None = None
+    error: str | None = None
+    """Why it says nothing."""
+
+
+class FleetFit(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of `POST /admin/models/{id}/fit`."""
+
+    model: ModelId
+    """Aliases resolved; it need not be in the catalogue."""
+    ok: bool
+    """Whether it would load now on one of the nodes at least."""
+    nodes: tuple[NodeFit, ...] = ()
+    """By name."""

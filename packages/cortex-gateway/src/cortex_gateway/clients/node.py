@@ -21,6 +21,7 @@ from cortex_core.node import (
 )
 from cortex_core.replica import Replica
 from cortex_core.sse import SseDecoder, SseEvent
+from cortex_core.wire.fit import FitReport
 from cortex_core.wire.neuron import (
     HEALTH_EVENT,
     MODEL_EVENT,
@@ -47,6 +48,9 @@ POLL_TIMEOUT_S = 1.0
 MARK_TIMEOUT_S = 5.0
 """A neuron notes a pin or a cordon at once, and may write it to its disk."""
 
+FIT_TIMEOUT_S = 60.0
+"""A neuron reads the headers of weights, perhaps from a slow disk."""
+
 EVENTS_SILENCE_S = 6.0
 """A neuron sends its readings every second, and a comment after 5 s if it has none."""
 
@@ -65,6 +69,7 @@ _HEALTH = msgspec.json.Decoder(Health, strict=False)
 _MODELS = msgspec.json.Decoder(tuple[ModelReport, ...], strict=False)
 _ENDPOINT = msgspec.json.Decoder(EndpointAnswer)
 _MODEL = msgspec.json.Decoder(ModelReport, strict=False)
+_FIT = msgspec.json.Decoder(FitReport, strict=False)
 _SNAPSHOT = msgspec.json.Decoder(Snapshot, strict=False)
 
 
@@ -212,7 +217,13 @@ class HttpNodeClient:
         """Have the node's engine processes replaced; see `NodeClient`."""
         await self._command("/recycle", _NOTHING, self._patience().load_s)
 
-    async def _command(self, path: str, request: msgspec.Struct, limit_s: float) -> None:
+    async def fit(self, request: LoadRequest) -> FitReport:
+        """Ask whether a load would work; see `NodeClient`."""
+        body = await self._command("/models/fit", request, FIT_TIMEOUT_S)
+        with as_errors(self._name):
+            return _FIT.decode(body)
+
+    async def _command(self, path: str, request: msgspec.Struct, limit_s: float) -> bytes:
         with as_errors(self._name):
             async with (
                 asyncio.timeout(limit_s),
@@ -227,6 +238,7 @@ class HttpNodeClient:
         check_token(self._name, response.status)
         if response.status >= 300:
             raise command_error(self._name, path, response.status, body)
+        return body
 
     async def _with_endpoint(self, replica: Replica) -> Replica:
         """Ask once for the address of a model, for as long as it stays loaded."""

@@ -29,7 +29,9 @@ MAX_REASON_CHARACTERS = 300
 NOT_THERE = frozenset({404, 405, 501})
 """The statuses with which servers say that they do not have a path or method."""
 
-_LATER_PATHS = frozenset({"/models/sleep", "/models/wake", "/models/pin", "/cordon", "/recycle"})
+_LATER_PATHS = frozenset(
+    {"/models/fit", "/models/sleep", "/models/wake", "/models/pin", "/cordon", "/recycle"}
+)
 """Paths that a neuron of the given kind does not have."""
 
 

@@ -84,7 +84,8 @@ class Fitting:
             spec=spec,
             facts=knowledge.facts,
             devices=self._parts.facts.devices,
-            budget=self._parts.memory.budget,
+            # Where it is here already, a load joins and takes nothing more.
+            budget=self._parts.memory.budget.with_released(asked.model),
             is_measured=measured is not None,
         )
 
