@@ -39,6 +39,11 @@ FLEET = FleetOverview(
                     vram_used_bytes=6 * GIB,
                     utilization_ratio=0.125,
                     temp_c=41.0,
+                    power_w=71.6,
+                    power_limit_w=72.0,
+                    other_used_bytes=2 * GIB,
+                    condition="degraded",
+                    condition_reason="it is slowed down: software_thermal",
                 ),
                 DeviceView(index=DeviceIndex(1)),
             ),
@@ -87,9 +92,9 @@ NODE   HEALTH  VERSION  ENDPOINT                     NOTE
 beast  up      0.1.0    http://beast.internal:13131  1 default model(s) to load; b: no weights
 cpu    down    -        http://cpu.internal:13131    connection refused; no CUDA: no driver
 
-DEVICE   NAME    MEMORY                                 BUSY  TEMP
-beast/0  SIM-24  █████░░░░░░░░░░░░░░░  6.0 of 24.0 GiB  12%   41 °C
-beast/1  -       -                     -                -     -
+DEVICE   NAME    MEMORY                                 BUSY  TEMP   POWER       NOTE
+beast/0  SIM-24  █████░░░░░░░░░░░░░░░  6.0 of 24.0 GiB  12%   41 °C  72 of 72 W  degraded: it is slowed down: software_thermal; 2.0 GiB used by others
+beast/1  -       -                     -                -     -      -
 
 MODEL     NODE   STATUS    DEVICES  MEMORY   IN FLIGHT  QUEUED  NOTE
 org/big   beast  loading   0,1      -        0          0       weights 1.0 of 4.0 GiB, 12 s left

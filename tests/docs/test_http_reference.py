@@ -44,6 +44,7 @@ NEURON: Sequence[type[msgspec.Struct]] = (
     wire.Link,
     wire.Health,
     wire.DeviceHealth,
+    wire.DeviceProcess,
     wire.Activation,
     wire.ActivationFailure,
     wire.ModelLoad,

@@ -60,6 +60,11 @@ class FakeEngine:
         self.failure = reason
         self._died.set()
 
+    @property
+    def process_ids(self) -> frozenset[int]:
+        """None: it runs in this process."""
+        return frozenset()
+
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Hang until `answer`."""
         if self.failure is not None:

@@ -3,12 +3,13 @@
 import os
 import pathlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
 
 from cortex_core.device import DeviceReading
+from cortex_core.ids import DeviceIndex
 from neuron import __main__ as daemon
 from neuron.devices.checkup import look_at_host
 from neuron.lifecycle.checkup import HostFacts, find_problems
@@ -56,6 +57,9 @@ class Source:
 
     def read(self) -> tuple[DeviceReading, ...]:
         return ()
+
+    def listen(self, on_xid: Callable[[DeviceIndex, int], None]) -> None:
+        pass
 
     def close(self) -> None:
         self.is_closed = True

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, strategies as st
 
-from cortex_core.device import Device, DeviceReading
+from cortex_core.device import Device, DeviceCondition, DeviceReading
 from cortex_core.errors import InsufficientVramError
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
@@ -108,6 +109,9 @@ class StuckSource:
         self.may_answer.wait(PATIENCE_S)
         return (DeviceReading(index=DeviceIndex(0), vram_used_bytes=4, temp_c=50),)
 
+    def listen(self, on_xid: Callable[[DeviceIndex, int], None]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -124,7 +128,7 @@ async def test_driver_that_stops_to_answer_makes_readings_unknown_and_nobody_wai
     assert monitor.latest()[0].temp_c == 50
     source.may_answer.clear()
     async with asyncio.TaskGroup() as tasks:
-        watch = tasks.create_task(monitor.run(lambda: None))
+        watch = tasks.create_task(monitor.run(lambda: None, lambda device, xid: None))
         await clock.advance(5)
         fresh = monitor.latest()
         await clock.advance(10)
@@ -134,7 +138,9 @@ async def test_driver_that_stops_to_answer_makes_readings_unknown_and_nobody_wai
     monitor.close()
 
     assert fresh[0].temp_c == 50
-    assert stale == (DeviceReading(index=DeviceIndex(0)),)
+    assert stale[0].temp_c is None
+    assert stale[0].condition is DeviceCondition.UNKNOWN
+    assert stale[0].condition_reason == "the driver has not answered for 10 readings"
 
 
 async def test_health_and_discovery_show_what_the_driver_says(start: Start) -> None:
@@ -148,8 +154,13 @@ async def test_health_and_discovery_show_what_the_driver_says(start: Start) -> N
     assert [device["vram_total_mb"] for device in found["devices"]] == [24 << 10, None]
     assert (found["driver_version"], found["cuda_version"]) == ("570.124.06", "12.8")
     assert found["cuda_unavailable_reason"] is None
-    assert health["devices"][0] == {
+    known = {name: value for name, value in health["devices"][0].items() if value is not None}
+    assert known == {
         "index": 0,
+        "condition": "ok",
+        "xids": [],
+        "other_mb": 6 << 10,
+        "memory_busy_pct": 12.0,
         "vram_used_mb": 6 << 10,
         "vram_free_mb": 18 << 10,
         "utilization_pct": 25.0,

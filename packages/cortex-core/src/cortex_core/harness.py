@@ -207,6 +207,11 @@ class Engine(Protocol):
         """Short reason why it is dead; `None` while it lives."""
         ...
 
+    @property
+    def process_ids(self) -> frozenset[int]:
+        """Processes that belong to it and to nobody else; empty when it runs in this one."""
+        ...
+
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Answer one request; cancelling the call or closing the stream aborts it.
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from cortex_core.device import Device, DeviceReading
+from cortex_core.device import Device, DeviceCondition, DeviceReading
 from cortex_core.ids import BootId, DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
 from cortex_core.units import bytes_from_mib
@@ -66,6 +66,8 @@ def facts_from_wire(discovery: Discovery) -> NodeFacts:
                 uuid=device.uuid,
                 mig=device.mig,
                 numa_node=device.numa_node,
+                pcie_max_generation=device.pcie_max_generation,
+                pcie_max_width=device.pcie_max_width,
             )
             for device in discovery.devices
         ),
@@ -175,6 +177,12 @@ def _reading(device: DeviceHealth) -> DeviceReading:
         vram_free_bytes=_bytes(device.vram_free_mb),
         utilization_ratio=None if busy is None else busy / 100,
         temp_c=device.temp_c,
+        condition=DeviceCondition.from_wire(device.condition),
+        condition_reason=device.condition_reason,
+        other_used_bytes=_bytes(device.other_mb),
+        power_w=device.power_w,
+        power_limit_w=device.power_limit_w,
+        throttled=device.throttled,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from prometheus_client import CollectorRegistry
 
 from cortex_core.harness import Harness
-from cortex_core.ids import BootId
+from cortex_core.ids import BootId, DeviceIndex
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
@@ -26,6 +26,7 @@ from neuron.devices.host import available_bytes
 from neuron.devices.readings import DeviceMonitor
 from neuron.devices.workers import DeviceWorkers
 from neuron.engines.factory import make_harnesses, prepare_harnesses
+from neuron.lifecycle.xids import action_of
 from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts, DeviceSource, NodeIdentity
 from neuron.settings import NeuronSettings
@@ -146,7 +147,7 @@ async def node_of(
             groups=Groups(peers, settings.memory_wait_s),
         )
         # Reads files.
-        node = Node(parts, await asyncio.to_thread(_identity), monitor.latest)
+        node = Node(parts, await asyncio.to_thread(_identity), monitor)
         with contextlib.closing(monitor), contextlib.closing(workers):
             async with _in_background(node.run(), notebook.run(), _read(monitor, memory, node)):
                 try:
@@ -168,7 +169,12 @@ async def _read(monitor: DeviceMonitor, memory: Memory, node: Node) -> None:
         memory.reconcile(monitor.latest(), monitor.begun_at)
         node.health_changed()
 
-    await monitor.run(on_reading)
+    def on_xid(device: DeviceIndex, xid: int) -> None:
+        action = action_of(xid)
+        logger.error("device fault", extra={"device": device, "xid": xid, "action": action.value})
+        node.device_fault(device, action)
+
+    await monitor.run(on_reading, on_xid)
 
 
 async def _discovered(monitor: DeviceMonitor) -> DeviceFacts:

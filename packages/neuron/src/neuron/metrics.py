@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from neuron.device_metrics import DeviceMetrics
+
 # A tiny model on a warm machine loads in a second, a large one from the hub in an hour.
 _LOAD_BUCKETS = (0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 3600)
 
@@ -27,6 +29,7 @@ class NeuronMetrics:
         self._add_deaths(registry)
         self._add_memory(registry)
         self._add_weights(registry)
+        self.devices = DeviceMetrics(registry)
 
     def _add_requests(self, registry: CollectorRegistry) -> None:
         self.models = Gauge("neuron_models", "Models by status.", ["status"], registry=registry)
@@ -136,18 +139,6 @@ class NeuronMetrics:
         self.leaked = Gauge(
             "neuron_leaked_bytes",
             "Memory of a device that closed engines did not give back.",
-            ["device"],
-            registry=registry,
-        )
-        self.device_memory = Gauge(
-            "neuron_device_memory_bytes",
-            "Memory of a device: total, used and free as the driver says, held by the budget.",
-            ["device", "kind"],
-            registry=registry,
-        )
-        self.device_utilization = Gauge(
-            "neuron_device_utilization_ratio",
-            "Share of time in which a device was busy.",
             ["device"],
             registry=registry,
         )

@@ -1,6 +1,7 @@
 """What the supervisor and the API need of the outside, as protocols."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -47,6 +48,13 @@ class DeviceSource(Protocol):
 
     def read(self) -> tuple[DeviceReading, ...]:
         """Return one reading per discovered device; what is not known is `None`."""
+        ...
+
+    def listen(self, on_xid: Callable[[DeviceIndex, int], None]) -> None:
+        """Have `on_xid` called, from another thread, for every Xid until this is closed.
+
+        Xids are NVIDIA's numbered reports of faults; a source that has none calls nothing.
+        """
         ...
 
     def close(self) -> None:
@@ -104,8 +112,32 @@ class Peers(Protocol):
         ...
 
 
+class DeviceWatch(Protocol):
+    """How the devices do, at once."""
+
+    def latest(self) -> tuple[DeviceReading, ...]:
+        """Return the latest reading of every device; what is too old to mean anything is unknown."""
+        ...
+
+    def xids(self, device: DeviceIndex) -> tuple[int, ...]:
+        """Return the numbers of the latest faults of a device, the last one last."""
+        ...
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device's worker is busy with."""
+
+    work: str
+    """Such as `load a/model`."""
+    held_s: float
+
+
 class DeviceLanes(Protocol):
     """One at a time on each device."""
+
+    def held(self, device: DeviceIndex) -> Held | None:
+        """Return who has a device now, at once; `None` when nobody has."""
+        ...
 
     def hold(self, devices: tuple[DeviceIndex, ...]) -> AbstractAsyncContextManager[None]:
         """Wait until all of `devices` are ours, and keep them while the context is open."""

@@ -22,6 +22,12 @@ from cortex_core.fleet.overview import (
     UnloadedView,
 )
 
+_WELL = ("ok", "unknown")
+"""Conditions that nobody needs to be told of."""
+
+_WORTH_TELLING_BYTES = 256 << 20
+"""Less than that in use by others is what the driver itself takes."""
+
 
 def render_fleet(overview: FleetOverview, style: Style) -> str:
     """Return the whole overview, lines that end in a newline.
@@ -79,7 +85,19 @@ def node_note(node: NodeView) -> str:
 
 def _device_table(nodes: Sequence[NodeView], style: Style) -> list[str]:
     rows = [_device_row(node, device, style) for node in nodes for device in node.devices]
-    return table(("DEVICE", "NAME", "MEMORY", "", "BUSY", "TEMP"), rows, style)
+    header = ("DEVICE", "NAME", "MEMORY", "", "BUSY", "TEMP", "POWER", "NOTE")
+    return table(header, rows, style)
+
+
+def device_note(device: DeviceView) -> str:
+    """Return what is worth a word about a device; often nothing."""
+    condition = [] if device.condition in _WELL else [device.condition]
+    if device.condition_reason is not None:
+        condition.append(device.condition_reason)
+    notes = [": ".join(condition)] if condition else []
+    if (device.other_used_bytes or 0) >= _WORTH_TELLING_BYTES:
+        notes.append(f"{size(device.other_used_bytes)} used by others")
+    return "; ".join(notes)
 
 
 def _device_row(node: NodeView, device: DeviceView, style: Style) -> tuple[str, ...]:
@@ -99,7 +117,16 @@ def _device_row(node: NodeView, device: DeviceView, style: Style) -> tuple[str, 
         NOTHING
         if device.temp_c is None
         else f"{device.temp_c:.0f} {'°C' if style.is_unicode else 'C'}",
+        _power(device),
+        clean(device_note(device)),
     )
+
+
+def _power(device: DeviceView) -> str:
+    if device.power_w is None:
+        return NOTHING
+    limit = "" if device.power_limit_w is None else f" of {device.power_limit_w:.0f}"
+    return f"{device.power_w:.0f}{limit} W"
 
 
 def _model_table(overview: FleetOverview, style: Style) -> list[str]:

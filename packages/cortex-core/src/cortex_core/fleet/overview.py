@@ -3,7 +3,7 @@
 import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.device import Device, DeviceReading
+from cortex_core.device import Device, DeviceCondition, DeviceReading
 from cortex_core.fleet.feasibility import infeasible_reason
 from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, LoadFailure, NodeHealth, NodeState
@@ -23,6 +23,15 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     vram_free_bytes: int | None = None
     utilization_ratio: float | None = None
     temp_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    throttled: tuple[str, ...] | None = None
+    """Why its clocks are held down; empty when they are not."""
+    other_used_bytes: int | None = None
+    """What of the memory in use no model there accounts for."""
+    condition: str = DeviceCondition.UNKNOWN.value
+    """As in `DeviceCondition`."""
+    condition_reason: str | None = None
 
 
 class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,15 +161,22 @@ def _node_view(node: NodeState, catalogue: Catalogue) -> NodeView:
 def _device_view(
     index: DeviceIndex, device: Device | None, reading: DeviceReading | None
 ) -> DeviceView:
+    now = reading or DeviceReading(index=index)
     return DeviceView(
         index=index,
         name=device.name if device else "",
         # 0 is what discovery puts where the driver gave no size.
         vram_total_bytes=(device.vram_total_bytes or None) if device else None,
-        vram_used_bytes=reading.vram_used_bytes if reading else None,
-        vram_free_bytes=reading.vram_free_bytes if reading else None,
-        utilization_ratio=reading.utilization_ratio if reading else None,
-        temp_c=reading.temp_c if reading else None,
+        vram_used_bytes=now.vram_used_bytes,
+        vram_free_bytes=now.vram_free_bytes,
+        utilization_ratio=now.utilization_ratio,
+        temp_c=now.temp_c,
+        power_w=now.power_w,
+        power_limit_w=now.power_limit_w,
+        throttled=now.throttled,
+        other_used_bytes=now.other_used_bytes,
+        condition=now.condition.value,
+        condition_reason=now.condition_reason,
     )
 
 

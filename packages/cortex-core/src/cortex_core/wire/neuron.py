@@ -33,6 +33,10 @@ class DiscoveredDevice(msgspec.Struct, frozen=True, kw_only=True):
     mig: bool = False
     numa_node: int | None = None
     links: tuple[Link, ...] = ()
+    pcie_max_generation: int | None = None
+    """What device and machine can do together."""
+    pcie_max_width: int | None = None
+    """Lanes, likewise."""
 
 
 class Discovery(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +54,16 @@ class Discovery(msgspec.Struct, frozen=True, kw_only=True):
     cuda_unavailable_reason: str | None = None
 
 
+class DeviceProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that has a device open."""
+
+    pid: int
+    """As the driver sees it; in a container that may be another than here."""
+    used_mb: int | None = None
+    model: str | None = None
+    """Whose engine it belongs to; `None` for a stranger, or when that is not known."""
+
+
 class DeviceHealth(msgspec.Struct, frozen=True, kw_only=True):
     """A device in `/health`; `None` is not known."""
 
@@ -60,6 +74,39 @@ class DeviceHealth(msgspec.Struct, frozen=True, kw_only=True):
     temp_c: float | None = None
     leaked_mb: int | None = None
     """What engines that are closed did not give back."""
+    other_mb: int | None = None
+    """What is used that no model here accounts for: other processes' memory, and what leaked."""
+    condition: str | None = None
+    """As in `DeviceCondition`."""
+    condition_reason: str | None = None
+    xids: tuple[int, ...] = ()
+    """Numbers of the latest faults that the driver reported, the last one last."""
+    memory_busy_pct: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    throttled: tuple[str, ...] | None = None
+    """Why its clocks are held down; empty when they are not."""
+    ecc_corrected: int | None = None
+    """Errors in memory since the driver was loaded."""
+    ecc_uncorrected: int | None = None
+    repair_pending: bool | None = None
+    """Broken memory is replaced at the next reset."""
+    repair_failed: bool | None = None
+    """Broken memory could not be replaced."""
+    recovery_action: str | None = None
+    """What the driver says has to be done with it."""
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    nvlinks: int | None = None
+    """Links that are up."""
+    processes: tuple[DeviceProcess, ...] | None = None
+    """Those that have it open."""
+    busy_with: str | None = None
+    """What its worker does now; `None` when it waits for work."""
+    busy_s: float | None = None
+    """For how long."""
 
 
 class ActivationFailure(msgspec.Struct, frozen=True, kw_only=True):

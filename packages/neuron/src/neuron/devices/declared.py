@@ -1,6 +1,8 @@
 """Devices that `neuron.toml` declares; nothing is asked of a driver."""
 
-from cortex_core.device import Device, DeviceReading
+from collections.abc import Callable
+
+from cortex_core.device import Device, DeviceCondition, DeviceReading
 from cortex_core.ids import DeviceIndex
 from cortex_core.units import bytes_from_mib
 from neuron.ports import DeviceFacts
@@ -23,8 +25,14 @@ class DeclaredSource:
         return self._facts
 
     def read(self) -> tuple[DeviceReading, ...]:
-        """Return nothing but indices: nobody measures a declared device."""
-        return tuple(DeviceReading(index=device.index) for device in self._facts.devices)
+        """Return nothing but a condition: nobody measures a declared device."""
+        return tuple(
+            DeviceReading(index=device.index, condition=DeviceCondition.OK)
+            for device in self._facts.devices
+        )
+
+    def listen(self, on_xid: Callable[[DeviceIndex, int], None]) -> None:
+        """Do nothing: nobody reports of a declared device."""
 
     def close(self) -> None:
         """Do nothing."""

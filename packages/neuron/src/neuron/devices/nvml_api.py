@@ -5,10 +5,14 @@ Source: NVML API reference, release 13; the binding is `pynvml` of nvidia-ml-py.
 
 # ruff: noqa: D102, N802 - names and meaning are NVIDIA's
 
+from collections.abc import Sequence
 from typing import Protocol
 
 Handle = object
 """Opaque; only good for handing back."""
+
+EventSet = object
+"""Likewise."""
 
 
 class Memory(Protocol):
@@ -23,6 +27,38 @@ class Utilization(Protocol):
     """`nvmlUtilization_t`; per cent."""
 
     gpu: int
+    memory: int
+
+
+class ProcessInfo(Protocol):
+    """`nvmlProcessInfo_t`."""
+
+    pid: int
+    usedGpuMemory: int | None  # noqa: N815 - NVIDIA's
+    """Bytes."""
+
+
+class _Value(Protocol):
+    """`nvmlValue_t`, a union."""
+
+    uiVal: int  # noqa: N815 - NVIDIA's
+
+
+class FieldValue(Protocol):
+    """`nvmlFieldValue_t`."""
+
+    nvmlReturn: int  # noqa: N815 - NVIDIA's
+    """0 when there is a value."""
+    value: _Value
+
+
+class EventData(Protocol):
+    """`nvmlEventData_t`."""
+
+    device: Handle
+    eventType: int  # noqa: N815 - NVIDIA's
+    eventData: int  # noqa: N815 - NVIDIA's
+    """The number of an Xid."""
 
 
 class Nvml(Protocol):
@@ -32,6 +68,14 @@ class Nvml(Protocol):
     NVML_TEMPERATURE_GPU: int
     NVML_P2P_CAPS_INDEX_NVLINK: int
     NVML_P2P_STATUS_OK: int
+    NVML_CLOCK_SM: int
+    NVML_CLOCK_MEM: int
+    NVML_VOLATILE_ECC: int
+    NVML_MEMORY_ERROR_TYPE_CORRECTED: int
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED: int
+    NVML_NVLINK_MAX_LINKS: int
+    NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: int
+    nvmlEventTypeXidCriticalError: int  # noqa: N815 - NVIDIA's
 
     def nvmlInit(self) -> None: ...
     def nvmlShutdown(self) -> None: ...
@@ -50,3 +94,25 @@ class Nvml(Protocol):
     def nvmlDeviceGetMaxMigDeviceCount(self, handle: Handle) -> int: ...
     def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Handle, index: int) -> Handle: ...
     def nvmlDeviceGetP2PStatus(self, one: Handle, other: Handle, caps: int) -> int: ...
+    def nvmlDeviceGetPowerUsage(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetClockInfo(self, handle: Handle, kind: int) -> int: ...
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetTotalEccErrors(self, handle: Handle, error: int, counter: int) -> int: ...
+    def nvmlDeviceGetRemappedRows(self, handle: Handle) -> tuple[int, int, int, int]: ...
+    def nvmlDeviceGetRetiredPagesPendingStatus(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetCurrPcieLinkGeneration(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetCurrPcieLinkWidth(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetMaxPcieLinkGeneration(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetMaxPcieLinkWidth(self, handle: Handle) -> int: ...
+    def nvmlDeviceGetNvLinkState(self, handle: Handle, link: int) -> int: ...
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Handle) -> Sequence[ProcessInfo]: ...
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: Handle) -> Sequence[ProcessInfo]: ...
+    def nvmlDeviceGetFieldValues(
+        self, handle: Handle, fields: Sequence[int]
+    ) -> Sequence[FieldValue]: ...
+    def nvmlEventSetCreate(self) -> EventSet: ...
+    def nvmlDeviceRegisterEvents(self, handle: Handle, types: int, events: EventSet) -> None: ...
+    def nvmlEventSetWait_v2(self, events: EventSet, timeout_ms: int) -> EventData: ...
+    def nvmlEventSetFree(self, events: EventSet) -> None: ...

@@ -5,12 +5,14 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 
 from cortex_core.ids import DeviceIndex
+from neuron.ports import Held
 
 
 class _Hold:
     """A message: stop here until its sender is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: str) -> None:
+        self.work = work
         self.granted = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -21,6 +23,7 @@ class DeviceWorker:
     def __init__(self, index: DeviceIndex) -> None:
         self.index = index
         self._mailbox: asyncio.Queue[_Hold] = asyncio.Queue()
+        self._held: tuple[_Hold, float] | None = None
 
     @property
     def name(self) -> str:
@@ -31,13 +34,25 @@ class DeviceWorker:
         """Work the mailbox off until cancelled."""
         while True:
             hold = await self._mailbox.get()
+            self._held = hold, asyncio.get_running_loop().time()
             hold.granted.set()
             await hold.ended.wait()
+            self._held = None
+
+    @property
+    def held(self) -> Held | None:
+        """Who has the device now."""
+        if self._held is None or self._held[0].ended.is_set():
+            return None
+        hold, since = self._held
+        return Held(work=hold.work, held_s=asyncio.get_running_loop().time() - since)
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
         """Wait for all earlier holders, and keep the device while the context is open."""
-        hold = _Hold()
+        # Whoever holds a device is a procedure, and its name says what it does.
+        task = asyncio.current_task()
+        hold = _Hold("" if task is None else task.get_name())
         self._mailbox.put_nowait(hold)
         try:
             await hold.granted.wait()
@@ -71,6 +86,10 @@ class DeviceWorkers:
             for index in sorted(set(devices)):
                 await stack.enter_async_context(self._workers[index].hold())
             yield
+
+    def held(self, device: DeviceIndex) -> Held | None:
+        """Return who has a device now, at once; `None` when its worker waits for work."""
+        return self._workers[device].held
 
     def close(self) -> None:
         """Stop the workers; nobody may hold a device any more."""

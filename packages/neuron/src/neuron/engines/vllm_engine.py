@@ -93,6 +93,11 @@ class VllmEngine:
             return "the engine stopped working"
         return describe_exit(ended[0], was_short=self._kills.has_grown())
 
+    @property
+    def process_ids(self) -> frozenset[int]:
+        """Its processes, as they were when it was up."""
+        return frozenset(process.pid for process in self._processes)
+
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Answer one request; cancelling the call or closing the stream aborts it.
 

@@ -1,16 +1,15 @@
 """The whole node: the supervisor, its reports, and the events that tell of every change."""
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 
-from cortex_core.device import DeviceReading
-from cortex_core.ids import ModelId
-from cortex_core.units import bytes_from_mib, mib_from_bytes
+from cortex_core.ids import DeviceIndex, ModelId
+from cortex_core.units import mib_from_bytes
 from cortex_core.wire.neuron import (
     HEALTH_EVENT,
     MODEL_EVENT,
+    DeviceHealth,
     Discovery,
     Health,
     ModelLoad,
@@ -20,10 +19,12 @@ from cortex_core.wire.neuron import (
 from cortex_core.wire.weights import WEIGHTS_EVENT
 from neuron.lifecycle.replica import ReplicaState
 from neuron.lifecycle.restoring import residents, to_restore
-from neuron.ports import NodeIdentity
+from neuron.lifecycle.xids import XidAction
+from neuron.ports import DeviceWatch, NodeIdentity
 from neuron.supervisor import reports
 from neuron.supervisor.activation import Activator
 from neuron.supervisor.actor import Supervisor
+from neuron.supervisor.device_reports import device_health, with_work
 from neuron.supervisor.feed import EventFeed
 from neuron.supervisor.fitting import Fitting
 from neuron.supervisor.followers import Followers
@@ -41,18 +42,18 @@ class Node:
     Args:
         parts: what loads and unloads need.
         identity: process and machine.
-        readings: returns the latest readings of the devices at once.
+        watch: knows how the devices do.
     """
 
     def __init__(
         self,
         parts: Parts,
         identity: NodeIdentity,
-        readings: Callable[[], tuple[DeviceReading, ...]],
+        watch: DeviceWatch,
     ) -> None:
         self._parts = parts
         self._identity = identity
-        self._readings = readings
+        self._watch = watch
         self._started = parts.clock.now()
         self._told: dict[ModelId, ModelReport] = {}
         self._dirty = asyncio.Event()
@@ -98,9 +99,7 @@ class Node:
         can_sleep = any(harness.can_sleep for harness in self._parts.harnesses.values())
         return Health(
             uptime_secs=round(self._parts.clock.now() - self._started, 3),
-            devices=reports.device_health(
-                self._parts.facts, self._readings(), self._parts.memory.budget
-            ),
+            devices=self.devices(),
             activation=self.activator.state,
             boot_id=self._identity.boot_id,
             models=tuple(self._load_of(state) for state in supervisor.states()),
@@ -122,6 +121,29 @@ class Node:
             waiting=self.supervisor.waiting(model),
         )
 
+    def devices(self) -> tuple[DeviceHealth, ...]:
+        """Return how the devices do; waits for nothing."""
+        supervisor = self.supervisor
+        engines = (
+            (state.asked.model, supervisor.engine(state.asked.model))
+            for state in supervisor.states()
+        )
+        owners = {
+            pid: model
+            for model, engine in engines
+            if engine is not None
+            for pid in engine.process_ids
+        }
+        facts, budget = self._parts.facts, self._parts.memory.budget
+        return tuple(
+            with_work(
+                device_health(facts, reading, budget, owners),
+                self._watch.xids(reading.index),
+                self._parts.lanes.held(reading.index),
+            )
+            for reading in self._watch.latest()
+        )
+
     def models(self) -> tuple[ModelReport, ...]:
         """Return all models in the order in which they came."""
         return tuple(self._report(state) for state in self.supervisor.states())
@@ -133,6 +155,11 @@ class Node:
     def health_changed(self) -> None:
         """Have a health event sent soon."""
         self._dirty.set()
+
+    def device_fault(self, device: DeviceIndex, action: XidAction) -> None:
+        """Take note of a fault that the driver reported."""
+        self._parts.metrics.devices.xids.labels(str(device), action.value).inc()
+        self.health_changed()
 
     async def pin(self, model: ModelId, is_pinned: bool) -> None:
         """Mark a model as one that stays, or no longer; it need not be here."""
@@ -179,17 +206,11 @@ class Node:
         metrics.sleep_memory.labels("held").set(sleep.used_bytes)
         for device in self._parts.facts.devices:
             name = str(device.index)
-            memory = metrics.device_memory
+            memory = metrics.devices.memory
             memory.labels(name, "total").set(device.vram_total_bytes)
             memory.labels(name, "held").set(budget.held_bytes(device.index))
             metrics.leaked.labels(name).set(budget.leaked.get(device.index, 0))
-        for health in reports.device_health(self._parts.facts, self._readings(), budget):
-            name = str(health.index)
-            for kind, size_mb in (("used", health.vram_used_mb), ("free", health.vram_free_mb)):
-                if size_mb is not None:
-                    metrics.device_memory.labels(name, kind).set(bytes_from_mib(size_mb))
-            if health.utilization_pct is not None:
-                metrics.device_utilization.labels(name).set(health.utilization_pct / 100)
+        metrics.devices.fill(self.devices())
 
     def _model_changed(
         self, model: ModelId, state: ReplicaState | None, refusal: Refusal | None

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable
 
-from cortex_core.device import DeviceReading
 from cortex_core.harness import EngineLoad
 from cortex_core.replica import LoadProgress, ReplicaStatus
 from cortex_core.units import mib_from_bytes
 from cortex_core.wire.neuron import (
-    DeviceHealth,
     DiscoveredDevice,
     Discovery,
     Measured,
@@ -49,18 +47,13 @@ def discovery(identity: NodeIdentity, facts: DeviceFacts, harnesses: Iterable[st
                 uuid=device.uuid,
                 mig=device.mig,
                 numa_node=device.numa_node,
+                pcie_max_generation=device.pcie_max_generation,
+                pcie_max_width=device.pcie_max_width,
                 links=facts.links.get(device.index, ()),
             )
             for device in facts.devices
         ),
     )
-
-
-def device_health(
-    facts: DeviceFacts, readings: Iterable[DeviceReading], budget: Budget
-) -> tuple[DeviceHealth, ...]:
-    """Return the devices' health; memory of declared devices is what the budget says."""
-    return tuple(_device_health(facts, reading, budget) for reading in readings)
 
 
 def model_report(
@@ -170,18 +163,3 @@ def _recovery(retry: Retry | None) -> Recovery | None:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
-
-
-def _device_health(facts: DeviceFacts, reading: DeviceReading, budget: Budget) -> DeviceHealth:
-    used, free = reading.vram_used_bytes, reading.vram_free_bytes
-    if facts.is_declared:
-        used, free = budget.held_bytes(reading.index), budget.free_bytes(reading.index)
-    busy, leaked = reading.utilization_ratio, budget.leaked.get(reading.index, 0)
-    return DeviceHealth(
-        index=reading.index,
-        vram_used_mb=None if used is None else mib_from_bytes(used),
-        vram_free_mb=None if free is None else mib_from_bytes(free),
-        utilization_pct=None if busy is None else round(100 * busy, 1),
-        temp_c=reading.temp_c,
-        leaked_mb=None if facts.is_declared else mib_from_bytes(leaked),
-    )

@@ -78,6 +78,11 @@ class SimulatedEngine:
         """Tokens that it made in all."""
         return self._scheduler.generated_tokens
 
+    @property
+    def process_ids(self) -> frozenset[int]:
+        """None: it runs in this process."""
+        return frozenset()
+
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Answer one request."""
         if self._nap.level is not None:
