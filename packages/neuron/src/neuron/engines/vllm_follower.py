@@ -53,6 +53,8 @@ class VllmFollower:
         self._scratch = scratch
         self._threads = threads
         self._is_closing = False
+        pids = [process.pid] if process.pid is not None else []
+        self._process_ids = frozenset(member.pid for member in processes.family(pids))
         self._info = ModelInfo(capabilities=Capabilities(), limit=Limit())
 
     @property
@@ -66,6 +68,11 @@ class VllmFollower:
         if self._is_closing or self._process.exitcode is None:
             return None
         return vllm_failures.describe_exit(self._process.exitcode)
+
+    @property
+    def process_ids(self) -> frozenset[int]:
+        """Its processes, as they were when it joined."""
+        return self._process_ids
 
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Refuse: the head answers."""

@@ -33,6 +33,11 @@ class _Grouped:
         """Short reason why it is dead; `None` while it lives."""
         return self._engine.failure
 
+    @property
+    def process_ids(self) -> frozenset[int]:
+        """Those on this node."""
+        return self._engine.process_ids
+
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Answer one request."""
         return await self._engine.serve(route, body, request_id)
