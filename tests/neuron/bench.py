@@ -31,6 +31,9 @@ HOST_BYTES = 100
 class Bench:
     """A supervisor and all that it stands on."""
 
+    activation: asyncio.Task[None]
+    """What loads default models, where a test has begun it."""
+
     def __init__(
         self,
         tasks: asyncio.TaskGroup,

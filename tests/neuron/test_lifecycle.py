@@ -384,15 +384,3 @@ def test_unload_drains_before_it_closes() -> None:
     assert state is not None
     assert state.status is ReplicaStatus.UNLOADING
     assert effects[-1] == StartUnload(drain_timeout_s=7.0)
-
-
-def test_progress_tells_the_time_that_is_left() -> None:
-    """Ours: linear in bytes."""
-    placed: list[Event] = [LoadAsked(spec=SPEC, now=0.0)]
-    progress = LoadProgressed(stage="weights", done_bytes=25, total_bytes=100, now=10.0)
-
-    state, _ = _run([*placed, progress])
-
-    assert state is not None
-    assert state.progress is not None
-    assert state.progress.eta_s == 30.0

@@ -231,7 +231,8 @@ async def test_activation_that_is_stopped_leaves_its_load_to_others(bench: Bench
     """Ours: whoever joined the load of a default model gets its outcome."""
     bench.harness.may_load.clear()
     model = DefaultModel(model_id=A, harness="fake")
-    activation = bench.tasks.create_task(Activator((model,), bench.supervisor, lambda: None).run())
+    activator = Activator((model,), bench.supervisor, lambda: None, bench.clock)
+    activation = bench.tasks.create_task(activator.run())
     await settle()
     joined = bench.tasks.create_task(outcome_of(bench.load(A)))
     await settle()

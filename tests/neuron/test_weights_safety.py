@@ -9,7 +9,6 @@ from hypothesis import given, strategies as st
 from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
-from neuron.lifecycle.rate import WINDOW_S, Meter
 from neuron.weights.safety import check_folder, choose_files
 from neuron.weights.source import WeightSource
 
@@ -109,24 +108,3 @@ def test_trust_is_the_operators_to_give(tmp_path: pathlib.Path) -> None:
         WeightSource(cache=tmp_path).check_loadable(spec, folder)
     trusting = WeightSource(cache=tmp_path, allow_code=frozenset(("org/m",)))
     trusting.check_loadable(spec, folder)
-
-
-SAMPLES = st.lists(
-    st.tuples(st.floats(0, 30, allow_nan=False), st.integers(0, 1 << 30)), max_size=30
-)
-
-
-@given(SAMPLES)
-def test_rate_is_that_of_the_window(steps: list[tuple[float, int]]) -> None:
-    """Ours: never negative, and of about the last ten seconds."""
-    meter, now, done = Meter(), 0.0, 0
-    for pause_s, size in steps:
-        now, done = now + pause_s, done + size
-        meter = meter.with_sample(now, done)
-
-        assert all(at >= now - WINDOW_S for at, _ in meter.samples[1:])
-        rate = meter.bytes_per_s
-        assert rate is None or rate >= 0
-
-    assert Meter().with_sample(0, 0).with_sample(4, 100).bytes_per_s == 25
-    assert meter.with_sample(now + 1, -1).bytes_per_s is None

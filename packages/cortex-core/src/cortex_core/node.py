@@ -143,6 +143,7 @@ def _replica(node: NodeName, report: ModelReport) -> Replica:
             stage=report.progress.stage,
             done_bytes=report.progress.done_bytes,
             total_bytes=report.progress.total_bytes,
+            bytes_per_s=report.progress.bytes_per_s,
             eta_s=report.progress.eta_s,
         )
     servable = report.servable

@@ -36,6 +36,8 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True):
     """Such as `queued`, `downloading`, `weights`, `warming`."""
     done_bytes: int | None = None
     total_bytes: int | None = None
+    bytes_per_s: float | None = None
+    """Over the last seconds of the stage."""
     eta_s: float | None = None
 
 

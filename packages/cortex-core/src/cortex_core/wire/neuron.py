@@ -114,6 +114,8 @@ class ActivationFailure(msgspec.Struct, frozen=True, kw_only=True):
 
     model_id: str
     error: str
+    retry_s: float | None = None
+    """Seconds until it is tried again; `None` is not tried again."""
 
 
 class Activation(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +187,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     done_bytes: int | None = None
     total_bytes: int | None = None
+    bytes_per_s: float | None = None
+    """Over the last seconds of the stage."""
     eta_s: float | None = None
 
 

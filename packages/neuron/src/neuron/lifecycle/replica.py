@@ -46,6 +46,7 @@ from neuron.lifecycle.events import (
     WakeEnded,
     WakeFailed,
 )
+from neuron.lifecycle.rate import Meter
 from neuron.lifecycle.recovery import FailureKind, kind_of_text
 
 
@@ -61,6 +62,8 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     info: ModelInfo | None = None
     """Set while an engine is up, asleep or not."""
     progress: LoadProgress | None = None
+    pace: Meter = Meter()
+    """Of the stage that a load is in."""
     in_flight: int = 0
     last_used: float | None = None
     """Epoch seconds of the end of the latest request."""
@@ -173,7 +176,7 @@ def _loading(state: ReplicaState | None, event: LoadEvent) -> Step:
     if state is None or not _is_coming(state):
         return Step(state=state)
     if isinstance(event, LoadProgressed):
-        return Step(state=msgspec.structs.replace(state, progress=_progress(state, event)))
+        return Step(state=_progressed(state, event))
     if isinstance(event, LoadPlaced):
         placed = msgspec.structs.replace(state, devices=event.devices, placed_at=event.now)
         return Step(state=placed)
@@ -358,13 +361,22 @@ def _name(state: ReplicaState) -> ModelId:
     return state.asked.model
 
 
-def _progress(state: ReplicaState, event: LoadProgressed) -> LoadProgress:
-    eta_s = None
+def _progressed(state: ReplicaState, event: LoadProgressed) -> ReplicaState:
     done, total = event.done_bytes, event.total_bytes
-    elapsed_s = event.now - state.since
-    if done and total and total >= done:
-        eta_s = elapsed_s * (total - done) / done
-    return LoadProgress(stage=event.stage, done_bytes=done, total_bytes=total, eta_s=eta_s)
+    # Each stage has a pace of its own.
+    is_same = state.progress is not None and state.progress.stage == event.stage
+    pace = state.pace if is_same else Meter()
+    if done is not None:
+        pace = pace.with_sample(event.now, done)
+    rate = pace.bytes_per_s
+    progress = LoadProgress(
+        stage=event.stage,
+        done_bytes=done,
+        total_bytes=total,
+        bytes_per_s=rate,
+        eta_s=max(0, total - done) / rate if rate and done is not None and total else None,
+    )
+    return msgspec.structs.replace(state, progress=progress, pace=pace)
 
 
 def _counted(

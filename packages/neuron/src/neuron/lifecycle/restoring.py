@@ -7,6 +7,12 @@ from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
 from neuron.lifecycle.replica import ReplicaState
 
+_FIRST_RETRY_S = 5.0
+"""A network that comes up late is there within seconds."""
+
+_LONGEST_RETRY_S = 300.0
+"""A question every five minutes costs nobody anything."""
+
 _SERVES = frozenset({ReplicaStatus.LOADED, ReplicaStatus.RECOVERING})
 
 
@@ -40,3 +46,13 @@ def to_restore(
         named: models that are loaded at every start anyway, as the settings want them.
     """
     return tuple(spec for spec in remembered if spec.model not in named)
+
+
+def retry_s(tried: int) -> float:
+    """Return how long to wait before a model is tried again that the hub could not be asked for.
+
+    Args:
+        tried: how often it was, at least once.
+    """
+    # More doublings than a float has would be an error.
+    return min(_FIRST_RETRY_S * 2.0 ** min(tried - 1, 10), _LONGEST_RETRY_S)

@@ -4,24 +4,41 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from cortex_core.errors import RequestError
+import msgspec
+
+from cortex_core.errors import HubUnreachableError, RequestError
 from cortex_core.harness import Bounds, ModelSpec
-from cortex_core.ids import DeviceIndex
+from cortex_core.ids import DeviceIndex, ModelId
+from cortex_core.server.clock import Clock
 from cortex_core.units import bytes_from_mib
 from cortex_core.wire.neuron import Activation, ActivationFailure
+from neuron.lifecycle.restoring import retry_s
 from neuron.settings import DefaultModel
 from neuron.supervisor.actor import Supervisor
 
 logger = logging.getLogger(__name__)
 
 
+class _Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """What is tried again."""
+
+    spec: ModelSpec
+    tried: int
+    at: float
+    """Monotonic seconds."""
+
+
 class Activator:
     """Loads what `[[default_models]]` says; a failure is listed and the next one tried.
+
+    What cannot be downloaded because the hub is out of reach is tried again, for as long as the
+    neuron lives: a machine may be up before its network is.
 
     Args:
         models: in the order in which they are loaded.
         supervisor: loads them.
         on_change: called after every step.
+        clock: times further attempts.
         restored: loaded after them, because they were here before a restart.
     """
 
@@ -30,52 +47,82 @@ class Activator:
         models: tuple[DefaultModel, ...],
         supervisor: Supervisor,
         on_change: Callable[[], None],
+        clock: Clock,
         restored: tuple[ModelSpec, ...] = (),
     ) -> None:
         self._restored = restored
         self._pending = [*(_spec(model) for model in models), *restored]
         self._supervisor = supervisor
         self._on_change = on_change
+        self._clock = clock
         self._in_progress: ModelSpec | None = None
         self._completed: list[str] = []
-        self._failed: list[ActivationFailure] = []
+        self._failed: dict[ModelId, str] = {}
+        self._retries: list[_Retry] = []
+        self._is_through = not self._pending
 
     @property
     def state(self) -> Activation:
         """How far it is."""
-        is_done = not self._pending and self._in_progress is None
         return Activation(
-            state="ready" if is_done else "pre_warming",
+            state="ready" if self._is_through else "pre_warming",
             pending=tuple(spec.model for spec in self._pending),
             in_progress=None if self._in_progress is None else self._in_progress.model,
             completed=tuple(self._completed),
-            failed=tuple(self._failed),
+            failed=tuple(self._failure(model, error) for model, error in self._failed.items()),
         )
 
     def to_come(self) -> tuple[ModelSpec, ...]:
         """Return what was here before a restart and is not loaded again yet."""
-        return tuple(spec for spec in (self._in_progress, *self._pending) if spec in self._restored)
+        later = (retry.spec for retry in self._retries)
+        wanted = (self._in_progress, *self._pending, *later)
+        return tuple(spec for spec in wanted if spec in self._restored)
 
     async def run(self) -> None:
-        """Load all, and return."""
+        """Load all, try again what the network kept from being loaded, and return."""
         while self._pending and not self._supervisor.is_draining:
-            spec = self._in_progress = self._pending.pop(0)
-            self._on_change()
-            try:
-                life = await self._supervisor.load(spec, was_here=spec in self._restored)
-                # Shielded: others may wait for the same load when the activation is stopped.
-                await asyncio.shield(life.loaded)
-            except RequestError as error:
-                failure = ActivationFailure(model_id=spec.model, error=error.message)
-                self._failed.append(failure)
-                logger.warning(
-                    "model not loaded at the start",
-                    extra={"model": spec.model, "reason": error.message},
-                )
+            await self._load(self._pending.pop(0), tried=1)
+        self._is_through = True
+        self._on_change()
+        while self._retries and not self._supervisor.is_draining:
+            retry = min(self._retries, key=lambda retry: retry.at)
+            await self._clock.sleep(retry.at - self._clock.now())
+            self._retries.remove(retry)
+            model = retry.spec.model
+            if self._supervisor.has(model):
+                await self._load(retry.spec, tried=retry.tried + 1)
             else:
-                self._completed.append(spec.model)
-            self._in_progress = None
-            self._on_change()
+                # Somebody has unloaded it meanwhile, and does not want it.
+                self._failed.pop(model, None)
+
+    async def _load(self, spec: ModelSpec, tried: int) -> None:
+        self._in_progress = spec
+        self._on_change()
+        try:
+            life = await self._supervisor.load(spec, was_here=spec in self._restored)
+            # Shielded: others may wait for the same load when the activation is stopped.
+            await asyncio.shield(life.loaded)
+        except RequestError as error:
+            if isinstance(error, HubUnreachableError):
+                at = self._clock.now() + retry_s(tried)
+                self._retries.append(_Retry(spec=spec, tried=tried, at=at))
+            self._failed[spec.model] = error.message
+            logger.warning(
+                "model not loaded at the start",
+                extra={"model": spec.model, "reason": error.message, "tried": tried},
+            )
+        else:
+            self._failed.pop(spec.model, None)
+            self._completed.append(spec.model)
+        self._in_progress = None
+        self._on_change()
+
+    def _failure(self, model: ModelId, error: str) -> ActivationFailure:
+        now = self._clock.now()
+        at = next((retry.at for retry in self._retries if retry.spec.model == model), None)
+        return ActivationFailure(
+            model_id=model, error=error, retry_s=None if at is None else round(max(0, at - now), 1)
+        )
 
 
 def _spec(model: DefaultModel) -> ModelSpec:

@@ -66,6 +66,7 @@ class Node:
             named,
             self.supervisor,
             self.health_changed,
+            parts.clock,
             restored if parts.settings.restore else (),
         )
         self.weights = Weights(

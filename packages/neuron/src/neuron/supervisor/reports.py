@@ -151,6 +151,7 @@ def progress(state: LoadProgress | None) -> Progress | None:
         stage=state.stage,
         done_bytes=state.done_bytes,
         total_bytes=state.total_bytes,
+        bytes_per_s=None if state.bytes_per_s is None else round(state.bytes_per_s),
         eta_s=None if state.eta_s is None else round(state.eta_s, 1),
     )
 
