@@ -8,6 +8,7 @@ import msgspec
 from cortex_core.fleet import breaker as breakers
 from cortex_core.fleet.state import (
     FleetState,
+    Known,
     LoadCommand,
     LoadFailure,
     NodeHealth,
@@ -125,6 +126,13 @@ def _reported(
         reported_at=now,
         last_error=None,
     )
+
+
+def with_known(state: FleetState, model: ModelId, known: Known) -> FleetState:
+    """Return the fleet after a neuron said what a model could do, were it loaded."""
+    if state.known.get(model) == known:
+        return state
+    return _next(state, known={**state.known, model: known})
 
 
 def with_doubt(state: FleetState, replica: ReplicaId) -> FleetState:

@@ -9,6 +9,7 @@ import msgspec
 
 from cortex_core.device import DeviceReading
 from cortex_core.fleet.breaker import Breaker
+from cortex_core.harness import Capabilities, Limit
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import Measured, NodeFacts
 from cortex_core.replica import Replica, ReplicaStatus
@@ -164,6 +165,13 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.is_reachable and not self.is_draining
 
 
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What a neuron says of a model from its files, whether or not it is loaded anywhere."""
+
+    capabilities: Capabilities | None = None
+    limit: Limit | None = None
+
+
 class LoadFailure(msgspec.Struct, frozen=True, kw_only=True):
     """Loads of one model on one node that failed in a row."""
 
@@ -236,6 +244,8 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     revision: int = 0
     """Grows by one with every change."""
     nodes: Mapping[NodeName, NodeState] = msgspec.field(default_factory=dict)
+    known: Mapping[ModelId, Known] = msgspec.field(default_factory=dict)
+    """Of models in the catalogue."""
     failures: Mapping[ReplicaId, LoadFailure] = msgspec.field(default_factory=dict)
     commands: Mapping[ReplicaId, LoadCommand] = msgspec.field(default_factory=dict)
     breakers: Mapping[ReplicaId, Breaker] = msgspec.field(default_factory=dict)

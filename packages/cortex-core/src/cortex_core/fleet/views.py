@@ -8,7 +8,7 @@ import msgspec
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.feasibility import is_feasible
 from cortex_core.fleet.sizes import estimated, sized
-from cortex_core.fleet.state import FleetState, NodeState
+from cortex_core.fleet.state import FleetState, Known, NodeState
 from cortex_core.harness import Capabilities, Limit
 from cortex_core.ids import ModelId
 from cortex_core.replica import Replica, ReplicaStatus
@@ -72,7 +72,9 @@ def model_object(
     profile = catalogue.profiles.get(model)
     known = None if profile is None else estimated(state, profile)
     pairs = list(state.replicas_of(model))
-    limit = known_limit(replica for _, replica in pairs)
+    # What runs says best what it can do; of others, their files.
+    files = state.known.get(model, Known())
+    limit = known_limit(replica for _, replica in pairs) or files.limit
     context, output = (None, None) if limit is None else (limit.context, limit.output)
     if context is None and profile is not None:
         context = profile.context
@@ -99,7 +101,7 @@ def model_object(
         max_model_len=context,
         max_input_tokens=context,
         max_tokens=output if output is not None else context,
-        capabilities=known_capabilities(replica for _, replica in pairs),
+        capabilities=known_capabilities(replica for _, replica in pairs) or files.capabilities,
         reason=_reason(state, model, pairs),
     )
 

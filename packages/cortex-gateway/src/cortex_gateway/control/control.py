@@ -8,6 +8,7 @@ from cortex_core.server.clock import Clock
 from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.draining import Drainage
 from cortex_gateway.control.journal import Journal
+from cortex_gateway.control.learning import Learning
 from cortex_gateway.control.loading import Loading
 from cortex_gateway.control.operations import Operations
 from cortex_gateway.control.roster import Roster
@@ -55,5 +56,8 @@ async def open_control(
             clock=clock,
             limit_s=load_limit_s,
         )
+        learning = Learning(store=store, operations=operations, clock=clock)
+        # It ends with the operations.
+        _learning = operations.start(learning.run(), "learning")
         drainage = Drainage(store=store, operations=operations, loading=loading, clock=clock)
         yield Control(store, roster, operations, loading, drainage)
