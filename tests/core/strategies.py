@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.device import Device, DeviceReading
+from cortex_core.device import Device, DeviceCondition, DeviceReading
 from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts
@@ -47,6 +47,12 @@ def replicas(draw: st.DrawFn, node: NodeName, model: ModelId, devices: int) -> R
     )
 
 
+CONDITIONS = st.sampled_from(
+    [*[DeviceCondition.OK] * 4, DeviceCondition.UNKNOWN, DeviceCondition.POISONED]
+)
+"""Most devices are well, as otherwise most plans would be empty."""
+
+
 @st.composite
 def nodes(draw: st.DrawFn, name: NodeName) -> NodeState:
     count = draw(st.integers(0, 3))
@@ -72,6 +78,7 @@ def nodes(draw: st.DrawFn, name: NodeName) -> NodeState:
         readings={
             device.index: DeviceReading(
                 index=device.index,
+                condition=draw(CONDITIONS),
                 vram_free_bytes=draw(st.none() | st.integers(0, device.vram_total_bytes)),
             )
             for device in devices

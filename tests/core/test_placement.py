@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 import msgspec
+import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.catalogue import Catalogue, Profile
-from cortex_core.device import Device, DeviceReading
+from cortex_core.device import Device, DeviceCondition, DeviceReading
 from cortex_core.fleet.feasibility import infeasible_reason
 from cortex_core.fleet.reducers import with_command
 from cortex_core.fleet.state import FleetState, NodeHealth, NodeState
@@ -117,6 +118,56 @@ def test_loads_go_only_where_they_are_feasible_and_the_node_can_be_reached(
     if isinstance(step, Hold):
         assert model not in models.profiles or len(step.verdicts) == len(state.nodes)
         assert all(verdict.reason for verdict in step.verdicts)
+
+
+@given(fleets(), catalogues(), st.sets(st.sampled_from(MODELS)))
+def test_nothing_is_loaded_or_woken_on_a_device_that_cannot_be_used(
+    state: FleetState, models: Catalogue, demand: set[ModelId]
+) -> None:
+    """Issue 5: a device that cannot be used any more is `poisoned`; other devices go on."""
+    for step in plan(state, models, demand, NOW):
+        if isinstance(step, Load | Wake):
+            broken = state.nodes[step.replica.node].broken
+            assert broken.isdisjoint(step.command.devices)
+        elif isinstance(step, Evict):
+            assert state.nodes[step.swap.node].broken.isdisjoint(step.swap.devices)
+
+
+def with_condition(node: NodeState, index: int, condition: DeviceCondition) -> NodeState:
+    """Return a node of which one device is in this condition."""
+    reading = DeviceReading(
+        index=DeviceIndex(index), condition=condition, condition_reason="it has to be reset"
+    )
+    return msgspec.structs.replace(node, readings={**node.readings, reading.index: reading})
+
+
+def test_other_devices_of_a_node_with_a_poisoned_one_are_used() -> None:
+    """Issue 5: other devices go on."""
+    node = with_condition(gpu_node("n", 48_000, 24_000), 0, DeviceCondition.POISONED)
+    step = make_room(fleet(node), catalogue(a=10_000), ModelId("a"), NOW)
+
+    assert isinstance(step, Load)
+    assert step.command.devices == (1,)
+
+
+@pytest.mark.parametrize("condition", [DeviceCondition.POISONED, DeviceCondition.GONE])
+def test_node_without_a_usable_device_says_which_is_what(condition: DeviceCondition) -> None:
+    """Ours: an operator reads the reason in `explain`, and that waiting may help."""
+    node = with_condition(gpu_node("n", 24_000), 0, condition)
+    step = make_room(fleet(node), catalogue(a=10_000), ModelId("a"), NOW)
+
+    assert isinstance(step, Hold)
+    assert step.verdicts[0].reason == f"device 0 is {condition}: it has to be reset"
+    assert not step.verdicts[0].is_permanent
+    assert not step.verdicts[0].lacks_room
+
+
+@pytest.mark.parametrize("condition", [DeviceCondition.UNKNOWN, DeviceCondition.DEGRADED])
+def test_device_of_which_little_is_known_is_used(condition: DeviceCondition) -> None:
+    """Ours: an older neuron says nothing of the condition, and serves."""
+    node = with_condition(gpu_node("n", 24_000), 0, condition)
+
+    assert isinstance(make_room(fleet(node), catalogue(a=10_000), ModelId("a"), NOW), Load)
 
 
 def test_a_model_goes_where_most_memory_is_free() -> None:

@@ -124,6 +124,13 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return free
 
     @cached_property
+    def broken(self) -> frozenset[DeviceIndex]:
+        """Devices on which nothing can be loaded, as its neuron says."""
+        return frozenset(
+            reading.index for reading in self.readings.values() if not reading.condition.is_usable
+        )
+
+    @cached_property
     def widest_bytes(self) -> float:
         """The most that is free on a device; infinite on a node without devices."""
         return max(self.room.values(), default=math.inf)

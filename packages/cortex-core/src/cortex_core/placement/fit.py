@@ -42,12 +42,14 @@ def find_fit(
         return Fit(devices=(), free_bytes=0)
     need = needed_share(profile, only)
     if only:
-        has_room = all(free.get(index, 0) >= need for index in only)
+        has_room = node.broken.isdisjoint(only) and all(free.get(i, 0) >= need for i in only)
         return _fit(only, free) if has_room else None
     roomy = [
         device
         for device in node.facts.devices
-        if free[device.index] >= need and is_able(device, profile)
+        if free[device.index] >= need
+        and is_able(device, profile)
+        and device.index not in node.broken
     ]
     if len(roomy) < profile.min_devices:
         return None

@@ -3,9 +3,9 @@
 import enum
 
 from cortex_core.catalogue import Profile
-from cortex_core.fleet.feasibility import infeasible_reason, is_feasible
+from cortex_core.fleet.feasibility import infeasible_reason, is_able, is_feasible
 from cortex_core.fleet.state import NodeState
-from cortex_core.ids import ReplicaId
+from cortex_core.ids import DeviceIndex, ReplicaId
 from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.fit import (
     Fit,
@@ -31,6 +31,7 @@ class Obstacle(enum.Enum):
     CORDONED = enum.auto()
     RECYCLING = enum.auto()
     POISONED = enum.auto()
+    BROKEN = enum.auto()
     LOADED = enum.auto()
     UNLOADING = enum.auto()
     COMING = enum.auto()
@@ -79,6 +80,8 @@ def glance(case: Case, profile: Profile, node: NodeState) -> Fit | Obstacle:
     if obstacle is not None:
         return obstacle
     only = replica.devices if replica is not None and is_asleep else ()
+    if node.broken and _is_broken(profile, node, only):
+        return Obstacle.BROKEN
     if is_plain(case.state, node) and node.widest_bytes < needed_share(profile, only):
         return Obstacle.NO_ROOM
     free = free_bytes(case.state, case.catalogue, node)
@@ -107,6 +110,15 @@ def _noted(case: Case, profile: Profile, node: NodeState) -> Obstacle | None:
     return Obstacle.COOLING if cooling_down(case.state, target, case.now) else None
 
 
+def _is_broken(profile: Profile, node: NodeState, only: tuple[DeviceIndex, ...]) -> bool:
+    """Whether the devices that can be used are too few for the model."""
+    if only:
+        return not node.broken.isdisjoint(only)
+    devices = node.facts.devices if node.facts is not None else ()
+    able = sum(is_able(device, profile) and device.index not in node.broken for device in devices)
+    return bool(devices) and able < profile.min_devices
+
+
 def verdict_of(case: Case, profile: Profile, node: NodeState, obstacle: Obstacle) -> NodeVerdict:
     """Return the obstacle in words."""
     is_permanent, retry_at = False, None
@@ -126,6 +138,8 @@ def verdict_of(case: Case, profile: Profile, node: NodeState, obstacle: Obstacle
             retry_at = failure.retry_at if failure.is_for_room else None
         case Obstacle.NO_ROOM:
             reason = _no_room(case, profile, node)
+        case Obstacle.BROKEN:
+            reason = _broken(node)
         case _:
             reason = _WORDS[obstacle]
     return NodeVerdict(
@@ -141,3 +155,12 @@ def _no_room(case: Case, profile: Profile, node: NodeState) -> str:
     free = free_bytes(case.state, case.catalogue, node).values()
     sizes = ", ".join(str(mib_from_bytes(size)) for size in free)
     return f"no room now: it takes {profile.vram_mb} MiB, free are {sizes} MiB"
+
+
+def _broken(node: NodeState) -> str:
+    words = []
+    for index in sorted(node.broken):
+        reading = node.readings[index]
+        why = f": {reading.condition_reason}" if reading.condition_reason else ""
+        words.append(f"device {index} is {reading.condition}{why}")
+    return "; ".join(words)
