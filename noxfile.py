@@ -148,11 +148,14 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; arguments after `--` choose and tune them."""
+    """Run the benchmarks; arguments after `--` choose and tune them, `peers` first compares."""
     if not (ROOT / "benchmarks" / "__main__.py").exists():
         session.error("there are no benchmarks in this checkout")
     install(session, "build", "runtime", "test")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    module, arguments = "benchmarks", session.posargs
+    if arguments[:1] == ["peers"]:
+        module, arguments = "benchmarks.peers", arguments[1:]
+    session.run("python", "-m", module, *arguments)
 
 
 @nox.session(python=PYTHON)

@@ -21,6 +21,8 @@ import uvloop
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
+from benchmarks import upstream
+from benchmarks.upstream import ANSWER, DONE, run_upstream
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.reducers import from_endpoints, with_facts, with_report
 from cortex_core.ids import ModelId, NodeName, ReplicaId
@@ -41,61 +43,8 @@ from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.settings import GatewaySettings, Timeouts
 
-MODEL = ModelId("org/model")
+MODEL = ModelId(upstream.MODEL)
 TURNS = 4
-
-CHUNK = (
-    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"org/model",'
-    b'"choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}\n\n'
-)
-DONE = b"data: [DONE]\n\n"
-ANSWER = b'{"id":"chatcmpl-1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
-
-
-class Node(asyncio.Protocol):
-    """Answers at once, or with `n` events `gap_s` apart, as the request's `user` says."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.WriteTransport = transport  # type: ignore[assignment]  # TCP
-        self.buffer = b""
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        head, found, body = self.buffer.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        if len(body) < length:
-            return
-        self.buffer = body[length:]
-        fields = json.loads(body[:length])
-        if not fields["stream"]:
-            self.transport.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER)
-            )
-            return
-        self.transport.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-            b"transfer-encoding: chunked\r\n\r\n"
-        )
-        count, gap_s = fields["user"].split("/")
-        self.step(int(count), float(gap_s))
-
-    def step(self, left: int, gap_s: float) -> None:
-        if self.transport.is_closing():
-            return
-        if not left:
-            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE))
-            return
-        self.transport.write(b"%x\r\n%b\r\n" % (len(CHUNK), CHUNK))
-        asyncio.get_running_loop().call_later(gap_s, self.step, left - 1, gap_s)
-
-
-async def run_node(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Node, sock=socket.socket(fileno=fd))
-    await server.serve_forever()
 
 
 async def run_gateway(fd: int, upstream_url: str) -> None:
@@ -291,7 +240,7 @@ def main() -> None:
 
 def play(role: str, fd: str, *urls: str) -> None:
     """Be one of the processes that `main` starts."""
-    uvloop.run(run_node(int(fd)) if role == "node" else run_gateway(int(fd), *urls))
+    uvloop.run(run_upstream(int(fd)) if role == "node" else run_gateway(int(fd), *urls))
 
 
 if __name__ == "__main__":

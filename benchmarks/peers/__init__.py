@@ -1,0 +1,1 @@
+"""This gateway and others side by side, before the same node and under the same load."""
