@@ -1,5 +1,6 @@
 """The control half as one thing: what it knows, and what operators have it do."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -57,7 +58,8 @@ async def open_control(
             limit_s=load_limit_s,
         )
         learning = Learning(store=store, operations=operations, clock=clock)
-        # It ends with the operations.
-        _learning = operations.start(learning.run(), "learning")
         drainage = Drainage(store=store, operations=operations, loading=loading, clock=clock)
-        yield Control(store, roster, operations, loading, drainage)
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(learning.run(), name="learning")
+            yield Control(store, roster, operations, loading, drainage)
+            task.cancel()

@@ -89,6 +89,9 @@ class Learning:
         except RequestError as error:
             logger.debug("%s does not say what %s is: %s", node.name, profile.id, error.message)
             return
+        except Exception:
+            logger.exception("%s could not be asked what %s is", node.name, profile.id)
+            return
         if report.capabilities is None:
             return
         self._learnt[profile.id] = profile
