@@ -1,5 +1,6 @@
 """Models that do not chat, through neuron and gateway, and what no model here can do."""
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,3 +161,45 @@ def test_sound_for_a_text_model_is_refused(door: Daemon) -> None:
     answer = httpx.post(f"{door.url}/v1/chat/completions", json=body, timeout=60)
 
     assert answer.status_code == 400, answer.text
+
+
+HIDDEN: list[dict[str, Any]] = [
+    {"type": "text", "text": "a", "uuid": "x", "image_url": "{url}"},
+    {"type": "text", "text": "a", "uuid": "x", "audio_url": {"url": "{url}"}},
+    {"type": "image_url", "image_url": {"url": "{url}"}},
+    {"image_url": "{url}"},
+    {"type": "input_image", "image_url": "{url}"},
+    {"type": "video_url", "video_url": {"url": "{url}"}},
+]
+
+
+def test_url_in_a_request_is_never_asked(neuron: NeuronProcess, own_neuron: NeuronProcess) -> None:
+    """Issue: no way into private addresses; a listener that nobody may come to sees nobody.
+
+    Whether the model is loaded or not, and in whatever part the URL is.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        url = f"http://127.0.0.1:{canary.getsockname()[1]}/a.png"
+        for part in HIDDEN:
+            message = {"role": "user", "content": [_with_url(part, url)]}
+            bodies: dict[str, dict[str, Any]] = {
+                "/v1/chat/completions": {"messages": [message]},
+                "/v1/chat/completions/count_tokens": {"messages": [message]},
+                "/tokenize": {"messages": [message]},
+            }
+            for path, body in bodies.items():
+                for daemon in (neuron, own_neuron):
+                    answer = daemon.post(path, {"model": CHAT, **body})
+                    assert answer.status_code in (400, 404), answer.text
+                    assert url not in answer.text
+            scored = {"queries": {"content": [_with_url(part, url)]}, "documents": ["a"]}
+            assert neuron.post("/v1/score", {"model": EMBED, **scored}).status_code == 400
+        canary.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            canary.accept()
+
+
+def _with_url(value: Any, url: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_url(inner, url) for name, inner in value.items()}
+    return url if value == "{url}" else value

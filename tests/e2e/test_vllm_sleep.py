@@ -25,7 +25,7 @@ from cortex_core.errors import RequestError
 from cortex_core.harness import ModelSpec
 from cortex_core.server.clock import SystemClock
 from neuron.engines.vllm import VllmHarness
-from neuron.settings import VllmSettings
+from neuron.settings import MediaSettings, VllmSettings
 from neuron.weights.downloads import Downloads
 
 folder, broken = sys.argv[1:3]
@@ -35,7 +35,7 @@ OPTIONS = json.loads(sys.argv[3])
 async def main() -> None:
     async with asyncio.TaskGroup() as tasks:
         downloads = Downloads.from_settings(VllmSettings(), {}, SystemClock(), tasks)
-        await cycle(VllmHarness(VllmSettings(), downloads))
+        await cycle(VllmHarness(VllmSettings(), downloads, MediaSettings()))
 
 
 async def cycle(harness: VllmHarness) -> None:

@@ -149,6 +149,22 @@ class DefaultModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Part of the places and of the queue that one caller has."""
 
 
+class MediaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[media]`: pictures, sound and films that requests bring along or point at."""
+
+    urls: Literal["off", "data", "allow-list"] = "data"
+    """`data` takes data URIs alone; `allow-list` fetches from `allowed_hosts` as well, if they are
+    on the open internet; `off` takes neither."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names that may be fetched from; `*.example.com` stands for every name below it."""
+    max_mb: Count = 20
+    """Largest medium, in MiB."""
+    max_pixels: Count = 50_000_000
+    """Largest picture, in pixels."""
+    fetch_timeout_s: Period = 10.0
+    """How long the fetching of one medium may take."""
+
+
 class DeclaredDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `[[devices]]` entry: a device that is declared instead of discovered."""
 
@@ -171,6 +187,7 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     harnesses: tuple[HarnessEntry, ...] = (HarnessEntry(name="vllm"),)
     """Harnesses that this neuron offers."""
     harness: HarnessTables = HarnessTables()
+    media: MediaSettings = MediaSettings()
     default_models: tuple[DefaultModel, ...] = ()
     """Models to load at start, in this order."""
     restore: bool = False

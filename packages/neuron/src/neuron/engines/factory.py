@@ -71,6 +71,6 @@ def _make(
         case "simulated":
             return SimulatedHarness(settings.harness.simulated, clock, tasks)
         case "vllm":
-            return VllmHarness(settings.harness.vllm, downloads)
+            return VllmHarness(settings.harness.vllm, downloads, settings.media)
         case _:
             raise SettingsError(f"harnesses: {name!r} is no harness")

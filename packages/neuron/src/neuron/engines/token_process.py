@@ -13,6 +13,7 @@ from cortex_core.errors import EngineError, OverloadedError, UpstreamTimeoutErro
 from cortex_core.harness import ModelSpec, Route
 from cortex_core.ids import RequestId
 from neuron.engines.token_frames import HEAD_BYTES, Answer, Question, error_of, length_of, pack
+from neuron.settings import MediaSettings
 
 _IDLE_S = 300.0
 """Time without a question after which the process is ended; it holds half a gigabyte."""
@@ -29,7 +30,10 @@ _RETRY_AFTER_S = 5.0
 _ANSWER = msgspec.msgpack.Decoder(Answer)
 
 
-COMMAND = (sys.executable, "-m", "neuron.engines.vllm_tokens")
+def token_command(media: MediaSettings) -> Sequence[str]:
+    """Return what starts a token process that obeys `[media]`."""
+    settings = msgspec.json.encode(media).decode()
+    return (sys.executable, "-m", "neuron.engines.vllm_tokens", settings)
 
 
 class TokenProcess:
@@ -43,7 +47,7 @@ class TokenProcess:
 
     def __init__(
         self,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str],
         *,
         idle_s: float = _IDLE_S,
         answer_s: float = _ANSWER_S,

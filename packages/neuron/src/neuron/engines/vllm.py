@@ -24,7 +24,8 @@ from cortex_core.errors import ModelLoadFailedError, NotFoundError
 from cortex_core.harness import Engine, Knowledge, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
 from neuron.engines import vllm_bringup, vllm_knowledge
-from neuron.engines.token_process import TokenProcess
+from neuron.engines.media import MediaPolicy
+from neuron.engines.token_process import TokenProcess, token_command
 from neuron.engines.vllm_engine import VllmEngine
 from neuron.engines.vllm_environment import (
     forget_engines,
@@ -36,8 +37,8 @@ from neuron.engines.vllm_runtime import make_runtime_folder, runtime_parent, swe
 from neuron.engines.vllm_start import Starter, observed
 from neuron.engines.vllm_stats import render_metrics
 from neuron.lifecycle.footprint import estimate
-from neuron.models import BUILTIN, BuiltinModel
-from neuron.settings import VllmSettings
+from neuron.models import BUILTIN, BuiltinModel, completed
+from neuron.settings import MediaSettings, VllmSettings
 from neuron.weights.downloads import Downloads
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class VllmHarness:
     Args:
         settings: `[harness.vllm]`.
         downloads: brings weights that are not here.
+        media: `[media]`.
         builtin: models that ship with the neuron, by id.
     """
 
@@ -66,6 +68,7 @@ class VllmHarness:
         self,
         settings: VllmSettings,
         downloads: Downloads,
+        media: MediaSettings,
         *,
         builtin: Mapping[ModelId, BuiltinModel] = BUILTIN,
     ) -> None:
@@ -77,7 +80,8 @@ class VllmHarness:
         self._starter = Starter(self._threads)
         self._registries: dict[str, CollectorRegistry] = {}
         self._runtime: pathlib.Path | None = None
-        self._tokens = TokenProcess()
+        self._tokens = TokenProcess(token_command(media))
+        self._media = MediaPolicy(media)
 
     @property
     def name(self) -> str:
@@ -132,7 +136,7 @@ class VllmHarness:
             InvalidRequestError: an engine option does not exist or has a wrong type.
             NotFoundError: there are no weights here.
         """
-        spec = self._completed(spec)
+        spec = completed(spec, self._builtin)
         await self._import_vllm()
         vllm_bringup.check_options(spec)
         folder = await self._in_thread(functools.partial(self._find_weights, spec))
@@ -151,7 +155,7 @@ class VllmHarness:
             InvalidRequestError: its weights are in a form that may not be loaded.
             NotFoundError: they are not here, and cannot be downloaded.
         """
-        spec = self._completed(spec)
+        spec = completed(spec, self._builtin)
         await self._import_vllm()
         source, model = self._downloads.source, self._weights_name(spec)
         folder = await self._in_thread(functools.partial(source.find, model, _revision(spec)))
@@ -187,7 +191,7 @@ class VllmHarness:
         self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId
     ) -> bytes:
         """Answer a request about tokens; see `cortex_core.harness.Harness`."""
-        spec = self._completed(spec)
+        spec = completed(spec, self._builtin)
         folder = await self._in_thread(functools.partial(self._find_weights, spec))
         return await self._tokens.ask(spec, folder, route, body, request_id)
 
@@ -223,17 +227,6 @@ class VllmHarness:
             self._import = self._threads.submit(vllm_bringup.import_vllm)
         return self._import
 
-    def _completed(self, spec: ModelSpec) -> ModelSpec:
-        """Return `spec` with what a built-in model has beside it."""
-        builtin = self._builtin.get(spec.model)
-        if builtin is None:
-            return spec
-        return msgspec.structs.replace(
-            spec,
-            engine={**builtin.engine, **spec.engine},
-            vram_bytes=spec.vram_bytes or builtin.vram_bytes,
-        )
-
     def _study(self, spec: ModelSpec, folder: pathlib.Path | None) -> Knowledge:
         return vllm_knowledge.study(
             spec,
@@ -265,7 +258,7 @@ class VllmHarness:
     ) -> VllmEngine:
         try:
             tasks = await llm.get_supported_tasks()
-            stack = vllm_bringup.make_stack(llm, spec.model, parts, tasks)
+            stack = vllm_bringup.make_stack(llm, spec.model, parts, tasks, self._media)
             engine = VllmEngine(
                 model=spec.model,
                 llm=llm,

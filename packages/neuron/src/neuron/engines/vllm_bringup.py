@@ -12,6 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cortex_core.harness import Capabilities, Limit, ModelInfo, ModelSpec, Route
+from neuron.engines.media import MediaPolicy
 from neuron.engines.vllm_environment import (
     favour_the_loop,
     own_log_records,
@@ -182,6 +183,8 @@ def engine_arguments(
         arguments.setdefault("quantization", spec.quant)
     arguments["model"] = str(folder) if folder is not None else spec.model
     arguments["served_model_name"] = spec.model
+    # A second lock: URLs are gone from requests before vLLM sees them, and it opens no others.
+    arguments["allowed_media_domains"] = ["nowhere.invalid"]
     return arguments
 
 
@@ -201,10 +204,12 @@ def start(parts: Parts) -> Any:
         )
 
 
-def make_stack(llm: Any, model: str, parts: Parts, tasks: tuple[str, ...]) -> Stack:
+def make_stack(
+    llm: Any, model: str, parts: Parts, tasks: tuple[str, ...], media: MediaPolicy
+) -> Stack:
     """Return the routes over a started engine."""
     handlers = engine_handlers(llm, model, parts.serving, parts.reasoning_parser, tasks)
-    return Stack(handlers, modalities_of(llm.renderer))
+    return Stack(handlers, modalities_of(llm.renderer), media)
 
 
 def describe(llm: Any, stack: Stack, parts: Parts, weights: int | None) -> ModelInfo:

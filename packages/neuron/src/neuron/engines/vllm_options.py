@@ -14,6 +14,8 @@ RESERVED = frozenset(
         "model",
         "served_model_name",
         "device_ids",
+        "allowed_local_media_path",
+        "allowed_media_domains",
         "log_config_file",
         "logging_config",
         "disable_log_stats",

@@ -13,6 +13,7 @@ from cortex_core.errors import EngineError, InvalidJsonError, InvalidRequestErro
 from cortex_core.harness import EngineAnswer, Route
 from cortex_core.ids import RequestId
 from neuron.engines import vllm_failures
+from neuron.engines.media import MediaPolicy
 from neuron.engines.vllm_handlers import Handler
 from neuron.engines.vllm_requests import check_request
 
@@ -27,9 +28,13 @@ class Stack:
     Args:
         handlers: of those routes.
         modalities: media that the model takes beside text, as vLLM names them.
+        media: what may be brought along of those.
     """
 
-    def __init__(self, handlers: Mapping[Route, Handler], modalities: Set[str]) -> None:
+    def __init__(
+        self, handlers: Mapping[Route, Handler], modalities: Set[str], media: MediaPolicy
+    ) -> None:
+        self._media = media
         self.modalities = modalities
         self._handlers = handlers
 
@@ -57,7 +62,12 @@ class Stack:
                 param="model",
             )
         with translated_errors(route):
-            request = _parse(route, handler.request, body, self.modalities)
+            value = _read(body)
+            check_request(route, value, self.modalities)
+            await self._media.settle(route, value)
+            # In two steps, as vLLM's server does it: pydantic is stricter with JSON that it reads
+            # itself.
+            request = handler.request.validate_python(value)
             if hasattr(request, "request_id"):
                 request.request_id = request_id
             result = await handler.answer(request)
@@ -168,16 +178,13 @@ def translated_errors(route: Route) -> Iterator[None]:
         raise _error_of(create_error_response(error), route) from error
 
 
-def _parse(route: Route, request: Any, body: bytes, modalities: Set[str]) -> Any:
+def _read(body: bytes) -> Any:
     import pydantic_core
 
     try:
-        value = pydantic_core.from_json(body)
+        return pydantic_core.from_json(body)
     except ValueError as error:
         raise InvalidJsonError(f"the body is not valid JSON: {error}") from None
-    check_request(route, value, modalities)
-    # In two steps, as vLLM's server does it: pydantic is stricter with JSON that it reads itself.
-    return request.validate_python(value)
 
 
 def _to_answer(result: Any, route: Route) -> EngineAnswer | AsyncGenerator[str, None]:

@@ -19,6 +19,7 @@ from cortex_core.errors import EngineError, ModelLoadFailedError, RequestError
 from cortex_core.harness import EngineAnswer, ModelSpec
 from cortex_core.ids import RequestId
 from neuron.engines import vllm_bringup
+from neuron.engines.media import MediaPolicy
 from neuron.engines.token_frames import (
     HEAD_BYTES,
     Answer,
@@ -29,6 +30,7 @@ from neuron.engines.token_frames import (
 )
 from neuron.engines.vllm_handlers import engineless_handlers
 from neuron.engines.vllm_serving import Stack
+from neuron.settings import MediaSettings
 
 _KEPT = 8
 """Models whose tokenizers are kept, those used last; each takes some tens of megabytes."""
@@ -39,9 +41,14 @@ logger = logging.getLogger(__name__)
 
 
 class Stacks:
-    """The models that were asked about last."""
+    """The models that were asked about last.
 
-    def __init__(self) -> None:
+    Args:
+        media: what media their requests may bring along.
+    """
+
+    def __init__(self, media: MediaPolicy) -> None:
+        self._media = media
         self._stacks: OrderedDict[bytes, Stack] = OrderedDict()
 
     def get(self, spec: ModelSpec, folder: str) -> Stack:
@@ -51,26 +58,27 @@ class Stacks:
             RequestError: its files cannot be used.
         """
         key = msgspec.msgpack.encode((spec, folder))
-        stack = self._stacks.pop(key, None) or make_stack(spec, pathlib.Path(folder))
+        stack = self._stacks.pop(key, None) or make_stack(spec, pathlib.Path(folder), self._media)
         self._stacks[key] = stack
         while len(self._stacks) > _KEPT:
             self._stacks.popitem(last=False)
         return stack
 
 
-def make_stack(spec: ModelSpec, folder: pathlib.Path) -> Stack:
+def make_stack(spec: ModelSpec, folder: pathlib.Path, media: MediaPolicy) -> Stack:
     """Return the routes that a model's files answer.
 
     Args:
         spec: its engine options are those of the engine that it would have.
         folder: its files.
+        media: what media its requests may bring along.
 
     Raises:
         InvalidRequestError: an engine option does not exist or has a wrong type.
         ModelLoadFailedError: the files cannot be used.
     """
     try:
-        return _make_stack(spec, folder)
+        return _make_stack(spec, folder, media)
     except vllm_bringup.load_errors() as error:
         logger.warning("%s cannot be read", spec.model, exc_info=True)
         raise ModelLoadFailedError(
@@ -78,7 +86,7 @@ def make_stack(spec: ModelSpec, folder: pathlib.Path) -> Stack:
         ) from error
 
 
-def _make_stack(spec: ModelSpec, folder: pathlib.Path) -> Stack:
+def _make_stack(spec: ModelSpec, folder: pathlib.Path, media: MediaPolicy) -> Stack:
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers import renderer_from_config
@@ -100,7 +108,7 @@ def _make_stack(spec: ModelSpec, folder: pathlib.Path) -> Stack:
     handlers = engineless_handlers(
         config.model_config, renderer, spec.model, serving, reasoning_parser
     )
-    return Stack(handlers, vllm_bringup.modalities_of(renderer))
+    return Stack(handlers, vllm_bringup.modalities_of(renderer), media)
 
 
 def main() -> None:
@@ -109,7 +117,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     vllm_bringup.import_vllm()
-    stacks = Stacks()
+    stacks = Stacks(MediaPolicy(msgspec.json.decode(sys.argv[1], type=MediaSettings)))
     with asyncio.Runner() as runner:
         while (question := _read(sys.stdin.buffer)) is not None:
             answers.write(pack(runner.run(_answer(stacks, question))))

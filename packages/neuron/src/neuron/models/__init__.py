@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
 
 _KV_CACHE_BYTES = 64 << 20
@@ -77,3 +78,15 @@ BUILTIN: Mapping[ModelId, BuiltinModel] = types.MappingProxyType(
         ),
     }
 )
+
+
+def completed(spec: ModelSpec, builtin: Mapping[ModelId, BuiltinModel] = BUILTIN) -> ModelSpec:
+    """Return `spec` with what a built-in model has beside it; the spec's own goes first."""
+    model = builtin.get(spec.model)
+    if model is None:
+        return spec
+    return msgspec.structs.replace(
+        spec,
+        engine={**model.engine, **spec.engine},
+        vram_bytes=spec.vram_bytes or model.vram_bytes,
+    )
