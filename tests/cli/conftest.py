@@ -9,24 +9,33 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-Serve = Callable[[int, bytes], str]
+Serve = Callable[..., str]
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts servers that give one answer to everything; called with status and body."""
+    """Starts servers that give one answer to everything; called with status and body.
+
+    A third argument has status and body for some paths of their own.
+    """
     with contextlib.ExitStack() as stack:
 
-        def start(status: int, body: bytes) -> str:
+        def start(
+            status: int, body: bytes, others: Mapping[str, tuple[int, bytes]] | None = None
+        ) -> str:
             class Handler(http.server.BaseHTTPRequestHandler):
                 def do_GET(self) -> None:
-                    self.send_response(status)
-                    self.send_header("content-length", str(len(body)))
+                    code, told = (others or {}).get(self.path, (status, body))
+                    self.send_response(code)
+                    if told.startswith(b"event:"):
+                        self.send_header("content-type", "text/event-stream")
+                    self.send_header("content-length", str(len(told)))
                     self.send_header("connection", "close")
                     self.end_headers()
-                    self.wfile.write(body)
+                    self.wfile.write(told)
 
                 do_POST = do_GET  # noqa: N815 - as inherited
+                do_DELETE = do_GET  # noqa: N815 - as inherited
 
                 def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
                     pass

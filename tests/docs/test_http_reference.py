@@ -99,6 +99,7 @@ GATEWAY: Sequence[type[msgspec.Struct]] = (
     fit.FitCommand,
     fit.FleetFit,
     fit.NodeFit,
+    weights.PullCommand,
     admin.NodeCommand,
     admin.CordonAnswer,
     admin.DrainAnswer,

@@ -66,6 +66,13 @@ class FakeNeuron:
         self._subscribers: set[asyncio.Queue[tuple[str, object] | None]] = set()
         self.fits: dict[str, dict[str, object]] = {}
         """What it says of loads, by model; of others, that they are fine."""
+        self.weights: dict[str, object] = {"models": [], "downloads": []}
+        """Answer of `/weights`."""
+        self.weights_asked = asyncio.Event()
+        self.pulls: list[dict[str, object]] = []
+        """Bodies of `/weights/pull`, in order; it is answered when `pull_may_end`."""
+        self.pull_may_end = asyncio.Event()
+        self.pull_may_end.set()
         self.fits_asked: list[dict[str, object]] = []
         """Bodies of `/models/fit`, in order."""
 
@@ -138,6 +145,9 @@ class FakeNeuron:
         if not self.is_given_only:
             app.router.add_get("/events", self._events)
             app.router.add_post("/models/fit", self._fit)
+            app.router.add_get("/weights", self._weights)
+            app.router.add_post("/weights/pull", self._pull)
+            app.router.add_delete("/weights/{model:.+}", self._remove)
             app.router.add_post("/models/sleep", self._command(self._sleep))
             app.router.add_post("/models/wake", self._command(self._wake))
             app.router.add_post("/models/pin", self._command(self._pin))
@@ -194,6 +204,27 @@ class FakeNeuron:
             return web.json_response(error, status=status)
         model = body["model_id"]
         return web.json_response({"model": model, "ok": True, **self.fits.get(model, {})})
+
+    async def _weights(self, _: web.Request) -> web.StreamResponse:
+        self.weights_asked.set()
+        return web.json_response(self.weights)
+
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.pulls.append(body)
+        if request.query.get("wait") == "false":
+            return web.json_response({"id": body["model_id"], "status": "queued"}, status=202)
+        await self.pull_may_end.wait()
+        if "/weights/pull" in self.refusals:
+            status, error = self.refusals["/weights/pull"]
+            return web.json_response(error, status=status)
+        return web.json_response({"id": body["model_id"], "status": "ready"})
+
+    async def _remove(self, request: web.Request) -> web.StreamResponse:
+        if "/weights" in self.refusals:
+            status, error = self.refusals["/weights"]
+            return web.json_response(error, status=status)
+        return web.json_response({"id": request.match_info["model"], "status": "removed"})
 
     def _command(self, act: Callable[[dict[str, object]], str]) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:

@@ -29,6 +29,7 @@ from cortex_core.wire.admin import (
 )
 from cortex_core.wire.fit import FitCommand, FleetFit
 from cortex_core.wire.openai.models import ModelList
+from cortex_core.wire.weights import PullCommand, WeightsList, WeightsNews
 
 T = TypeVar("T")
 
@@ -129,7 +130,52 @@ class GatewayClient:
         Raises:
             FleetError: it is not loaded, or the gateway cannot be asked.
         """
-        url = f"{self.endpoint}{_model_path(Action.LOAD, model)}"
+        path = _model_path(Action.LOAD, model)
+        async for event in self._events(path, command):
+            if event.event == DONE_EVENT:
+                yield _decoded(path, event.data, ModelAnswer)
+                return
+            yield _decoded(path, event.data, LoadNews)
+
+    async def weights(self, node: str) -> WeightsList:
+        """Return what is on a node's disk.
+
+        Raises:
+            FleetError: it was refused, or the gateway cannot be asked.
+        """
+        return await self._ask("GET", _node_path("weights", node), WeightsList, None, NO_LIMIT)
+
+    async def pull(self, node: str, command: PullCommand) -> AsyncIterator[WeightsNews]:
+        """Have a model downloaded, and yield how far it is; the last item says that it is there.
+
+        Raises:
+            FleetError: it is not downloaded, or the gateway cannot be asked.
+        """
+        path = _node_path("weights/pull", node)
+        if not command.wait:
+            yield await self._ask("POST", path, WeightsNews, command, NO_LIMIT)
+            return
+        async for event in self._events(path, command):
+            yield _decoded(path, event.data, WeightsNews)
+            if event.event == DONE_EVENT:
+                return
+
+    async def remove(self, node: str, model: str) -> WeightsNews:
+        """Have a model removed from a node's disk, and return when it is gone.
+
+        Raises:
+            FleetError: it was refused, or the gateway cannot be asked.
+        """
+        path = _node_path(f"weights/{urllib.parse.quote(model, safe='/:@')}", node)
+        return await self._ask("DELETE", path, WeightsNews, None, NO_LIMIT)
+
+    async def _events(self, path: str, command: object) -> AsyncIterator[SseEvent]:
+        """Yield the events of something that takes long.
+
+        Raises:
+            FleetError: it fails, or its events end without a last one.
+        """
+        url = f"{self.endpoint}{path}"
         headers = {"Accept": "text/event-stream"}
         decoder = SseDecoder()
         with _as_fleet_errors(url):
@@ -140,11 +186,11 @@ class GatewayClient:
                     raise _refusal(url, answer.status, await answer.read())
                 async for chunk in answer.content.iter_any():
                     for event in decoder.feed(chunk):
-                        item = _loaded(url, event)
-                        yield item
-                        if isinstance(item, ModelAnswer):
-                            return
-        raise FleetError(f"{url}: the answer ended before the load did")
+                        if event.event == ERROR_EVENT:
+                            message = _message_of(event.data.encode())
+                            raise FleetError(message or f"{url}: it failed")
+                        yield event
+        raise FleetError(f"{url}: the answer ended before what it tells of did")
 
     async def cordon(self, node: str, *, is_cordoned: bool, dry_run: bool) -> CordonAnswer:
         """Have a node take no new models, or take them again.
@@ -248,19 +294,6 @@ def _decoded(url: str, body: bytes | bytearray | str, kind: type[T]) -> T:
         raise FleetError(
             f"{url}: the answer cannot be read; is this the address of a cortex gateway?"
         ) from None
-
-
-def _loaded(url: str, event: SseEvent) -> LoadNews | ModelAnswer:
-    """Return what an event of a load says.
-
-    Raises:
-        FleetError: that it failed.
-    """
-    if event.event == ERROR_EVENT:
-        raise FleetError(_message_of(event.data.encode()) or f"{url}: the load failed")
-    if event.event == DONE_EVENT:
-        return _decoded(url, event.data, ModelAnswer)
-    return _decoded(url, event.data, LoadNews)
 
 
 def _encoded(command: object) -> bytes:

@@ -20,6 +20,7 @@ from cortex_cli.commands.residency import pin, sleep, unload, unpin, wake
 from cortex_cli.commands.simulate import simulate
 from cortex_cli.commands.status import status
 from cortex_cli.commands.up.command import up
+from cortex_cli.commands.weights import weights
 from cortex_cli.context import surroundings
 from cortex_core.errors import CortexError, SettingsError
 
@@ -100,6 +101,7 @@ for _command in (
     unpin,
     up,
     wake,
+    weights,
 ):
     cortex.add_command(_command)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
@@ -14,6 +15,7 @@ from cortex_gateway.api import (
     admin_fit,
     admin_models,
     admin_nodes,
+    admin_weights,
     anthropic,
     decisions,
     health,
@@ -69,9 +71,7 @@ def build_app(
             *models.routes(store, int(clock.wall())),
             *admin.routes(store, clock),
             *decisions.routes(proxy.journal),
-            *admin_nodes.routes(control.operations, control.drainage),
-            *admin_models.routes(store, control.operations, control.loading),
-            *admin_fit.routes(store, control.operations),
+            *_operating(control),
             *admin_config.routes(configured),
             *openai.routes(proxy, clock.wall),
             *anthropic.routes(proxy, read_pdf),
@@ -85,3 +85,14 @@ def build_app(
     app.router.redirect_slashes = False
     app.router.default = lost.lost
     return app
+
+
+def _operating(control: Control) -> list[Route]:
+    """Return the paths with which a fleet is operated."""
+    store, operations = control.store, control.operations
+    return [
+        *admin_nodes.routes(operations, control.drainage),
+        *admin_models.routes(store, operations, control.loading),
+        *admin_fit.routes(store, operations),
+        *admin_weights.routes(store, operations),
+    ]

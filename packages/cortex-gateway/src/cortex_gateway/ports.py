@@ -22,6 +22,7 @@ from cortex_core.wire.neuron import (
     UnloadRequest,
     WakeRequest,
 )
+from cortex_core.wire.weights import PullRequest, WeightsList, WeightsNews
 
 
 class Store(Protocol):
@@ -285,6 +286,34 @@ class NodeClient(Protocol):
 
         Raises:
             RequestError: why it cannot say.
+        """
+        ...
+
+    async def weights(self) -> WeightsList:
+        """Return what is on the node's disk and on its way there.
+
+        Raises:
+            RequestError: why it cannot say.
+        """
+        ...
+
+    async def pull(self, request: PullRequest, *, is_waited_for: bool) -> WeightsNews:
+        """Have a model downloaded; the download goes on whatever becomes of the call.
+
+        Args:
+            request: what is wanted.
+            is_waited_for: whether to return when it is there, or at once.
+
+        Raises:
+            RequestError: why it is not downloaded.
+        """
+        ...
+
+    async def remove_weights(self, model: ModelId) -> WeightsNews:
+        """Have a model removed from the node's disk.
+
+        Raises:
+            RequestError: why it stays.
         """
         ...
 

@@ -7,6 +7,7 @@ from cortex_cli.render.fleet import node_note
 from cortex_cli.render.text import bar, clean, gib, painted, size, table, text_of
 from cortex_core.fleet.overview import NodeView
 from cortex_core.routing.explain import Explanation
+from cortex_core.units import MIB
 from cortex_core.wire.admin import (
     CordonAnswer,
     DrainAnswer,
@@ -105,6 +106,8 @@ def progress_line(news: LoadNews, style: Style) -> str:
     if news.done_bytes is not None and news.total_bytes:
         gauge = bar(news.done_bytes, news.total_bytes, is_unicode=style.is_unicode)
         text += f" {gauge} {gib(news.done_bytes)} of {size(news.total_bytes)}"
+    if news.bytes_per_s is not None:
+        text += f", {news.bytes_per_s / MIB:.1f} MiB/s"
     if news.eta_s is not None:
         text += f", {news.eta_s:.0f} s left"
     return text if style.is_unicode else text.encode("ascii", "replace").decode()

@@ -83,6 +83,7 @@ class LoadNews(msgspec.Struct, frozen=True, kw_only=True):
     """As the neuron calls it, such as `weights`, or what is waited for."""
     done_bytes: int | None = None
     total_bytes: int | None = None
+    bytes_per_s: float | None = None
     eta_s: float | None = None
 
 

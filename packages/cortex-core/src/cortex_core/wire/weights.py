@@ -76,5 +76,16 @@ class PullRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Branch, tag or commit."""
 
 
+class PullCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of a gateway's `POST /admin/nodes/{name}/weights/pull`."""
+
+    model: str
+    """A hub id, or an alias of the catalogue."""
+    revision: str = "main"
+    """Branch, tag or commit."""
+    wait: bool = True
+    """Answer when it is there, else as soon as it was asked for."""
+
+
 WEIGHTS_EVENT = "weights"
 """Event name of a `WeightsNews`: replaces what was known of that model's download."""

@@ -38,6 +38,7 @@ from cortex_core.wire.neuron import (
     UnloadRequest,
     WakeRequest,
 )
+from cortex_core.wire.weights import PullRequest, WeightsList, WeightsNews
 from cortex_gateway.clients.node_errors import NOT_THERE, as_errors, check_token, command_error
 from cortex_gateway.ports import NodeNews
 from cortex_gateway.proxy.access import NEURON, Accesses
@@ -50,6 +51,9 @@ MARK_TIMEOUT_S = 5.0
 
 FIT_TIMEOUT_S = 60.0
 """A neuron reads the headers of weights, perhaps from a slow disk."""
+
+PULL_TIMEOUT_S = 24 * 3600.0
+"""The largest models take hours; a node that goes down meanwhile ends the wait."""
 
 EVENTS_SILENCE_S = 6.0
 """A neuron sends its readings every second, and a comment after 5 s if it has none."""
@@ -70,6 +74,8 @@ _MODELS = msgspec.json.Decoder(tuple[ModelReport, ...], strict=False)
 _ENDPOINT = msgspec.json.Decoder(EndpointAnswer)
 _MODEL = msgspec.json.Decoder(ModelReport, strict=False)
 _FIT = msgspec.json.Decoder(FitReport, strict=False)
+_WEIGHTS = msgspec.json.Decoder(WeightsList, strict=False)
+_WEIGHTS_NEWS = msgspec.json.Decoder(WeightsNews, strict=False)
 _SNAPSHOT = msgspec.json.Decoder(Snapshot, strict=False)
 
 
@@ -223,11 +229,34 @@ class HttpNodeClient:
         with as_errors(self._name):
             return _FIT.decode(body)
 
-    async def _command(self, path: str, request: msgspec.Struct, limit_s: float) -> bytes:
+    async def weights(self) -> WeightsList:
+        """Ask `/weights`; see `NodeClient`."""
+        body = await self._command("/weights", _NOTHING, FIT_TIMEOUT_S, method="GET")
+        with as_errors(self._name):
+            return _WEIGHTS.decode(body)
+
+    async def pull(self, request: PullRequest, *, is_waited_for: bool) -> WeightsNews:
+        """Have a model downloaded; see `NodeClient`."""
+        query = "" if is_waited_for else "?wait=false"
+        body = await self._command(f"/weights/pull{query}", request, PULL_TIMEOUT_S)
+        with as_errors(self._name):
+            return _WEIGHTS_NEWS.decode(body)
+
+    async def remove_weights(self, model: ModelId) -> WeightsNews:
+        """Have a model removed from the disk; see `NodeClient`."""
+        path = f"/weights/{quote(model, safe='/')}"
+        body = await self._command(path, _NOTHING, self._patience().load_s, method="DELETE")
+        with as_errors(self._name):
+            return _WEIGHTS_NEWS.decode(body)
+
+    async def _command(
+        self, path: str, request: msgspec.Struct, limit_s: float, *, method: str = "POST"
+    ) -> bytes:
         with as_errors(self._name):
             async with (
                 asyncio.timeout(limit_s),
-                self._session.post(
+                self._session.request(
+                    method,
                     f"{self._endpoint}{path}",
                     data=_encode_command(request),
                     headers=[("content-type", "application/json"), *self._headers()],

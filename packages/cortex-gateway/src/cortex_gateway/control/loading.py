@@ -340,6 +340,7 @@ def _news(
         stage=progress.stage,
         done_bytes=progress.done_bytes,
         total_bytes=progress.total_bytes,
+        bytes_per_s=progress.bytes_per_s,
         eta_s=progress.eta_s,
     )
 
