@@ -3,6 +3,9 @@
 Each time its requests end at once, the model comes back by itself, and nothing else is touched.
 """
 
+import os
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -10,7 +13,7 @@ import pytest
 
 from neuron.engines import processes
 from tests.e2e.conftest import CHAT, EMBED
-from tests.e2e.neuron_process import LOAD_S, NeuronProcess, kill, wait_for
+from tests.e2e.neuron_process import LOAD_S, NeuronProcess, kill, running, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -52,12 +55,14 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @pytest.fixture(scope="module")
-def shared(own_neuron: NeuronProcess) -> Shared:
-    """Both models loaded."""
-    assert own_neuron.load(EMBED).status_code == 200
-    (bystander,) = own_neuron.engine_processes()
-    assert own_neuron.load(CHAT).status_code == 200
-    return Shared(daemon=own_neuron, bystander=bystander)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Both models loaded, in a neuron that is quick to think that an engine hangs."""
+    folder = tmp_path_factory.mktemp("r")
+    with running(folder, NEURON_HANG_TIMEOUT_S="5", NEURON_RECOVERY_FAILURES="50") as daemon:
+        assert daemon.load(EMBED).status_code == 200
+        (bystander,) = daemon.engine_processes()
+        assert daemon.load(CHAT).status_code == 200
+        yield Shared(daemon=daemon, bystander=bystander)
 
 
 def test_killed_engine_breaks_its_stream_and_comes_back(shared: Shared) -> None:
@@ -89,4 +94,24 @@ def test_engine_that_dies_idle_is_noticed_and_loads_join_its_recovery(shared: Sh
     found = shared.report()
     assert (found["error_kind"], found["recovery"]["attempts"] >= 1) == ("died", True)
     assert daemon.load(CHAT).status_code == 200
+    shared.check_well()
+
+
+def test_stopped_engine_is_found_and_ended(shared: Shared) -> None:
+    """Issue: SIGSTOP, after which no signal but SIGKILL does anything to it."""
+    daemon, victim = shared.daemon, shared.victim()
+    family = processes.family([victim])
+
+    with daemon.http.stream("POST", CHAT_PATH, json={**ENDLESS, "stream": True}) as answer:
+        pieces = answer.iter_text()
+        text = next(pieces)
+        os.kill(victim, signal.SIGSTOP)
+        text += "".join(pieces)
+
+    assert "engine_error" in text
+    assert "[DONE]" not in text
+    wait_for(lambda: shared.report()["status"] == "loaded", timeout_s=LOAD_S)
+    assert shared.deaths("hung") == 1
+    assert not processes.alive(family)
+    assert daemon.series("neuron_recoveries_total")['{outcome="ok"}'] >= 1
     shared.check_well()

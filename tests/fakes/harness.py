@@ -44,6 +44,8 @@ class FakeEngine:
         self.sleep_error: Exception | None = None
         self.wake_error: Exception | None = None
         self.checks = 0
+        self.compiles = False
+        self.may_check = _set_event()
         self.awake_bytes = 0
         self.asleep_bytes = 0
         """What the gauge shows of it while it sleeps."""
@@ -93,9 +95,18 @@ class FakeEngine:
         await self._died.wait()
         return self.failure or ""
 
+    async def is_compiling(self) -> bool:
+        """Say what it was told to."""
+        return self.compiles
+
+    async def kill(self, reason: str) -> None:
+        """Die."""
+        self.die(reason)
+
     async def check_answer(self) -> None:
         """Answer rightly, unless it was told otherwise."""
         self.checks += 1
+        await self.may_check.wait()
         if self.check_error is not None:
             raise self.check_error
 
@@ -148,6 +159,7 @@ class FakeHarness:
         self.may_load = _set_event()
         self.knowledge = Knowledge()
         self.load_error: Exception | None = None
+        self.may_check = _set_event()
         self.check_error: Exception | None = None
         """With which every engine's first answer ends."""
         self.obeys_cancel = True
@@ -191,6 +203,7 @@ class FakeHarness:
             raise self.load_error
         engine = FakeEngine(spec, self.measured_bytes, self.max_in_flight)
         engine.check_error = self.check_error
+        engine.may_check = self.may_check
         if self.gauge is not None:
             engine.gauge, engine.held_bytes = self.gauge, self.size_bytes
             engine.leak_bytes = self.leak_bytes

@@ -184,6 +184,10 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     """In [0, 1]; `None` means not measured."""
     prefill_tok_per_s: float | None = None
     decode_tok_per_s: float | None = None
+    unfinished: int = 0
+    """Requests that it was given and has not finished, whether or not it has looked at them."""
+    steps: int | None = None
+    """Steps that it has made in all; `None` is not told, and keeps it from being found hung."""
 
 
 class EngineAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +235,18 @@ class Engine(Protocol):
 
     async def failed(self) -> str:
         """Wait until the engine dies by itself and return the short reason."""
+        ...
+
+    async def is_compiling(self) -> bool:
+        """Return whether a compiler that it started holds it up; asked when it makes no step."""
+        ...
+
+    async def kill(self, reason: str) -> None:
+        """End its processes at once, with their stacks in the log if they still can.
+
+        Args:
+            reason: what `failure` says from here on; requests end with it.
+        """
         ...
 
     async def check_answer(self) -> None:

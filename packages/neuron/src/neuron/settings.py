@@ -207,6 +207,9 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sleep_budget_mb: Mib | None = None
     """Host memory that sleeping models may hold together, in MiB; absent takes half of what the
     machine has available at the start."""
+    hang_timeout_s: Seconds = 60.0
+    """Time without a step in which an engine that has unfinished requests is given up, unless it
+    compiles; its own first answer may take ten times as long. 0 waits for ever."""
     recovery_failures: Count = 5
     """Failures of an engine within `recovery_window_s` after which its model is given up until
     somebody loads it by hand; 1 never brings an engine back."""

@@ -139,6 +139,8 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_usage: float | None = None
     tok_s_prefill: float | None = None
     tok_s_decode: float | None = None
+    last_step_age_s: float | None = None
+    """For how long its engine has made no step although it has work; `None` has none."""
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):

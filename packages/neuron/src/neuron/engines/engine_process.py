@@ -5,6 +5,7 @@ does anything else. That file names `start` as the maker of a log handler, which
 setting of one engine reaches its processes and no others.
 """
 
+import faulthandler
 import json
 import logging
 import os
@@ -73,6 +74,8 @@ def start(scratch: str, daemon: int, host: str = "") -> logging.Handler:
     if host:
         # vLLM would take the address with which the internet is reached.
         os.environ["VLLM_HOST_IP"] = host
+    # Stacks to standard error when the daemon gives a hung process up with SIGABRT.
+    faulthandler.enable()
     watchdog.register()
     return _LoadLog(str(pathlib.Path(scratch, LOG_NAME)))
 

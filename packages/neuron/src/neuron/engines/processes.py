@@ -8,6 +8,11 @@ from collections.abc import Iterable
 
 import msgspec
 
+_COMPILERS = frozenset(
+    {"ninja", "nvcc", "cicc", "ptxas", "fatbinary", "gcc", "g++", "cc1", "cc1plus", "clang", "ld"}
+)
+"""What kernels are made with while an engine waits for them (proc(5), `comm`)."""
+
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """One process, told apart from a later one with the same id by when it began."""
@@ -41,9 +46,23 @@ def alive(processes: Iterable[Process]) -> frozenset[Process]:
 
 def kill(processes: Iterable[Process]) -> None:
     """End `processes` at once; those that are gone already are passed over."""
+    send(processes, signal.SIGKILL)
+
+
+def send(processes: Iterable[Process], number: signal.Signals) -> None:
+    """Send a signal to `processes`; those that are gone already are passed over."""
     for process in alive(processes):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, number)
+
+
+def has_compiler(pids: Iterable[int]) -> bool:
+    """Return whether a compiler or a linker runs under the processes `pids`."""
+    names = set()
+    for process in family(pids):
+        with contextlib.suppress(OSError):
+            names.add(pathlib.Path(f"/proc/{process.pid}/comm").read_text().strip())
+    return not names.isdisjoint(_COMPILERS)
 
 
 def _read_table() -> dict[int, tuple[int, int]]:

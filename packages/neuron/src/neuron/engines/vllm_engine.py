@@ -5,6 +5,7 @@ import contextlib
 import logging
 import pathlib
 import shutil
+import signal
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
@@ -26,6 +27,9 @@ _CHECK_S = 0.25
 
 _EXIT_S = 10.0
 """Time that an engine's processes get to end by themselves before they are killed."""
+
+_ABORT_S = 2.0
+"""Time that processes which are given up get to write where they are."""
 
 _CUT_S = 2.0
 """Time in which requests that are cut off must let go of the engine."""
@@ -74,6 +78,7 @@ class VllmEngine:
         self._is_closing = False
         self._sleep_level: int | None = None
         self._kills = OomCount()
+        self._given_up: str | None = None
         self._said: vllm_check.Said | None = None
         self._processes = processes.family(_process_ids(llm))
 
@@ -85,8 +90,10 @@ class VllmEngine:
     @property
     def failure(self) -> str | None:
         """Short reason why it is dead; `None` while it lives, and while it is being closed."""
-        if self._is_closing or not self._llm.errored:
+        if self._is_closing:
             return None
+        if self._given_up is not None or not self._llm.errored:
+            return self._given_up
         statuses = [process.exitcode for process in _engine_processes(self._llm)]
         ended = [status for status in statuses if status is not None]
         if not ended:
@@ -124,7 +131,10 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         """Return how busy it is; never blocks."""
-        return self._window.read(time.monotonic())
+        # Its front end in this process knows them, also those that a hung engine has not read.
+        requests = None if self._is_closing else self._llm.output_processor
+        unfinished = 0 if requests is None else requests.get_num_unfinished_requests()
+        return self._window.read(time.monotonic(), unfinished)
 
     async def failed(self) -> str:
         """Wait until the engine dies by itself and return the short reason."""
@@ -133,6 +143,24 @@ class VllmEngine:
             if failure is not None:
                 return failure
             await asyncio.sleep(_CHECK_S)
+
+    async def is_compiling(self) -> bool:
+        """Return whether one of its processes is a compiler's."""
+        pids = [process.pid for process in self._processes]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, processes.has_compiler, pids)
+
+    async def kill(self, reason: str) -> None:
+        """End its processes at once; see `cortex_core.harness.Engine`."""
+        self._given_up = reason
+        members = self._processes | processes.family(_process_ids(self._llm))
+        # It writes the stacks, see `engine_process.start`; a stopped process does not even that.
+        processes.send(members, signal.SIGABRT)
+        for _ in range(int(_ABORT_S / _CHECK_S)):
+            if not processes.alive(members):
+                break
+            await asyncio.sleep(_CHECK_S)
+        processes.kill(members)
 
     async def check_answer(self) -> None:
         """Ask for a few tokens, or a vector; the same must come after every wake."""

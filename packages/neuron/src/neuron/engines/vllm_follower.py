@@ -90,6 +90,15 @@ class VllmFollower:
                 return failure
             await asyncio.sleep(_CHECK_S)
 
+    async def is_compiling(self) -> bool:
+        """Return that it does not: the head is asked."""
+        return False
+
+    async def kill(self, reason: str) -> None:
+        """End its processes at once."""
+        del reason
+        processes.kill(processes.family(self._process_ids))
+
     async def check_answer(self) -> None:
         """Do nothing: the head asks."""
 

@@ -20,10 +20,13 @@ class LoadWindow:
         self._running = 0
         self._waiting = 0
         self._kv_cache_usage: float | None = None
+        self.steps = 0
+        """Steps of the engine so far."""
         self._steps: deque[tuple[float, int, int]] = deque()
 
     def set_scheduler(self, running: int, waiting: int, kv_cache_usage: float) -> None:
         """Take over the scheduler's own counts of one step."""
+        self.steps += 1
         self._running = running
         self._waiting = waiting
         self._kv_cache_usage = kv_cache_usage
@@ -33,8 +36,13 @@ class LoadWindow:
         self._steps.append((now, prompt_tokens, generated_tokens))
         self._forget(now)
 
-    def read(self, now: float) -> EngineLoad:
-        """Return the load at `now`; rates are 0 when nothing ran in the last seconds."""
+    def read(self, now: float, unfinished: int = 0) -> EngineLoad:
+        """Return the load at `now`; rates are 0 when nothing ran in the last seconds.
+
+        Args:
+            now: as of `add_tokens`.
+            unfinished: requests that the engine was given and has not finished.
+        """
         self._forget(now)
         prompt = sum(step[1] for step in self._steps)
         generated = sum(step[2] for step in self._steps)
@@ -44,6 +52,8 @@ class LoadWindow:
             kv_cache_usage=self._kv_cache_usage,
             prefill_tok_per_s=prompt / _WINDOW_S,
             decode_tok_per_s=generated / _WINDOW_S,
+            unfinished=unfinished,
+            steps=self.steps,
         )
 
     def _forget(self, now: float) -> None:

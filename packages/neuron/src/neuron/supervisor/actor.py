@@ -73,11 +73,11 @@ class Supervisor:
         self._parts = parts
         self._clock = parts.clock
         self._on_change = on_change
-        watching = Watching(parts, self._died)
-        self._procedures = Procedures(parts, self._apply, self._closed, watching.begin)
+        self.watching = Watching(parts, self._died)
+        self._procedures = Procedures(parts, self._apply, self._closed, self.watching)
         self._recovering = Recovering(parts, self._procedures, self._apply)
         self.recycling = Recycling(parts, self._all_lives, self.unload, self._load_again)
-        self._sleeping = Sleeping(parts, self._apply)
+        self._sleeping = Sleeping(parts, self._apply, self.watching.check)
         self._admission = Admission(parts, self._refusal, self._tell)
         self._lives: dict[ModelId, Life] = {}
         self._leaving: dict[ModelId, Life] = {}
@@ -343,7 +343,9 @@ class Supervisor:
                 raise AssertionError("commands are answered where they are given")
 
     def _died(self, life: Life, error: str, kind: FailureKind) -> None:
-        self._recovering.died(life, error, kind, is_wanted=not self.is_draining)
+        # The head of an engine over several nodes brings back all its parts.
+        is_part = life.state.asked.seat is not None
+        self._recovering.died(life, error, kind, is_wanted=not (self.is_draining or is_part))
 
     def _recover(self, dead: Life, attempt: Attempt) -> None:
         """Begin the life of an engine in place of that of the dead one."""

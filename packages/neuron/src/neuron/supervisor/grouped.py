@@ -50,6 +50,14 @@ class _Grouped:
         """Wait until it dies by itself and return the short reason."""
         return await self._engine.failed()
 
+    async def is_compiling(self) -> bool:
+        """Return whether a compiler that it started holds it up."""
+        return await self._engine.is_compiling()
+
+    async def kill(self, reason: str) -> None:
+        """End its processes on this node at once; the others follow when it is closed."""
+        await self._engine.kill(reason)
+
     async def check_answer(self) -> None:
         """Ask something whose answer is known."""
         await self._engine.check_answer()

@@ -120,6 +120,7 @@ class Node:
             state,
             None if engine is None else engine.load(),
             waiting=self.supervisor.waiting(model),
+            last_step_age_s=self.supervisor.watching.last_step_age_s(model),
         )
 
     def devices(self) -> tuple[DeviceHealth, ...]:

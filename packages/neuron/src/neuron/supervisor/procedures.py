@@ -38,6 +38,7 @@ from neuron.supervisor.fitting import Fitting
 from neuron.supervisor.life import Life, Refusal
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.waiting import within
+from neuron.supervisor.watching import Watching
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Procedures:
         parts: what they need.
         apply: takes the events with which they come back.
         on_closed: called when an engine that had served is gone and its memory free.
-        on_up: called when an engine serves, to have it watched.
+        watching: looks after engines.
     """
 
     def __init__(
@@ -72,11 +73,11 @@ class Procedures:
         parts: Parts,
         apply: Callable[[Life, Event], None],
         on_closed: Callable[[], None],
-        on_up: Callable[[Life, Engine], None],
+        watching: Watching,
     ) -> None:
         self._parts = parts
         self._on_closed = on_closed
-        self._on_up = on_up
+        self._watching = watching
         self._clock = parts.clock
         self._memory = parts.memory
         self._apply = apply
@@ -158,7 +159,7 @@ class Procedures:
             )
             try:
                 self._progress(life, "checking")
-                await engine.check_answer()
+                await self._watching.check(life, engine)
                 await self._memory.measure(life.model, engine.info.vram_bytes, before)
             except BaseException:
                 await engine.close(0)
@@ -181,7 +182,7 @@ class Procedures:
         )
         self._parts.metrics.load_seconds.observe(life.state.load_s or 0)
         life.tasks = []
-        self._on_up(life, engine)
+        self._watching.begin(life, engine)
         life.loaded.set_result(None)
         logger.info("model loaded", extra={"model": life.model, "load_s": life.state.load_s})
 

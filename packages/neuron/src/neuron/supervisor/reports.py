@@ -123,13 +123,20 @@ def gone_report(last: ModelReport, refusal: Refusal | None) -> ModelReport:
     )
 
 
-def model_load(state: ReplicaState, load: EngineLoad | None, *, waiting: int) -> ModelLoad:
+def model_load(
+    state: ReplicaState,
+    load: EngineLoad | None,
+    *,
+    waiting: int,
+    last_step_age_s: float | None = None,
+) -> ModelLoad:
     """Return how busy a model is.
 
     Args:
         state: of the model.
         load: its engine's, when there is one.
         waiting: requests that wait for a place with the engine.
+        last_step_age_s: for how long the engine has made no step although it has work.
     """
     load = load or EngineLoad()
     return ModelLoad(
@@ -140,6 +147,7 @@ def model_load(state: ReplicaState, load: EngineLoad | None, *, waiting: int) ->
         kv_cache_usage=load.kv_cache_usage,
         tok_s_prefill=load.prefill_tok_per_s,
         tok_s_decode=load.decode_tok_per_s,
+        last_step_age_s=_rounded(last_step_age_s),
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from cortex_core.errors import (
     EngineError,
@@ -39,9 +39,16 @@ class Sleeping:
     Args:
         parts: what they need.
         apply: takes the events with which they come back.
+        check: has an engine answer the neuron's own question.
     """
 
-    def __init__(self, parts: Parts, apply: Callable[[Life, Event], None]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        apply: Callable[[Life, Event], None],
+        check: Callable[[Life, Engine], Awaitable[None]],
+    ) -> None:
+        self._check = check
         self._parts = parts
         self._clock = parts.clock
         self._memory = parts.memory
@@ -138,7 +145,7 @@ class Sleeping:
             self._progress(life, "waking")
             await engine.wake()
             self._progress(life, "checking")
-            await engine.check_answer()
+            await self._check(life, engine)
 
     def _end_well(self, life: Life) -> None:
         self._memory.woke(life.model)

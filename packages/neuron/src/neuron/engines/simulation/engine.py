@@ -109,6 +109,8 @@ class SimulatedEngine:
         return EngineLoad(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
+            unfinished=self._scheduler.running + self._scheduler.waiting,
+            steps=self._scheduler.steps,
             prefill_tok_per_s=settings.prefill_tok_per_s,
             decode_tok_per_s=settings.decode_tok_per_s * self._scheduler.running,
         )
@@ -117,6 +119,14 @@ class SimulatedEngine:
         """Wait until it dies by its fault."""
         await self._dead.wait()
         return self.failure or "the engine died"
+
+    async def is_compiling(self) -> bool:
+        """Return that it does not."""
+        return False
+
+    async def kill(self, reason: str) -> None:
+        """Die."""
+        self._scheduler.die(reason)
 
     async def check_answer(self) -> None:
         """Fail where the fault says so."""

@@ -87,6 +87,7 @@ class Scheduler:
         self._running: list[Job] = []
         self._changed = asyncio.Event()
         self.generated_tokens = 0
+        self.steps = 0
         self.failure: str | None = None
 
     @property
@@ -156,6 +157,7 @@ class Scheduler:
         return prefill_tokens / self._pace.prefill_tok_per_s + 1 / self._pace.decode_tok_per_s
 
     def _make_tokens(self) -> None:
+        self.steps += 1
         limit = self._pace.die_after_tokens
         for job in tuple(self._running):
             if limit is not None and self.generated_tokens >= limit:
