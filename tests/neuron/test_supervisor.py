@@ -93,6 +93,8 @@ async def test_engine_that_dies_silently_has_its_requests_ended(bench: Bench) ->
     assert isinstance(error, EngineError)
     assert error.message == "out of memory"
     assert bench.supervisor.state(A).in_flight == 0
+    bench.harness.may_load.set()
+    await bench.clock.advance(1)
     assert bench.harness.engines[0].is_closed
 
 
