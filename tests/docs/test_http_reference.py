@@ -51,6 +51,7 @@ NEURON: Sequence[type[msgspec.Struct]] = (
     wire.ModelReport,
     harness.Capabilities,
     harness.Limit,
+    harness.EngineVersion,
     wire.Servable,
     wire.Progress,
     wire.LoadRequest,

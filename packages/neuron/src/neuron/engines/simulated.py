@@ -37,6 +37,7 @@ class SimulatedHarness:
     """
 
     name = "simulated"
+    engine = None
 
     def __init__(self, settings: SimulatedSettings, clock: Clock, tasks: asyncio.TaskGroup) -> None:
         self._settings = settings

@@ -21,14 +21,16 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from cortex_core.errors import ModelLoadFailedError, NotFoundError
-from cortex_core.harness import Engine, Knowledge, ModelSpec, ProgressCallback, Route
+from cortex_core.harness import Engine, EngineVersion, Knowledge, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
 from neuron.engines import vllm_bringup, vllm_knowledge
 from neuron.engines.media import MediaPolicy
 from neuron.engines.token_process import TokenProcess, token_command
 from neuron.engines.vllm_engine import VllmEngine
 from neuron.engines.vllm_environment import (
+    TESTED,
     forget_engines,
+    installed_version,
     prepare_environment,
     restart_fork_server,
     start_fork_server,
@@ -88,6 +90,11 @@ class VllmHarness:
         """As in `harness = "..."` of a profile."""
         return "vllm"
 
+    @functools.cached_property
+    def engine(self) -> EngineVersion | None:
+        """Which vLLM is installed."""
+        return installed_version()
+
     @property
     def can_sleep(self) -> bool:
         """Whether vLLM, once it is imported, says so of this platform."""
@@ -118,6 +125,7 @@ class VllmHarness:
             stopping.cancel()
         if future.done():
             _check_import(future)
+            self._tell_version()
             logger.info("vLLM imported", extra={"duration_s": round(time.monotonic() - begin, 1)})
         elif not stop.is_set():
             logger.warning("vLLM is still being imported; loads will wait for it")
@@ -211,6 +219,13 @@ class VllmHarness:
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
             self._runtime = None
+
+    def _tell_version(self) -> None:
+        if self.engine is not None and not self.engine.tested:
+            logger.warning(
+                "vLLM of a release that was not tested",
+                extra={"version": self.engine.version, "tested": TESTED},
+            )
 
     async def _import_vllm(self) -> None:
         future = self._begin_import()

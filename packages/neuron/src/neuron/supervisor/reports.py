@@ -1,8 +1,8 @@
 """What the supervisor knows, as it goes over the wire."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-from cortex_core.harness import EngineLoad
+from cortex_core.harness import EngineLoad, Harness
 from cortex_core.replica import LoadProgress, ReplicaStatus
 from cortex_core.units import mib_from_bytes
 from cortex_core.wire.neuron import (
@@ -26,7 +26,9 @@ from neuron.settings import AdmissionSettings
 from neuron.supervisor.life import Refusal
 
 
-def discovery(identity: NodeIdentity, facts: DeviceFacts, harnesses: Iterable[str]) -> Discovery:
+def discovery(
+    identity: NodeIdentity, facts: DeviceFacts, harnesses: Mapping[str, Harness]
+) -> Discovery:
     """Return what never changes."""
     return Discovery(
         hostname=identity.hostname,
@@ -38,6 +40,7 @@ def discovery(identity: NodeIdentity, facts: DeviceFacts, harnesses: Iterable[st
         driver_version=facts.driver_version,
         cuda_unavailable_reason=facts.unavailable_reason,
         harnesses=tuple(harnesses),
+        engines=tuple(one.engine for one in harnesses.values() if one.engine is not None),
         devices=tuple(
             DiscoveredDevice(
                 index=device.index,
