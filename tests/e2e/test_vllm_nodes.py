@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from cortex_core.ids import ModelId
+from neuron.models import BUILTIN
 from tests.e2e.conftest import CHAT
 from tests.e2e.neuron_process import NeuronProcess, kill, running, wait_for
 from tests.e2e.test_vllm_parallel import GREEDY
@@ -14,16 +16,17 @@ RECOVERY_S = 180.0
 """Bound on the way from a lost part to a copy that serves again."""
 
 
-def load(head: NeuronProcess, peer: NeuronProcess) -> None:
-    """Load the chat model over both."""
-    answer = head.load(CHAT, tensor_parallel=2, peers=[{"endpoint": peer.url}])
+def load(head: NeuronProcess, peer: NeuronProcess, model: str = CHAT) -> None:
+    """Load the chat model over both, under whichever name."""
+    options = {"tensor_parallel": 2, "engine": dict(BUILTIN[ModelId(CHAT)].engine)}
+    answer = head.load(model, peers=[{"endpoint": peer.url}], **options)
     assert answer.status_code == 200, answer.text
 
 
-def report(daemon: NeuronProcess) -> dict[str, Any]:
-    """Return what a neuron says of the chat model; empty when it does not have it."""
+def report(daemon: NeuronProcess, model: str = CHAT) -> dict[str, Any]:
+    """Return what a neuron says of a model; empty when it does not have it."""
     models = daemon.http.get("/models").json()
-    found: dict[str, Any] = next((entry for entry in models if entry["id"] == CHAT), {})
+    found: dict[str, Any] = next((entry for entry in models if entry["id"] == model), {})
     return found
 
 
@@ -33,26 +36,50 @@ def answer(daemon: NeuronProcess) -> object:
 
 
 def test_two_nodes_hold_one_copy_and_lose_it_together(
-    neuron: NeuronProcess, tmp_path_factory: pytest.TempPathFactory
+    neuron: NeuronProcess, own_neuron: NeuronProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Ours: one replica at its head, the same answer, and never half of it, whoever ends."""
-    heads, peers = tmp_path_factory.mktemp("head"), tmp_path_factory.mktemp("peer")
-    with running(heads) as head, running(peers) as peer:
+    head = own_neuron
+    with running(tmp_path_factory.mktemp("peer")) as peer:
         load(head, peer)
         whole, part = report(head), report(peer)
         assert (whole["status"], whole["peers"]) == ("loaded", [peer.url])
-        assert (part["status"], bool(part["head"])) == ("loaded", True)
+        assert (part["status"], bool(part["head"])) == ("following", True)
         assert not part["servable"]["ok"]
         assert answer(head) == answer(neuron)
         assert peer.post("/v1/chat/completions", GREEDY).status_code == 503
 
-        # An unload at the head ends all processes of both.
-        head.ask("/models/unload", model_id=CHAT)
-        assert (report(head), report(peer)) == ({}, {})
-        wait_for(lambda: not peer.follower_processes() and not head.engine_processes())
-
-        # A worker of the follower dies: the copy ends as a whole.
-        load(head, peer)
-        kill(min(peer.follower_processes()))
-        wait_for(lambda: report(head)["status"] != "loaded", RECOVERY_S)
+        # A worker of the follower dies: the copy ends as a whole, and comes back as one.
+        before = peer.follower_processes()
+        kill(min(before))
+        wait_for(lambda: report(head)["status"] == "recovering", RECOVERY_S)
         assert peer.url in str(report(head)["error"])
+        wait_for(lambda: report(head)["status"] == "loaded", RECOVERY_S)
+        assert answer(head) == answer(neuron)
+        assert not before & peer.follower_processes()
+
+        # So does the whole peer, and stays away: the head tries until it is told otherwise.
+        kill(peer.process.pid)
+        wait_for(lambda: report(head)["status"] == "recovering", RECOVERY_S)
+        assert peer.url in str(report(head)["error"])
+        head.ask("/models/unload", model_id=CHAT)
+        wait_for(lambda: not head.engine_processes())
+
+
+def test_followers_end_with_an_unload_and_with_their_head(
+    neuron: NeuronProcess, own_neuron: NeuronProcess
+) -> None:
+    """Ours: the same model under another name, with a peer that has the first one for itself."""
+    model, head = str(BUILTIN[ModelId(CHAT)].path), own_neuron
+    load(head, neuron, model)
+    head.ask("/models/unload", model_id=model)
+    assert (report(head, model), report(neuron, model)) == ({}, {})
+    assert not neuron.follower_processes()
+
+    load(head, neuron, model)
+    assert neuron.follower_processes()
+    # The last test that uses it.
+    kill(head.process.pid)
+    wait_for(lambda: not neuron.follower_processes(), RECOVERY_S)
+    wait_for(lambda: report(neuron, model) == {}, RECOVERY_S)
+    assert answer(neuron)

@@ -64,7 +64,7 @@ async def test_copy_over_two_nodes_is_one_replica_at_its_head(start: Start) -> N
     assert elsewhere[2]["x-cortex-not-admitted"] == "1"
     assert (whole["status"], whole["peers"], whole["head"]) == ("loaded", [peer.url], None)
     assert whole["servable"]["ok"]
-    assert (part["status"], part["peers"], part["devices"]) == ("loaded", [], [0])
+    assert (part["status"], part["peers"], part["devices"]) == ("following", [], [0])
     assert part["head"]
     assert not part["servable"]["ok"]
     assert held == [300, 300]
@@ -188,14 +188,14 @@ async def test_follower_ends_with_the_connection_of_its_head(start: Start) -> No
     """Ours: a head that dies takes its followers along, at whatever point they are."""
     async with start() as peer, aiohttp.ClientSession() as session:
         loading = await session.post(f"{peer.url}/followers", json=follower("a"))
-        await seen(peer, "loading")
+        await seen(peer, "following")
         loading.close()
         await seen(peer, None)
 
         loaded = await session.post(f"{peer.url}/followers", json=follower("b"))
         await loaded.content.readuntil(b"\n\n")
         settled = await peer.post("/followers/b/settle", {})
-        part = await seen(peer, "loaded")
+        part = await seen(peer, "following")
         loaded.close()
         await seen(peer, None)
         held = await used_mb(peer)
@@ -209,7 +209,7 @@ async def test_head_that_begins_anew_displaces_its_earlier_follower(start: Start
     """Ours: a cut in the network may leave the peer with a follower that nobody wants."""
     async with start() as peer, aiohttp.ClientSession() as session:
         old = await session.post(f"{peer.url}/followers", json=follower("old"))
-        await seen(peer, "loading")
+        await seen(peer, "following")
         new = await session.post(f"{peer.url}/followers", json=follower("new"))
         joined = await new.content.readuntil(b"\n\n")
         settled = await peer.post("/followers/new/settle", {})
@@ -222,7 +222,7 @@ async def test_head_that_begins_anew_displaces_its_earlier_follower(start: Start
     assert settled[0] == 200
     assert "event: error" in told
     assert unknown[0] == 404
-    assert report["status"] == "loaded"
+    assert report["status"] == "following"
 
 
 async def test_follower_does_not_displace_a_whole_model(start: Start) -> None:

@@ -45,6 +45,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Devices that it needs together; its tensor-parallel size, unless it has stages."""
     pipeline_parallel: Count = 1
     """Stages that its layers are split into, each on an equal part of `min_devices`."""
+    nodes: tuple[NodeName, ...] = ()
+    """Nodes that hold a copy of it together, each an equal part of `min_devices`; the first is its
+    head. None puts a copy on one node."""
     min_device_vram_mb: Mib = 0
     """Memory that each of these devices must have in all, in MiB."""
     pinned_on: tuple[NodeName, ...] = ()
@@ -130,6 +133,23 @@ def load_catalogue(path: pathlib.Path, environ: Mapping[str, str] | None = None)
     return Catalogue.from_file(to_settings(load_toml(path), CatalogueFile, str(path)), str(path))
 
 
+def _check_nodes(profile: Profile, where: str) -> None:
+    nodes = profile.nodes
+    if not nodes:
+        return
+    if len(set(nodes)) != len(nodes) or len(nodes) < 2:
+        raise SettingsError(f"{where}.nodes: name two or more nodes, each once")
+    if profile.min_devices % len(nodes):
+        raise SettingsError(
+            f"{where}.nodes: {profile.min_devices} devices cannot be shared evenly by "
+            f"{len(nodes)} nodes; make min_devices a multiple of it"
+        )
+    if profile.pinned_on and profile.pinned_on != nodes[:1]:
+        raise SettingsError(f"{where}.pinned_on: a model with `nodes` is on its head, {nodes[0]!r}")
+    if profile.replicas.max > 1:
+        raise SettingsError(f"{where}.replicas: a model with `nodes` has one copy")
+
+
 def _check(catalogue: CatalogueFile, source: str) -> None:
     seen: set[str] = set()
     for position, profile in enumerate(catalogue.models):
@@ -147,6 +167,7 @@ def _check(catalogue: CatalogueFile, source: str) -> None:
                 f"{where}.pipeline_parallel: {profile.min_devices} devices cannot be shared evenly "
                 f"by {profile.pipeline_parallel} stages; make min_devices a multiple of it"
             )
+        _check_nodes(profile, where)
         if profile.id in seen:
             raise SettingsError(f"{where}.id: {profile.id!r} is there twice; ids are unique")
         seen.add(profile.id)

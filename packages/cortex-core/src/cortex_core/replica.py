@@ -20,6 +20,8 @@ class ReplicaStatus(enum.StrEnum):
     FAILED = "failed"
     POISONED = "poisoned"
     UNLOADED = "unloaded"
+    FOLLOWING = "following"
+    """A part of a copy whose head is on another node; never routable."""
     UNKNOWN = "unknown"
     """A status of a newer neuron; never routable."""
 
@@ -103,6 +105,7 @@ _HOLDING = frozenset(
         ReplicaStatus.UNLOADING,
         ReplicaStatus.RELOADING,
         ReplicaStatus.RECOVERING,
+        ReplicaStatus.FOLLOWING,
         ReplicaStatus.UNKNOWN,
     }
 )

@@ -13,6 +13,13 @@ def infeasible_reason(profile: Profile, node: NodeState) -> str | None:
     """
     if profile.pinned_on and node.name not in profile.pinned_on:
         return f"the model is pinned on {', '.join(profile.pinned_on)}"
+    if profile.nodes and node.name != profile.nodes[0]:
+        return f"its head is {profile.nodes[0]}"
+    return unfit_reason(profile, node)
+
+
+def unfit_reason(profile: Profile, node: NodeState) -> str | None:
+    """Return why `node` could never hold its part of the model, whoever is the head."""
     facts = node.facts
     if facts is None:
         return "nothing is known of the node yet"
@@ -38,6 +45,8 @@ def is_feasible(profile: Profile, node: NodeState) -> bool:
     if facts is None or (profile.pinned_on and node.name not in profile.pinned_on):
         return False
     if profile.harness not in facts.harnesses:
+        return False
+    if profile.nodes and node.name != profile.nodes[0]:
         return False
     if not facts.devices:
         return _without_devices(profile, None) is None

@@ -27,17 +27,33 @@ def estimated(state: FleetState, profile: Profile) -> Profile:
         if target.model == profile.id
     ]
     largest = max(told, default=0)
-    return with_size(profile, largest) if largest else profile
+    # What nodes tell is their own part.
+    return with_size(profile, largest * max(1, len(profile.nodes))) if largest else profile
 
 
 def sized(state: FleetState, profile: Profile, node: NodeState) -> Profile:
     """Return the profile with the size that the model has on `node`; the same when none is known.
+
+    Of a model that several nodes hold together, that is the part of one node, so it is to be
+    asked for once.
 
     Args:
         state: the fleet snapshot.
         profile: as `estimated` gives it.
         node: where it would be loaded.
     """
+    nodes = len(profile.nodes)
+    if nodes:
+        profile = msgspec.structs.replace(
+            profile,
+            vram_mb=None if profile.vram_mb is None else -(-profile.vram_mb // nodes),
+            min_devices=profile.min_devices // nodes,
+        )
+    return resized(state, profile, node)
+
+
+def resized(state: FleetState, profile: Profile, node: NodeState) -> Profile:
+    """Return the profile of one node's part with the size that it has on `node`."""
     measured = node.measured.get(profile.id)
     size = profile.vram_bytes
     if measured is not None and measured.vram_bytes is not None:

@@ -194,6 +194,16 @@ class LoadFailure(msgspec.Struct, frozen=True, kw_only=True):
     not say."""
 
 
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """What another node than the head is to hold of a model that is being loaded."""
+
+    node: NodeName
+    model: ModelId
+    devices: tuple[DeviceIndex, ...]
+    vram_bytes: int | None
+    """Over all these devices, as far as anybody knows."""
+
+
 class LoadCommand(msgspec.Struct, frozen=True, kw_only=True):
     """A load or a wake that was sent and not yet answered."""
 
@@ -203,6 +213,8 @@ class LoadCommand(msgspec.Struct, frozen=True, kw_only=True):
     sent_at: float
     """Monotonic seconds."""
     is_wake: bool = False
+    members: tuple[Member, ...] = ()
+    """The other nodes of a copy that several hold together."""
 
 
 class Way(enum.StrEnum):
@@ -290,6 +302,15 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         found: dict[NodeName, dict[ModelId, LoadCommand]] = {}
         for target, command in self.commands.items():
             found.setdefault(target.node, {})[target.model] = command
+        return found
+
+    @cached_property
+    def members_at(self) -> Mapping[NodeName, tuple[Member, ...]]:
+        """What nodes are to hold of models whose heads were told to load; others are left out."""
+        found: dict[NodeName, tuple[Member, ...]] = {}
+        for command in self.commands.values():
+            for member in command.members:
+                found[member.node] = (*found.get(member.node, ()), member)
         return found
 
     @cached_property

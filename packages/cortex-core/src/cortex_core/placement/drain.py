@@ -70,6 +70,8 @@ def _departure(
         return stays("it is pinned there")
     if replica.status is ReplicaStatus.UNKNOWN:
         return stays("its state there is not known")
+    if replica.status is ReplicaStatus.FOLLOWING:
+        return stays("its head is another node; drain that one, or unload it there")
     if not _is_in_use(state, replica, case):
         return Departure(model=model, outcome="unloaded", reason="nobody uses it now"), state
     other = _home(state, node, model)

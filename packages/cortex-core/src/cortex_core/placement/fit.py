@@ -83,7 +83,9 @@ def free_bytes(
 
 def is_plain(state: FleetState, node: NodeState) -> bool:
     """Whether all that is to be known of a node's memory is in its report."""
-    is_promised = node.name in state.commands_at or node.name in state.swaps_at
+    is_promised = any(
+        node.name in noted for noted in (state.commands_at, state.swaps_at, state.members_at)
+    )
     return not is_promised and not node.tally.unsized
 
 
@@ -132,6 +134,11 @@ def _promised(
         if known is None or not known.holds_memory:
             size = (command.vram_bytes or 0) // max(1, len(command.devices))
             _add(promised, dict.fromkeys(command.devices, size))
+    for member in state.members_at.get(node.name, ()):
+        known = node.replicas.get(member.model)
+        if known is None or not known.holds_memory:
+            size = (member.vram_bytes or 0) // max(1, len(member.devices))
+            _add(promised, dict.fromkeys(member.devices, size))
     for swap in state.swaps_at.get(node.name, ()):
         # What its victims hold counts as theirs until it is free.
         theirs: dict[DeviceIndex, int] = {}

@@ -3,9 +3,15 @@
 import enum
 
 from cortex_core.catalogue import Profile
-from cortex_core.fleet.feasibility import infeasible_reason, is_able, is_feasible
+from cortex_core.fleet.feasibility import (
+    infeasible_reason,
+    is_able,
+    is_feasible,
+    unfit_reason,
+)
+from cortex_core.fleet.sizes import resized
 from cortex_core.fleet.state import NodeState
-from cortex_core.ids import DeviceIndex, ReplicaId
+from cortex_core.ids import DeviceIndex, NodeName, ReplicaId
 from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.fit import (
     Fit,
@@ -36,6 +42,7 @@ class Obstacle(enum.Enum):
     UNLOADING = enum.auto()
     COMING = enum.auto()
     COOLING = enum.auto()
+    PEER = enum.auto()
     NO_ROOM = enum.auto()
 
 
@@ -45,6 +52,9 @@ _BY_STATUS = {
     ReplicaStatus.UNLOADING: Obstacle.UNLOADING,
     **dict.fromkeys(UNDER_WAY, Obstacle.COMING),
 }
+
+_NO_MATTER = frozenset({ReplicaStatus.FAILED, ReplicaStatus.FOLLOWING})
+"""What another node of a copy may have of it already: an earlier part gives way to a new one."""
 
 _WORDS = {
     Obstacle.AVOIDED: "it was tried for this request",
@@ -79,6 +89,8 @@ def glance(case: Case, profile: Profile, node: NodeState) -> Fit | Obstacle:
         obstacle = _noted(case, profile, node)
     if obstacle is not None:
         return obstacle
+    if any(isinstance(fit, str) for fit in peer_fits(case, profile).values()):
+        return Obstacle.PEER
     only = replica.devices if replica is not None and is_asleep else ()
     if node.broken and _is_broken(profile, node, only):
         return Obstacle.BROKEN
@@ -86,6 +98,38 @@ def glance(case: Case, profile: Profile, node: NodeState) -> Fit | Obstacle:
         return Obstacle.NO_ROOM
     free = free_bytes(case.state, case.catalogue, node)
     return find_fit(profile, node, free, only) or Obstacle.NO_ROOM
+
+
+def peer_fits(case: Case, profile: Profile) -> dict[NodeName, Fit | str]:
+    """Return where the other nodes of a copy would hold their parts now, or why they cannot.
+
+    Nobody gives way there: the head's room is made when all the others have theirs.
+
+    Args:
+        case: the fleet at a moment.
+        profile: of one node's part; without `nodes` there are no others.
+    """
+    return {name: _peer_fit(case, profile, name) for name in profile.nodes[1:]}
+
+
+def _peer_fit(case: Case, profile: Profile, name: NodeName) -> Fit | str:
+    node = case.state.nodes.get(name)
+    if node is None:
+        return "it is not in the fleet"
+    closed = _closed(case, node, is_asleep=False)
+    if closed is not None:
+        return _WORDS.get(closed, f"the node is {node.health}")
+    here = resized(case.state, profile, node)
+    replica = node.replicas.get(profile.id)
+    if replica is not None and replica.status not in _NO_MATTER:
+        return f"it has the model for itself, {replica.status.value}"
+    unfit = unfit_reason(here, node)
+    if unfit is None and node.broken and _is_broken(here, node, ()):
+        unfit = _broken(node)
+    if unfit is not None:
+        return unfit
+    fit = find_fit(here, node, free_bytes(case.state, case.catalogue, node))
+    return fit or _no_room(case, here, node)
 
 
 def _closed(case: Case, node: NodeState, *, is_asleep: bool) -> Obstacle | None:
@@ -136,6 +180,10 @@ def verdict_of(case: Case, profile: Profile, node: NodeState, obstacle: Obstacle
             failure = case.state.failures[ReplicaId(node=node.name, model=profile.id)]
             reason = f"the last load failed: {failure.reason}"
             retry_at = failure.retry_at if failure.is_for_room else None
+        case Obstacle.PEER:
+            fits = peer_fits(case, profile)
+            lacking = [f"{name}: {fit}" for name, fit in fits.items() if isinstance(fit, str)]
+            reason = f"it needs {' and '.join(profile.nodes)} together; {'; '.join(lacking)}"
         case Obstacle.NO_ROOM:
             reason = _no_room(case, profile, node)
         case Obstacle.BROKEN:

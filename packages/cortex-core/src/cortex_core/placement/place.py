@@ -5,8 +5,8 @@ import math
 import msgspec
 
 from cortex_core.catalogue import Profile
-from cortex_core.fleet.sizes import estimated, sized
-from cortex_core.fleet.state import FleetState, LoadCommand, NodeState, Swap
+from cortex_core.fleet.sizes import estimated, resized, sized
+from cortex_core.fleet.state import FleetState, LoadCommand, Member, NodeState, Swap
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.evict import (
@@ -18,11 +18,11 @@ from cortex_core.placement.evict import (
     sleeper_devices,
 )
 from cortex_core.placement.fit import Fit, needed_share
-from cortex_core.placement.obstacle import Obstacle, glance, verdict_of
+from cortex_core.placement.obstacle import Obstacle, glance, peer_fits, verdict_of
 from cortex_core.placement.steps import Evict, Hold, Load, NodeVerdict, Wake
 from cortex_core.placement.times import wake_s
 from cortex_core.replica import ReplicaStatus
-from cortex_core.wire.neuron import LoadRequest
+from cortex_core.wire.neuron import LoadRequest, PeerRequest
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,10 +63,15 @@ def find_room(case: Case, model: ModelId, limits: Limits = ANYWHERE) -> Load | W
 
 
 def judge(case: Case, profile: Profile, node: NodeState) -> Fit | NodeVerdict:
-    """Return where on `node` the model would go now, or what keeps it from that."""
-    here = sized(case.state, estimated(case.state, profile), node)
-    seen = glance(case, here, node)
-    return seen if isinstance(seen, Fit) else verdict_of(case, here, node, seen)
+    """Return where on `node` the model would go now, or what keeps it from that.
+
+    Args:
+        case: the fleet at a moment.
+        profile: with the size that it has there, as `sized` gives it.
+        node: any node of the fleet.
+    """
+    seen = glance(case, profile, node)
+    return seen if isinstance(seen, Fit) else verdict_of(case, profile, node, seen)
 
 
 def is_coming(state: FleetState, model: ModelId) -> bool:
@@ -127,7 +132,7 @@ class _Survey:
         if not self._fits:
             return None
         node, fit = min(self._fits, key=lambda pair: (-pair[1].free_bytes, pair[0].name))
-        return _load(self._here(node), node, fit, self._case.now)
+        return _load(self._case, self._here(node), node, fit)
 
     def _wake_s(self, node: NodeState) -> float:
         replica = node.replicas[self._model]
@@ -219,9 +224,36 @@ def load_request(profile: Profile, devices: tuple[DeviceIndex, ...] = ()) -> Loa
     )
 
 
-def _load(profile: Profile, node: NodeState, fit: Fit, now: float) -> Load:
+def _load(case: Case, profile: Profile, node: NodeState, fit: Fit) -> Load:
+    """Return the load of a copy whose head, or all of it, goes to `node`."""
+    nodes, members = max(1, len(profile.nodes)), _members(case, profile)
+    whole = msgspec.structs.replace(
+        profile,
+        min_devices=profile.min_devices * nodes,
+        vram_mb=None if profile.vram_mb is None else profile.vram_mb * nodes,
+    )
+    peers = tuple(
+        PeerRequest(endpoint=case.state.nodes[one.node].endpoint, devices=one.devices or None)
+        for one in members
+    )
+    request = load_request(whole, fit.devices)
     return Load(
         replica=ReplicaId(node=node.name, model=profile.id),
-        request=load_request(profile, fit.devices),
-        command=LoadCommand(devices=fit.devices, vram_bytes=profile.vram_bytes, sent_at=now),
+        request=msgspec.structs.replace(request, peers=peers or None),
+        command=LoadCommand(
+            devices=fit.devices, vram_bytes=profile.vram_bytes, sent_at=case.now, members=members
+        ),
+    )
+
+
+def _members(case: Case, profile: Profile) -> tuple[Member, ...]:
+    return tuple(
+        Member(
+            node=name,
+            model=profile.id,
+            devices=fit.devices,
+            vram_bytes=resized(case.state, profile, case.state.nodes[name]).vram_bytes,
+        )
+        for name, fit in peer_fits(case, profile).items()
+        if isinstance(fit, Fit)
     )

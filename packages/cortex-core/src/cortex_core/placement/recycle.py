@@ -49,7 +49,8 @@ def _can_be_spared(case: Case, node: NodeState) -> bool:
 
 def _is_missed(case: Case, node: NodeState, replica: Replica) -> bool:
     """Whether somebody would notice that the replica is gone for a while."""
-    if replica.is_busy or replica.status in UNDER_WAY | {ReplicaStatus.UNLOADING}:
+    moving = UNDER_WAY | {ReplicaStatus.UNLOADING, ReplicaStatus.FOLLOWING}
+    if replica.is_busy or replica.status in moving:
         return True
     resident = node.residents.get(replica.id.model)
     is_used = resident is not None and case.now - resident.used < IN_USE_S

@@ -62,7 +62,7 @@ def _status_refusal(model: ModelId, state: ReplicaState) -> RequestError | None:
             return NoReplicaError(f"{model!r} is being {leaving}")
         case ReplicaStatus.SLEEPING:
             return NoReplicaError(f"{model!r} sleeps; wake it")
-        case ReplicaStatus.UNLOADED | ReplicaStatus.UNKNOWN:
+        case ReplicaStatus.UNLOADED | ReplicaStatus.UNKNOWN | ReplicaStatus.FOLLOWING:
             return NoReplicaError(f"{model!r} is not loaded")
         case _:
             assert_never(state.status)

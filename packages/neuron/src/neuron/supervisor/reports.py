@@ -76,7 +76,7 @@ def model_report(
     return ModelReport(
         id=state.asked.model,
         harness=state.asked.harness,
-        status=state.status.value,
+        status=_status(state).value,
         devices=state.devices,
         vram_used_mb=None if size_bytes is None else mib_from_bytes(size_bytes),
         capabilities=None if info is None else info.capabilities,
@@ -144,7 +144,7 @@ def model_load(
     load = load or EngineLoad()
     return ModelLoad(
         id=state.asked.model,
-        status=state.status.value,
+        status=_status(state).value,
         in_flight=state.in_flight + waiting,
         queued=load.waiting + waiting,
         kv_cache_usage=load.kv_cache_usage,
@@ -171,6 +171,12 @@ def _recovery(retry: Retry | None) -> Recovery | None:
     if retry is None:
         return None
     return Recovery(attempts=retry.attempt.number, next_attempt=round(retry.at_epoch, 3))
+
+
+def _status(state: ReplicaState) -> ReplicaStatus:
+    """Return the status as others see it: a part of another node's copy is no replica."""
+    is_there = state.status in (ReplicaStatus.LOADING, ReplicaStatus.LOADED)
+    return ReplicaStatus.FOLLOWING if state.asked.is_follower and is_there else state.status
 
 
 def _rounded(seconds: float | None) -> float | None:
