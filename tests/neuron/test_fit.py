@@ -1,5 +1,7 @@
 """Asking whether a load would work, over HTTP, and loads that are refused for it."""
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -9,7 +11,7 @@ from cortex_core.ids import ModelId
 from cortex_core.knowledge import ModelFacts
 from cortex_core.wire.fit import FitReport
 from tests.neuron.bench import Bench, outcome_of
-from tests.neuron.conftest import Start
+from tests.neuron.conftest import PATIENCE_S, Start
 
 
 async def test_fit_tells_of_a_load_and_does_nothing(start: Start) -> None:
@@ -101,3 +103,17 @@ async def test_refusal_names_what_would_fit(bench: Bench) -> None:
     )
     assert isinstance(error, InvalidRequestError)
     assert error.param == "context"
+
+
+async def test_model_is_put_where_it_can_run() -> None:
+    """Ours: an old card is left out, though it comes first and has room."""
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, capabilities=("7.0", "8.9"))
+        bench.harness.knowledge = Knowledge(
+            facts=ModelFacts(quantization="fp4", is_known_quantization=True, min_capability="8.0")
+        )
+        await bench.load(ModelId("a"))
+        devices = bench.supervisor.state(ModelId("a")).devices
+        await bench.close()
+
+    assert devices == (1,)

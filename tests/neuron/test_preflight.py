@@ -159,6 +159,19 @@ def test_what_cannot_work_is_refused_with_its_reason(
     assert words in (failed[0].message if failed else "")
 
 
+def test_old_card_among_newer_ones_is_left_out() -> None:
+    """Ours: on a machine with unlike cards the model goes where it can run."""
+    cards = (*devices(24_000, capability="7.0"), *devices(0, 24_000, capability="8.9")[1:])
+    facts = changed(quantization="fp4", is_known_quantization=True, min_capability="8.0")
+
+    alone = case_of(facts, cards[:1])
+    both = case_of(facts, cards)
+
+    assert [one.name for one in failures(check(alone))] == ["quantization"]
+    assert failures(check(both)) == ()
+    assert found(both, CheckName.ROOM).message.endswith("on cuda-dev-1")
+
+
 def test_vocabulary_is_divided_in_its_padded_size() -> None:
     """vLLM: a multiple of 64, so that three devices divide few of them."""
     cards = devices(24_000, 24_000, 24_000)

@@ -233,7 +233,9 @@ def _capabilities(
     if facts.is_generative is None:
         return None
     if not facts.is_generative:
-        return Capabilities(embeddings=True) if _is_embedder(options, model) else None
+        # Which texts belong together can be told from their embeddings too.
+        is_embedder = _is_embedder(options, model)
+        return Capabilities(embeddings=True, scoring=True) if is_embedder else None
     chats = facts.has_chat_template is True
     limits = options.engine.get("limit_mm_per_prompt")
     limits = limits if isinstance(limits, dict) else {}

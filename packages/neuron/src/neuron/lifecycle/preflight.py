@@ -45,6 +45,18 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         named = self.spec.devices
         return tuple(device for device in self.devices if not named or device.index in named)
 
+    @property
+    def weak(self) -> tuple[Device, ...]:
+        """Those of `considered` that cannot compute in the model's quantisation."""
+        needed = self.facts.min_capability
+        return tuple(device for device in self.considered if _is_weak(device, needed))
+
+    @property
+    def able(self) -> tuple[Device, ...]:
+        """The devices of this node without those that are weak, unless they were named."""
+        weak = () if self.spec.devices else self.weak
+        return tuple(device for device in self.devices if device not in weak)
+
 
 def check(case: Case) -> tuple[FitCheck, ...]:
     """Return every check that can be told of `case`, in the order of `CheckName`."""
@@ -138,9 +150,8 @@ def _quantization(case: Case) -> Iterator[FitCheck]:
         message = f"the engine does not know the quantisation {method!r} on this platform"
         yield _check(name, Verdict.FAILED, message)
         return
-    weak = [device for device in case.considered if _is_weak(device, facts.min_capability)]
-    able = len(case.considered) - len(weak)
-    if weak and (case.spec.devices or able < case.spec.ranks):
+    weak = case.weak
+    if weak and (case.spec.devices or len(case.able) < case.spec.ranks):
         has = ", ".join(f"{device_name(device)} has {device.compute_capability}" for device in weak)
         message = f"{method} needs compute capability {facts.min_capability}; {has}"
         yield _check(name, Verdict.FAILED, message)
@@ -263,21 +274,22 @@ def _against(case: Case, budget: Budget, name: CheckName) -> Iterator[FitCheck]:
         yield _check(name, Verdict.UNKNOWN, "nobody knows how much it needs")
         return
     share = share_bytes(total, case.spec.ranks)
-    if not case.devices:
+    if not case.able:
         message = f"it needs {mib(share)}, and the node has no devices to compare that with"
         yield _check(name, Verdict.UNKNOWN, message, share)
         return
     spec = msgspec.structs.replace(case.spec, vram_bytes=total)
-    frees = [budget.free_bytes(device.index) for device in case.considered]
+    able = [device for device in case.considered if device in case.able]
+    frees = [budget.free_bytes(device.index) for device in able]
     most = max((free for free in frees if free is not None), default=None)
     try:
-        chosen = select_devices(spec, case.devices, budget)
+        chosen = select_devices(spec, case.able, budget)
     except InvalidRequestError:
         # `tensor_parallel` says so.
         yield _check(name, Verdict.UNKNOWN, "the devices make no sense", share, most)
     except InsufficientVramError:
         each = "" if case.spec.ranks == 1 else f" on each of {case.spec.ranks} devices"
-        has = "; ".join(_has(device, budget, name) for device in case.considered)
+        has = "; ".join(_has(device, budget, name) for device in able)
         yield _check(name, Verdict.FAILED, f"it needs {mib(share)}{each}; {has}", share, most)
     else:
         on = ", ".join(device_name(device) for device in case.devices if device.index in chosen)

@@ -11,6 +11,7 @@ from cortex_core.errors import (
     RequestError,
 )
 from cortex_core.harness import Harness, Knowledge, ModelSpec
+from cortex_core.ids import DeviceIndex
 from cortex_core.wire.fit import CheckName, FitCheck, FitDevice, FitReport, Verdict
 from neuron.lifecycle.preflight import Case, check, device_name, failures, need
 from neuron.lifecycle.suggestion import suggest
@@ -57,8 +58,8 @@ class Fitting:
             sampling=knowledge.sampling,
         )
 
-    async def refuse(self, asked: ModelSpec, spec: ModelSpec) -> None:
-        """Raise why a load cannot work, if it cannot.
+    async def refuse(self, asked: ModelSpec, spec: ModelSpec) -> frozenset[DeviceIndex]:
+        """Raise why a load cannot work, if it cannot, else return devices that cannot run it.
 
         Whether there is room now is left to the ledger, which may wait for it.
 
@@ -75,6 +76,7 @@ class Fitting:
         failed = [one for one in failures(check(case)) if one.name != CheckName.ROOM]
         if failed:
             raise _error(case, failed[0])
+        return frozenset(device.index for device in case.devices if device not in case.able)
 
     def _case(self, asked: ModelSpec, spec: ModelSpec, knowledge: Knowledge) -> Case:
         measured = self._parts.notebook.notes.vram_bytes(asked)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping
 
 import msgspec
 
@@ -62,13 +62,17 @@ class Memory:
         self.sleep_budget = SleepBudget(total_bytes=sleep_bytes)
 
     async def reserve(
-        self, spec: ModelSpec, on_wait: Callable[[], None]
+        self,
+        spec: ModelSpec,
+        on_wait: Callable[[], None],
+        weak: Container[DeviceIndex] = (),
     ) -> tuple[DeviceIndex, ...]:
         """Return devices for `spec`, with its estimate reserved on them.
 
         Args:
             spec: a checked spec.
             on_wait: called when memory that is being freed is waited for.
+            weak: devices that are not chosen, as they cannot run it.
 
         Raises:
             InvalidRequestError: the devices make no sense here.
@@ -76,7 +80,8 @@ class Memory:
         """
 
         def take() -> tuple[DeviceIndex, ...]:
-            devices = select_devices(spec, self._facts.devices, self.budget, self._facts.links)
+            able = [device for device in self._facts.devices if device.index not in weak]
+            devices = select_devices(spec, able, self.budget, self._facts.links)
             self._set(self.budget.with_reserved(spec.model, devices, spec.vram_bytes or 0))
             return devices
 

@@ -138,12 +138,14 @@ class Procedures:
         harness = self._parts.harnesses[life.state.asked.harness]
         await harness.fetch(life.state.asked, lambda *news: self._fetching(life, *news))
         spec = await harness.check(life.state.asked)
-        await self._fitting.refuse(life.state.asked, spec)
+        weak = await self._fitting.refuse(life.state.asked, spec)
         # What such a load held before is worth more than anybody's estimate.
         measured = self._parts.notebook.notes.vram_bytes(life.state.asked)
         needed = spec.vram_bytes if measured is None else measured
         devices = await self._memory.reserve(
-            msgspec.structs.replace(spec, vram_bytes=needed), lambda: self._wait_for_memory(life)
+            msgspec.structs.replace(spec, vram_bytes=needed),
+            lambda: self._wait_for_memory(life),
+            weak,
         )
         if measured is not None:
             # The engine is not told less than at first: it takes what it is told, and would be
