@@ -1,5 +1,6 @@
 """What a hub does not give, and what is not taken from it."""
 
+import errno
 import pathlib
 
 import pytest
@@ -8,8 +9,12 @@ from cortex_core.errors import (
     HubUnreachableError,
     InsufficientDiskError,
     InvalidRequestError,
+    ModelLoadFailedError,
     NotFoundError,
 )
+from neuron.weights.fetching import error_of
+from neuron.weights.library import failure_of
+from neuron.weights.lines import Job
 from tests.fakes.hub import FakeHub
 from tests.neuron.desk import FILES, SHARD, Desk, children, until_held
 
@@ -153,3 +158,27 @@ async def test_pickles_and_code_come_where_they_are_allowed(desk: Desk, hub: Fak
 
     assert (folder / "pytorch_model.bin").read_bytes() == SHARD
     assert (folder / "modeling.py").is_file()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_disk_that_fills_up_is_told_as_such(number: int) -> None:
+    """Ours: somebody else may fill it meanwhile; with what is still missing."""
+    job = Job(model="org/name", revision="main", cache="/cache")
+
+    failed = failure_of(OSError(number, "full"), job)
+    error = error_of(failed, "org/name", 5)
+
+    assert isinstance(error, InsufficientDiskError)
+    assert error.needed_bytes == 5
+
+
+def test_cache_that_cannot_be_written_is_no_trouble_of_the_network() -> None:
+    """Ours: with the reason, and without the path."""
+    job = Job(model="org/name", revision="main", cache="/cache")
+
+    failed = failure_of(PermissionError(errno.EACCES, "no", "/cache/x"), job)
+    error = error_of(failed, "org/name", 5)
+
+    assert type(error) is ModelLoadFailedError
+    assert "Permission denied" in error.message
+    assert "/cache" not in error.message
