@@ -6,11 +6,11 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 
 from cortex_core.errors import OverloadedError, RequestError
-from cortex_core.harness import EngineLoad
+from cortex_core.harness import FILES_ROUTES, EngineLoad
 from cortex_core.ids import ModelId
 from cortex_core.routing.queue import Ticket, cost_of
 from neuron.lifecycle.line import Limits, is_pressed, limits_of
-from neuron.supervisor.lease import COUNTED, NotAdmittedError, Wish
+from neuron.supervisor.lease import NotAdmittedError, Wish
 from neuron.supervisor.life import Life
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.waiting import within
@@ -45,7 +45,8 @@ class Admission:
         Raises:
             NotAdmittedError: there is none, or the model stopped to take requests.
         """
-        if wish.route in COUNTED:
+        if wish.route in FILES_ROUTES:
+            # Its tokenizer answers, so that no place is needed.
             yield
             return
         now = self._clock.now()

@@ -11,9 +11,6 @@ from cortex_core.harness import Engine, Route
 from cortex_core.routing.queue import Priority
 from neuron.lifecycle.line import Line
 
-COUNTED = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE, Route.DETOKENIZE})
-"""Paths that need no place with the engine: its tokenizer answers them."""
-
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """A request as admission sees it."""
