@@ -67,19 +67,19 @@ def test_two_nodes_hold_one_copy_and_lose_it_together(
 
 
 def test_followers_end_with_an_unload_and_with_their_head(
-    neuron: NeuronProcess, own_neuron: NeuronProcess
+    neuron: NeuronProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Ours: the same model under another name, with a peer that has the first one for itself."""
-    model, head = str(BUILTIN[ModelId(CHAT)].path), own_neuron
-    load(head, neuron, model)
-    head.ask("/models/unload", model_id=model)
-    assert (report(head, model), report(neuron, model)) == ({}, {})
-    assert not neuron.follower_processes()
+    model = str(BUILTIN[ModelId(CHAT)].path)
+    with running(tmp_path_factory.mktemp("head")) as head:
+        load(head, neuron, model)
+        head.ask("/models/unload", model_id=model)
+        assert (report(head, model), report(neuron, model)) == ({}, {})
+        assert not neuron.follower_processes()
 
-    load(head, neuron, model)
-    assert neuron.follower_processes()
-    # The last test that uses it.
-    kill(head.process.pid)
-    wait_for(lambda: not neuron.follower_processes(), RECOVERY_S)
-    wait_for(lambda: report(neuron, model) == {}, RECOVERY_S)
-    assert answer(neuron)
+        load(head, neuron, model)
+        assert neuron.follower_processes()
+        kill(head.process.pid)
+        wait_for(lambda: not neuron.follower_processes(), RECOVERY_S)
+        wait_for(lambda: report(neuron, model) == {}, RECOVERY_S)
+        assert answer(neuron)

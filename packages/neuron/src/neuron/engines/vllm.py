@@ -35,6 +35,7 @@ from neuron.engines.vllm_environment import (
     restart_fork_server,
     start_fork_server,
 )
+from neuron.engines.vllm_ray import RayCluster
 from neuron.engines.vllm_runtime import make_runtime_folder, runtime_parent, sweep
 from neuron.engines.vllm_start import Starter, observed
 from neuron.engines.vllm_stats import render_metrics
@@ -282,17 +283,22 @@ class VllmHarness:
                 window=parts.window,
                 scratch=scratch,
                 threads=self._threads,
-                on_closed=functools.partial(self._forget, spec.model),
+                on_closed=functools.partial(self._forget, spec.model, parts.cluster),
             )
         except BaseException:
             await self._in_thread(llm.shutdown)
+            if parts.cluster is not None:
+                await self._in_thread(parts.cluster.give_back)
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         self._registries[spec.model] = parts.registry
         return engine
 
-    def _forget(self, model: ModelId) -> None:
+    def _forget(self, model: ModelId, cluster: RayCluster | None) -> None:
         self._registries.pop(model, None)
+        if cluster is not None:
+            # Blocks for a message to the cluster; there is nobody who would wait for it.
+            self._threads.submit(cluster.give_back)
         forget_engines()
 
     async def _in_thread(self, call: Callable[[], T]) -> T:

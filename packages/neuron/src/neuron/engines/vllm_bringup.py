@@ -28,6 +28,7 @@ from neuron.engines.vllm_options import (
     read_options,
 )
 from neuron.engines.vllm_placement import check_placement, device_arguments
+from neuron.engines.vllm_ray import RayCluster, check_ray, cluster_of, ray_arguments
 from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO
 from neuron.engines.vllm_serving import Stack
 from neuron.engines.vllm_stats import LoadWindow
@@ -57,6 +58,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: str | None
     registry: CollectorRegistry
     window: LoadWindow
+    cluster: RayCluster | None = None
+    """Where it runs on Ray."""
 
 
 def import_vllm() -> None:
@@ -109,6 +112,7 @@ def check_options(spec: ModelSpec) -> EngineOptions:
 
     check_placement(spec)
     options = read_options(spec.engine, _engine_fields())
+    check_ray(spec, options)
     check_parser(
         "tool_call_parser",
         options.serving.tool_call_parser,
@@ -136,7 +140,7 @@ def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: path
 
     options = check_options(spec)
     tool_parser, reasoning_parser = settle_parsers(spec.model, folder, options)
-    arguments = device_arguments(spec, options.engine)
+    arguments = device_arguments(spec, options.engine) | ray_arguments(options.serving.ray)
     arguments |= engine_arguments(spec, folder, options, reasoning_parser)
     arguments.setdefault("use_tqdm_on_load", False)
     arguments.setdefault("enable_sleep_mode", can_sleep())
@@ -157,6 +161,7 @@ def configure(spec: ModelSpec, folder: pathlib.Path | None, logging_config: path
         reasoning_parser=reasoning_parser,
         registry=CollectorRegistry(),
         window=LoadWindow(),
+        cluster=cluster_of(options),
     )
 
 
@@ -196,12 +201,20 @@ def start(parts: Parts) -> Any:
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    with own_log_records():
-        return AsyncLLM.from_vllm_config(
-            parts.config,
-            stat_loggers=[_window_logger(parts.window), _prometheus_logger(parts.registry)],
-            disable_log_stats=True,
-        )
+    cluster = parts.cluster
+    if cluster is not None:
+        parts.config.parallel_config.placement_group = cluster.take()
+    try:
+        with own_log_records():
+            return AsyncLLM.from_vllm_config(
+                parts.config,
+                stat_loggers=[_window_logger(parts.window), _prometheus_logger(parts.registry)],
+                disable_log_stats=True,
+            )
+    except BaseException:
+        if cluster is not None:
+            cluster.give_back()
+        raise
 
 
 def make_stack(

@@ -38,8 +38,24 @@ NO_PARSER = "none"
 """Value of a parser option that turns the parser off, also the one picked by family."""
 
 
+class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`ray`: the cluster of an engine whose `distributed_executor_backend` is `ray`."""
+
+    address: str | None = None
+    """Such as `ray-head:6379`; absent takes the cluster that this machine is a part of."""
+    tensor_parallel: typing.Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Devices of the cluster that share each layer."""
+    pipeline_parallel: typing.Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Stages of so many devices each."""
+    wait_s: typing.Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """How long the cluster gets to have them free."""
+
+
 class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options of vLLM's serving classes; names and meaning are those of `vllm serve`."""
+    """Options that are not the engine's own.
+
+    They are those of vLLM's serving classes, with names and meaning as of `vllm serve`, and `ray`.
+    """
 
     tool_call_parser: str | None = None
     """`none` turns tool calls off; absent takes the parser of the model's family."""
@@ -53,6 +69,7 @@ class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
     tool_strict_level: str = "auto"
     return_tokens_as_token_ids: bool = False
     enable_force_include_usage: bool = False
+    ray: RayOptions | None = None
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,6 +39,9 @@ def device_arguments(spec: ModelSpec, given: Mapping[str, object]) -> dict[str, 
     from vllm.platforms import current_platform
 
     arguments: dict[str, object] = {}
+    if given.get("distributed_executor_backend") == "ray":
+        # Its devices are the cluster's.
+        return arguments
     ranks = spec.ranks
     if ranks * spec.nodes > 1:
         arguments["tensor_parallel_size"] = spec.tensor_parallel_on(len(spec.devices))
