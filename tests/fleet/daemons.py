@@ -97,13 +97,13 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def started(module: str, config: pathlib.Path, listens: str) -> Iterator[Daemon]:
+def started(module: str, config: pathlib.Path, listens: str, **environ: str) -> Iterator[Daemon]:
     """Run a daemon until the context ends; `listens` finds its address in its output."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, "--config", str(config)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **environ},
         text=True,
         start_new_session=True,
     )

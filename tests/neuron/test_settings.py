@@ -98,6 +98,8 @@ def test_environment_lies_over_the_file(tmp_path: pathlib.Path) -> None:
             "[[devices]]\nindex = 0\nname = 'b'\nvram_total_mb = 1",
             "devices[1].index: 0 is there twice",
         ),
+        ("[harness.vllm]\nmodel_dirs = ['/a', 'b']", "harness.vllm.model_dirs[1]: 'b' is no"),
+        ("[harness.vllm]\nendpoint = 'hub'", "harness.vllm.endpoint: 'hub' is no URL"),
         ("port = ", "not valid TOML"),
     ],
 )

@@ -257,6 +257,7 @@ def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> Neur
     _check_harnesses(settings, source)
     _check_default_models(settings, source)
     _check_devices(settings, source)
+    _check_weights(settings.harness.vllm, f"{source}: harness.vllm")
     return settings
 
 
@@ -297,3 +298,13 @@ def _check_devices(settings: NeuronSettings, source: str) -> None:
                 "each device has its own"
             )
         seen.add(device.index)
+
+
+def _check_weights(vllm: VllmSettings, where: str) -> None:
+    for position, folder in enumerate(vllm.model_dirs):
+        if not folder.startswith("/"):
+            raise SettingsError(f"{where}.model_dirs[{position}]: {folder!r} is no absolute path")
+    if vllm.endpoint is not None and not vllm.endpoint.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"{where}.endpoint: {vllm.endpoint!r} is no URL; use one such as https://hub.internal"
+        )
