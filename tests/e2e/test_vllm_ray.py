@@ -143,7 +143,7 @@ def test_ray_that_is_not_installed_is_named_with_the_cure(gpus: None) -> None:
         ({"tensor_parallel": 2}, "engine.ray"),
         ({"peers": (Peer(endpoint="http://p"),)}, "engine.ray"),
         ({"engine": {"ray": TABLE}}, "distributed_executor_backend"),
-        ({"engine": {**ENGINE, "ray": {"adress": "x"}}}, "adress"),
+        ({"engine": {**ENGINE, "ray": {"addresses": 1}}}, "addresses"),
     ],
 )
 def test_spec_that_does_not_go_with_ray_is_refused(
