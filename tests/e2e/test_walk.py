@@ -29,7 +29,16 @@ name = "CPU"
 vram_total_mb = 4000
 """
 
-COMMANDS = {**WEIGHTS, "load": 10, "chat": 60, "stream": 20, "hang-up": 25, "sleep": 2, "wake": 2}
+COMMANDS = {
+    **WEIGHTS,
+    "kill": 12,
+    "load": 20,
+    "chat": 60,
+    "stream": 20,
+    "hang-up": 25,
+    "sleep": 2,
+    "wake": 2,
+}
 
 
 @pytest.fixture
@@ -45,15 +54,16 @@ def neuron(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def test_books_and_processes_are_right_after_every_command(neuron: Daemon) -> None:
     """Issue: the ledger, `/models` and the process table agree at every step."""
 
-    def engines() -> int:
+    def engines() -> list[processes.Process]:
         below = processes.family([neuron.process.pid])
-        return sum("EngineCore" in _command(member.pid) for member in below)
+        return [member for member in below if "EngineCore" in _command(member.pid)]
 
     case = Case(
         url=neuron.url,
         harness="vllm",
         models={CHAT: True, EMBED: False},
-        engines=engines,
+        engines=lambda: len(engines()),
+        kill=lambda: processes.kill(engines()[:1]),
         commands=COMMANDS,
     )
     walk = Walk(case, seed=1)

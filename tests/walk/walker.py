@@ -16,7 +16,7 @@ from cortex_core.wire.neuron import ModelReport, Snapshot
 ANSWER_S = 120.0
 """A bound on one command, on a machine that is busy."""
 
-SETTLE_S = 60.0
+SETTLE_S = 150.0
 """A bound on what a command may leave to be done after its answer."""
 
 MOVING = frozenset({"loading", "unloading", "recovering", "reloading"})
@@ -34,6 +34,7 @@ FINE: Mapping[str, frozenset[int]] = {
     "hang-up": frozenset({200, 404, 500, 503}),
     "sleep": frozenset({200, 404, 409, 507}),
     "wake": frozenset({200, 404, 409, 507}),
+    "kill": frozenset({0}),
 }
 """Statuses with which a command may be answered. A 500 is an answer that was cut, never a bug of
 ours, which has a code of its own."""
@@ -62,6 +63,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Whether each can chat, by id; the others make vectors."""
     engines: Callable[[], int] | None = None
     """Counts the engine processes; `None` where engines are none."""
+    kill: Callable[[], None] = lambda: None
+    """Ends an engine process, if there is one, for the command `kill`."""
     commands: Mapping[str, int] = msgspec.field(default_factory=lambda: WEIGHTS)
 
 
@@ -106,10 +109,9 @@ class Walk:
             self._join()
 
     def _perform(self, http: httpx.Client, command: str, model: str) -> None:
-        ask = {"model": model, "messages": STORY, "max_tokens": self._random.randint(1, 60)}
-        path = "/v1/chat/completions"
-        if not self._case.models[model]:
-            ask, path = {"model": model, "input": "a cat"}, "/v1/embeddings"
+        if command in ("chat", "stream", "hang-up"):
+            self._ask(http, command, model)
+            return
         load = {"model_id": model, "harness": self._case.harness}
         match command:
             case "load":
@@ -124,14 +126,25 @@ class Walk:
                 self._post(http, command, "/models/unload", {"model_id": model})
             case "sleep" | "wake":
                 self._post(http, command, f"/models/{command}", {"model_id": model})
-            case "chat":
-                self._post(http, command, path, ask)
-            case "stream":
-                self._in_background(path, {**ask, "stream": self._case.models[model]})
-            case "hang-up":
-                self._hang_up(http, path, {**ask, "stream": self._case.models[model]})
+            case "kill":
+                self._case.kill()
+                self._count(command, 0, "")
             case _:
                 raise AssertionError(f"there is no command {command}")
+
+    def _ask(self, http: httpx.Client, command: str, model: str) -> None:
+        is_chat = self._case.models[model]
+        body: dict[str, object] = {"model": model, "input": "a cat"}
+        if is_chat:
+            tokens = self._random.randint(1, 60)
+            body = {"model": model, "messages": STORY, "max_tokens": tokens}
+        path = "/v1/chat/completions" if is_chat else "/v1/embeddings"
+        if command == "chat":
+            self._post(http, command, path, body)
+        elif command == "stream":
+            self._in_background(path, {**body, "stream": is_chat})
+        else:
+            self._hang_up(http, path, {**body, "stream": is_chat})
 
     def _post(self, http: httpx.Client, command: str, path: str, body: object) -> None:
         answer = http.post(path, json=body)
