@@ -75,6 +75,16 @@ def test_cache_that_is_too_small_has_the_longest_context_that_fits(neuron: Neuro
     assert report["suggestion"]["message"] == "max_model_len 1024 would fit"
 
 
+def test_what_options_change_is_not_refused(neuron: NeuronProcess) -> None:
+    """Ours: whoever sets the number of blocks knows better than what is reckoned."""
+    options = {"kv_cache_memory_bytes": 1 << 20, "num_gpu_blocks_override": 100}
+
+    report = fit(neuron, CHAT, engine=options)
+
+    assert report["ok"]
+    assert verdicts(report)["context"] == "warning"
+
+
 def _strange(folder: pathlib.Path) -> None:
     rewrite(folder / "config.json", architectures=["StrangeForCausalLM"])
 

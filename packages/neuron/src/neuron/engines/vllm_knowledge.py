@@ -23,6 +23,14 @@ from neuron.weights.sizes import read_weights
 _REWRITING = ("hf_overrides", "model_impl", "config_format", "hf_config_path", "load_format")
 """Options with which the files no longer say what will be loaded."""
 
+_SPARING = (
+    "num_gpu_blocks_override",
+    "decode_context_parallel_size",
+    "prefill_context_parallel_size",
+    "kv_sharing_fast_prefill",
+)
+"""Options with which a device keeps less of a context, or another number of blocks."""
+
 _SAMPLING: Mapping[str, str] = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -60,6 +68,10 @@ def study(
         folder: where the weights are; `None` is not here.
         is_pickle_allowed: whether such weights may be read.
     """
+    from vllm.plugins import load_general_plugins
+
+    # They may bring architectures, quantisations and formats; once for each process.
+    load_general_plugins()
     model = read_description(folder) if folder is not None else Description()
     tool_parser, reasoning_parser = settle_parsers(spec.model, folder, options)
     facts = ModelFacts(
@@ -150,6 +162,7 @@ def _kv(options: EngineOptions, model: Description) -> KvShape | None:
     if isinstance(quantization, dict) and kind in (None, "auto"):
         # The files may say that the cache is quantised as well.
         is_exact = not any(name.startswith("kv_cache") for name in quantization)
+    is_exact = is_exact and not any(options.engine.get(name) for name in _SPARING)
     shape = kv_shape(model, element_bytes)
     if shape is None:
         return None
