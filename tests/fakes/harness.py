@@ -36,6 +36,7 @@ class FakeEngine:
             max_in_flight=max_in_flight,
         )
         self.failure: str | None = None
+        self.process_ids: frozenset[int] = frozenset()
         self.may_close = _set_event()
         self.close_error: Exception | None = None
         self.may_sleep = _set_event()
@@ -61,11 +62,6 @@ class FakeEngine:
         """End by itself, without a word to its requests."""
         self.failure = reason
         self._died.set()
-
-    @property
-    def process_ids(self) -> frozenset[int]:
-        """None: it runs in this process."""
-        return frozenset()
 
     async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
         """Hang until `answer`."""

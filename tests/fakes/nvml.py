@@ -67,6 +67,8 @@ class FakeCard:
     _: dataclasses.KW_ONLY
     total: int | None = 24 * GIB
     used: int = 0
+    frees: int = 0
+    """Bytes that every reading of its memory finds freed, until nothing is used any more."""
     busy: int | None = 10
     temp_c: int | None = 40
     capability: tuple[int, int] | None = (8, 9)
@@ -173,7 +175,8 @@ class FakeNvml:
 
     def nvmlDeviceGetMemoryInfo(self, handle: object) -> Any:  # noqa: N802
         total = self._known(handle, "memory", lambda card: card.total)
-        used = self._card(handle).used
+        card = self._card(handle)
+        used, card.used = card.used, max(0, card.used - card.frees)
         return SimpleNamespace(total=total, used=used, free=total - used)
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: object) -> tuple[int, int]:  # noqa: N802

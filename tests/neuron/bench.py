@@ -52,19 +52,20 @@ class Bench:
         self.notebook = Notebook(None, metrics)
         self.workers = DeviceWorkers((device.index for device in facts.devices), tasks)
         self.changes: list[tuple[ModelId, str | None]] = []
+        self.parts = Parts(
+            settings=_settings(admission),
+            harnesses={"fake": self.harness},
+            facts=facts,
+            memory=self.memory,
+            downloads=Downloads.from_settings(VllmSettings(), {}, self.clock, tasks),
+            notebook=self.notebook,
+            lanes=self.workers,
+            clock=self.clock,
+            metrics=metrics,
+            tasks=tasks,
+        )
         self.supervisor = Supervisor(
-            Parts(
-                settings=_settings(admission),
-                harnesses={"fake": self.harness},
-                facts=facts,
-                memory=self.memory,
-                downloads=Downloads.from_settings(VllmSettings(), {}, self.clock, tasks),
-                notebook=self.notebook,
-                lanes=self.workers,
-                clock=self.clock,
-                metrics=metrics,
-                tasks=tasks,
-            ),
+            self.parts,
             lambda model, state, reason: self.changes.append(
                 (model, state.status.value if state is not None else None)
             ),

@@ -4,9 +4,11 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from cortex_core.device import DeviceCondition, DeviceReading
-from cortex_core.ids import DeviceIndex
-from neuron.lifecycle.condition import NO_FAULTS, Faults, judged
+from cortex_core.device import Device, DeviceCondition, DeviceReading
+from cortex_core.errors import ModelLoadFailedError
+from cortex_core.harness import ModelSpec
+from cortex_core.ids import DeviceIndex, ModelId
+from neuron.lifecycle.condition import NO_FAULTS, Faults, broken_devices, judged, usable_devices
 from neuron.lifecycle.xids import XidAction, action_of
 
 readings = st.builds(
@@ -115,6 +117,29 @@ def test_xid_calls_for_what_nvidia_s_catalogue_says(
     """NVIDIA's Xid catalogue, "Resolution Bucket (Immediate Action)"."""
     assert action_of(xid) is action
     assert judged(HEALTHY, faults_of([xid])).condition is condition
+
+
+@given(st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3)), st.integers(1, 4))
+def test_broken_devices_are_never_given_and_the_others_are(
+    broken: set[int], named: set[int], ranks: int
+) -> None:
+    """Ours: refused exactly when one that is named is broken, or too few are left."""
+    devices = [Device(index=DeviceIndex(i), name="d", vram_total_bytes=1) for i in range(4)]
+    readings = [DeviceReading(index=DeviceIndex(i), condition=DeviceCondition.GONE) for i in broken]
+    spec = ModelSpec(
+        model=ModelId("a"),
+        harness="h",
+        devices=tuple(DeviceIndex(i) for i in sorted(named)),
+        tensor_parallel=None if named else ranks,
+    )
+
+    try:
+        usable = usable_devices(spec, devices, broken_devices(readings))
+    except ModelLoadFailedError:
+        assert named & broken or 4 - len(broken) < spec.ranks
+    else:
+        assert not named & broken
+        assert {device.index for device in usable} == set(range(4)) - broken
 
 
 @given(histories)

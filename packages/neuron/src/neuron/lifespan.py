@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from prometheus_client import CollectorRegistry
 
 from cortex_core.harness import Harness
-from cortex_core.ids import BootId, DeviceIndex
+from cortex_core.ids import BootId
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
@@ -26,7 +26,6 @@ from neuron.devices.host import available_bytes
 from neuron.devices.readings import DeviceMonitor
 from neuron.devices.workers import DeviceWorkers
 from neuron.engines.factory import make_harnesses, prepare_harnesses
-from neuron.lifecycle.xids import action_of
 from neuron.metrics import NeuronMetrics
 from neuron.ports import DeviceFacts, DeviceSource, NodeIdentity
 from neuron.settings import NeuronSettings
@@ -167,14 +166,10 @@ def _peers(
 async def _read(monitor: DeviceMonitor, memory: Memory, node: Node) -> None:
     def on_reading() -> None:
         memory.reconcile(monitor.latest(), monitor.begun_at)
-        node.health_changed()
+        node.devices_read()
 
-    def on_xid(device: DeviceIndex, xid: int) -> None:
-        action = action_of(xid)
-        logger.error("device fault", extra={"device": device, "xid": xid, "action": action.value})
-        node.device_fault(device, action)
-
-    await monitor.run(on_reading, on_xid)
+    node.devices_read()
+    await monitor.run(on_reading, node.device_fault)
 
 
 async def _discovered(monitor: DeviceMonitor) -> DeviceFacts:

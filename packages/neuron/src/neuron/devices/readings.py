@@ -68,7 +68,7 @@ class DeviceMonitor:
         """Read for ever.
 
         Args:
-            on_reading: called after each reading.
+            on_reading: called after each reading, and when one does not come.
             on_xid: called with a device and what it reported, after that was noted.
         """
         loop = asyncio.get_running_loop()
@@ -83,10 +83,16 @@ class DeviceMonitor:
                 loop.call_soon_threadsafe(note, device, xid)
 
         await self._thread.call(lambda: self._source.listen(tell))
-        while True:
-            await self._clock.sleep(self._interval_s)
-            await self.refresh()
-            on_reading()
+        bound_s = min(self._timeout_s, _STALE_INTERVALS * self._interval_s)
+        async with asyncio.TaskGroup() as tasks:
+            reading: asyncio.Task[None] | None = None
+            while True:
+                await self._clock.sleep(self._interval_s)
+                if reading is None or reading.done():
+                    reading = tasks.create_task(self.refresh())
+                # A driver that hangs has to be told of as well, and is not asked again meanwhile.
+                await asyncio.wait([reading], timeout=bound_s)
+                on_reading()
 
     async def refresh(self) -> None:
         """Take one reading."""

@@ -1,10 +1,13 @@
 """Whether a device can be used: from what the driver says of it and from what it reported."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from cortex_core.device import DeviceCondition, DeviceReading
+from cortex_core.device import Device, DeviceCondition, DeviceReading
+from cortex_core.errors import ModelLoadFailedError
+from cortex_core.harness import ModelSpec
+from cortex_core.ids import DeviceIndex
 from neuron.lifecycle.xids import XidAction, action_of
 
 _XIDS_KEPT = 8
@@ -59,6 +62,37 @@ def judged(reading: DeviceReading, faults: Faults = NO_FAULTS) -> DeviceReading:
     signs = _signs(reading, faults)
     condition, reason = max(signs, key=lambda sign: (_RANKS[sign[0]], sign[1] is not None))
     return msgspec.structs.replace(reading, condition=condition, condition_reason=reason)
+
+
+def broken_devices(readings: Iterable[DeviceReading]) -> Mapping[DeviceIndex, str]:
+    """Return the devices on which nothing can be loaded, with the reasons."""
+    return {
+        reading.index: f"CUDA device {reading.index} is {reading.condition}"
+        + (f": {reading.condition_reason}" if reading.condition_reason else "")
+        for reading in readings
+        if not reading.condition.is_usable
+    }
+
+
+def usable_devices(
+    spec: ModelSpec, devices: Sequence[Device], broken: Mapping[DeviceIndex, str]
+) -> tuple[Device, ...]:
+    """Return the devices of a node that `spec` may be given.
+
+    Args:
+        spec: fits a node with `devices`, were they all well.
+        devices: of the node.
+        broken: reasons, as `broken_devices` gives them.
+
+    Raises:
+        ModelLoadFailedError: one that it names cannot be used, or too few can.
+    """
+    usable = tuple(device for device in devices if device.index not in broken)
+    named = [index for index in spec.devices if index in broken]
+    if named or (devices and len(usable) < spec.ranks):
+        reasons = "; ".join(broken[index] for index in sorted(named or broken))
+        raise ModelLoadFailedError(f"{spec.model!r} cannot be loaded: {reasons}")
+    return usable
 
 
 _Sign = tuple[DeviceCondition, str | None]

@@ -14,6 +14,9 @@ _ALIKE_RATIO = 1.1
 """How much more memory a device may have than another with which it shares a model: products of
 one name differ by a few per cent, neighbouring ones by a third or more."""
 
+_WORTH_TELLING_BYTES = 256 << 20
+"""Less than that in use by others is what the driver itself takes."""
+
 Links = Mapping[DeviceIndex, tuple[Link, ...]]
 """Direct connections of each device, as far as they are known."""
 
@@ -180,10 +183,18 @@ def _checked(
     tightest = min(free for free in frees if free is not None)
     raise InsufficientVramError(
         f"{spec.model!r} needs {needed} bytes ({_mib(share)} on each of {len(chosen)}); "
-        f"devices {list(chosen)} have {free_bytes} bytes free, {_mib(tightest)} on the fullest",
+        f"devices {list(chosen)} have {free_bytes} bytes free, {_mib(tightest)} on the fullest"
+        f"{_others(chosen, budget)}",
         needed_bytes=needed,
         free_bytes=free_bytes,
     )
+
+
+def _others(chosen: tuple[DeviceIndex, ...], budget: Budget) -> str:
+    """Return a word about memory that nobody here can give back, where there is much of it."""
+    sizes = [budget.unheld.get(index, 0) - budget.leaked.get(index, 0) for index in chosen]
+    most = max(sizes, default=0)
+    return f"; other processes use {_mib(most)} of one" if most >= _WORTH_TELLING_BYTES else ""
 
 
 def _rank(free_bytes: int | None) -> float:

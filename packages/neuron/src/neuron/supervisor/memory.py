@@ -15,6 +15,7 @@ from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.server.clock import Clock
 from cortex_core.units import mib_from_bytes
 from neuron.lifecycle.budget import Budget, Holding, SleepBudget
+from neuron.lifecycle.condition import usable_devices
 from neuron.lifecycle.selection import select_devices
 from neuron.ports import DeviceFacts, MemoryGauge
 from neuron.supervisor.waiting import within
@@ -58,6 +59,8 @@ class Memory:
         self._freeing: set[ModelId] = set()
         self._changed = asyncio.Event()
         self._changed_at = -math.inf
+        self.broken: Mapping[DeviceIndex, str] = {}
+        """Devices on which nothing can be loaded, with the reasons."""
         self.budget = Budget.from_devices(facts.devices)
         self.sleep_budget = SleepBudget(total_bytes=sleep_bytes)
 
@@ -77,10 +80,12 @@ class Memory:
         Raises:
             InvalidRequestError: the devices make no sense here.
             InsufficientVramError: there is no room, or not in time.
+            ModelLoadFailedError: devices that it needs cannot be used.
         """
 
         def take() -> tuple[DeviceIndex, ...]:
-            able = [device for device in self._facts.devices if device.index not in weak]
+            usable = usable_devices(spec, self._facts.devices, self.broken)
+            able = [device for device in usable if device.index not in weak]
             devices = select_devices(spec, able, self.budget, self._facts.links)
             self._set(self.budget.with_reserved(spec.model, devices, spec.vram_bytes or 0))
             return devices
@@ -110,7 +115,7 @@ class Memory:
                 vram_bytes=holding.awake_bytes,
             )
             rest = self.budget.with_released(spec.model)
-            select_devices(again, self._facts.devices, rest)
+            select_devices(again, usable_devices(again, self._facts.devices, self.broken), rest)
             self._set(self.budget.with_awake(spec.model))
             return holding.devices
 

@@ -19,12 +19,12 @@ from cortex_core.wire.neuron import (
 from cortex_core.wire.weights import WEIGHTS_EVENT
 from neuron.lifecycle.replica import ReplicaState
 from neuron.lifecycle.restoring import residents, to_restore
-from neuron.lifecycle.xids import XidAction
 from neuron.ports import DeviceWatch, NodeIdentity
 from neuron.supervisor import reports
 from neuron.supervisor.activation import Activator
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.device_reports import device_health, with_work
+from neuron.supervisor.faults import DeviceFaults
 from neuron.supervisor.feed import EventFeed
 from neuron.supervisor.fitting import Fitting
 from neuron.supervisor.followers import Followers
@@ -60,6 +60,7 @@ class Node:
         self.supervisor = Supervisor(parts, self._model_changed)
         self.fitting = Fitting(parts)
         self.followers = Followers(parts, self.supervisor)
+        self._faults = DeviceFaults(parts, self.supervisor)
         named = parts.settings.default_models
         restored = to_restore(parts.notebook.notes.loaded, [model.model_id for model in named])
         self.activator = Activator(
@@ -158,10 +159,16 @@ class Node:
         """Have a health event sent soon."""
         self._dirty.set()
 
-    def device_fault(self, device: DeviceIndex, action: XidAction) -> None:
-        """Take note of a fault that the driver reported."""
-        self._parts.metrics.devices.xids.labels(str(device), action.value).inc()
+    def devices_read(self) -> None:
+        """Take note of new readings of the devices."""
+        self._faults.review(self._watch.latest())
         self.health_changed()
+
+    def device_fault(self, device: DeviceIndex, xid: int) -> None:
+        """Take note of a fault that the driver reported."""
+        latest = {reading.index: reading for reading in self._watch.latest()}
+        self._faults.reported(device, xid, latest.get(device))
+        self.devices_read()
 
     async def pin(self, model: ModelId, is_pinned: bool) -> None:
         """Mark a model as one that stays, or no longer; it need not be here."""
