@@ -2,12 +2,15 @@
 
 import asyncio
 
+import msgspec
+
 from cortex_core.catalogue import Profile
 from cortex_core.errors import ConflictError, RequestError
 from cortex_core.fleet.state import NodeState
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.placement.place import load_request
 from cortex_core.wire.fit import FleetFit, NodeFit
+from cortex_core.wire.neuron import PeerRequest
 from cortex_gateway.control.operations import Operations
 from cortex_gateway.ports import Store
 
@@ -48,11 +51,20 @@ async def _ask(
     except RequestError as error:
         return NodeFit(node=name, error=error.message)
     profile = store.catalogue.profiles.get(model)
-    request = load_request(profile or _unknown(model, store.state.nodes[name]))
+    profile = profile or _unknown(model, store.state.nodes[name])
+    request = msgspec.structs.replace(load_request(profile), peers=_peers(store, profile, name))
     try:
         return NodeFit(node=name, report=await operations.send(name, lambda: client.fit(request)))
     except RequestError as error:
         return NodeFit(node=name, error=error.message)
+
+
+def _peers(store: Store, profile: Profile, name: NodeName) -> tuple[PeerRequest, ...] | None:
+    """Return the other nodes of a copy that several hold together, as if `name` had its head."""
+    others = [other for other in profile.nodes if other != name][: len(profile.nodes) - 1]
+    nodes = store.state.nodes
+    known = [nodes[other].endpoint for other in others if other in nodes]
+    return tuple(PeerRequest(endpoint=endpoint) for endpoint in known) or None
 
 
 def _unknown(model: ModelId, node: NodeState) -> Profile:
