@@ -9,6 +9,9 @@ from hypothesis import given, strategies as st
 from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
+from neuron.weights.fetching import error_of
+from neuron.weights.library import failure_of
+from neuron.weights.lines import Job
 from neuron.weights.safety import check_folder, choose_files
 from neuron.weights.source import WeightSource
 
@@ -108,3 +111,13 @@ def test_trust_is_the_operators_to_give(tmp_path: pathlib.Path) -> None:
         WeightSource(cache=tmp_path).check_loadable(spec, folder)
     trusting = WeightSource(cache=tmp_path, allow_code=frozenset(("org/m",)))
     trusting.check_loadable(spec, folder)
+
+
+def test_missing_library_is_told_with_the_cure() -> None:
+    """Ours: a neuron without vLLM simulates, and downloads nothing."""
+    job = Job(model="org/name", revision="main", cache="/cache")
+
+    error = error_of(failure_of(ModuleNotFoundError("huggingface_hub"), job), "org/name", 0)
+
+    assert isinstance(error, InvalidRequestError)
+    assert "comes with vLLM" in error.message
