@@ -91,6 +91,11 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
         (CHAT_PATH, {"max_tokens": 10**6}, "max_tokens"),
         (CHAT_PATH, {"chat_template": "{{ messages }}"}, "chat_template"),
         (COMPLETION_PATH, {"prompt": "a", "suffix": "b"}, "suffix"),
+        (CHAT_PATH, {"guided_choice": ["a", "b"]}, "guided_choice"),
+        (CHAT_PATH, {"structured_outputs": {"regex": "["}}, None),
+        (CHAT_PATH, {"priority": -1}, "priority"),
+        (CHAT_PATH, {"min_tokens": 9, "max_tokens": 3}, None),
+        (CHAT_PATH, {"presence_penalty": 3}, None),
         (COMPLETION_PATH, {"prompt": "a", "best_of": 2}, "best_of"),
         (COMPLETION_PATH, {"prompt": []}, "prompt"),
         (COMPLETION_PATH, {"prompt": [10**8]}, "prompt"),
@@ -99,7 +104,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
     ],
 )  # fmt: skip
 def test_what_is_not_done_is_refused_by_its_field(
-    neuron: NeuronProcess, path: str, change: dict[str, object], param: str
+    neuron: NeuronProcess, path: str, change: dict[str, object], param: str | None
 ) -> None:
     """Ours: nothing is dropped silently; a 400 says which field."""
     body = {"messages": [HELLO]} if path == CHAT_PATH else {}

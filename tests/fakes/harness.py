@@ -2,6 +2,8 @@
 
 import asyncio
 
+import msgspec
+
 from cortex_core.errors import EngineError, NotFoundError
 from cortex_core.harness import (
     Capabilities,
@@ -39,6 +41,7 @@ class FakeEngine:
         self.process_ids: frozenset[int] = frozenset()
         self.may_close = _set_event()
         self.close_error: Exception | None = None
+        self.may_read = _set_event()
         self.may_sleep = _set_event()
         self.may_wake = _set_event()
         self.check_error: Exception | None = None
@@ -81,6 +84,10 @@ class FakeEngine:
             if not asked.done():
                 asked.set_result(None)
                 return
+
+    async def check_request(self, route: Route, body: bytes) -> None:
+        """Find nothing wrong, when it may."""
+        await self.may_read.wait()
 
     def load(self) -> EngineLoad:
         """Return what the test says."""
@@ -164,6 +171,7 @@ class FakeHarness:
         self.measured_bytes: int | None = None
         self.max_in_flight: int | None = None
         """What its engines say they run together."""
+        self.context: int | None = None
         self.recycles = 0
         self.gauge: FakeGauge | None = None
         """Shows what its engines hold, `size_bytes` each, of which `leak_bytes` stay."""
@@ -201,6 +209,7 @@ class FakeHarness:
         engine = FakeEngine(spec, self.measured_bytes, self.max_in_flight)
         engine.check_error = self.check_error
         engine.may_check = self.may_check
+        engine.info = msgspec.structs.replace(engine.info, limit=Limit(context=self.context))
         if self.gauge is not None:
             engine.gauge, engine.held_bytes = self.gauge, self.size_bytes
             engine.leak_bytes = self.leak_bytes

@@ -102,10 +102,10 @@ class Bench:
         life = await self.supervisor.wake(model)
         await asyncio.shield(life.loaded)
 
-    async def ask(self, model: ModelId, caller: str = "") -> RequestError | None:
+    async def ask(self, model: ModelId, caller: str = "", body: bytes = b"") -> RequestError | None:
         """Send a request and return the error with which it ends."""
         try:
-            async with self.supervisor.lease(model, Wish(caller=caller)) as lease:
+            async with self.supervisor.lease(model, Wish(caller=caller, body=body)) as lease:
                 await lease.engine.serve(Route.CHAT_COMPLETIONS, b"", RequestId("r"))
         except NotAdmittedError as error:
             return error.refused

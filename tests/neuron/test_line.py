@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from cortex_core.errors import OverloadedError
 from cortex_core.harness import Bounds, EngineLoad
 from cortex_core.routing.queue import MAX_RETRY_AFTER_S, Ticket
-from neuron.lifecycle.line import KV_FULL, Limits, Line, is_pressed, limits_of
+from neuron.lifecycle.line import KV_FULL, Limits, Line, is_pressed, is_to_be_read, limits_of
 from neuron.settings import AdmissionSettings
 
 IDLE = EngineLoad()
@@ -188,3 +188,19 @@ def test_the_load_goes_before_the_settings_and_they_before_the_engine(
 
     assert (found.max_in_flight, found.max_queue) == (expected, 0)
     assert found.max_wait_s == AdmissionSettings().max_wait_s
+
+
+@pytest.mark.parametrize(
+    ("body", "context", "read"),
+    [
+        (b"x" * 100, None, False),
+        (b"x" * 100, 51, False),
+        (b"x" * 100, 50, True),
+        (b'{"type":"image_url"}' * 20, 50, False),
+    ],
+)
+def test_only_what_may_not_fit_is_read_while_it_waits(
+    body: bytes, context: int | None, read: bool
+) -> None:
+    """Ours: a tokenizer's time is not to be spent on what surely fits."""
+    assert is_to_be_read(body, context) == read

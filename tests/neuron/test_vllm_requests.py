@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import Route
-from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO, check_request
+from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO, check_options, check_request
 
 TEXT = {"type": "text", "text": "hello"}
 MEDIA = {
@@ -80,3 +80,28 @@ def test_best_of_is_refused_unless_it_asks_for_nothing_more(
 def test_body_of_whatever_shape_is_no_fault_of_ours(body: dict[str, object]) -> None:
     """Ours: a wrong shape is for vLLM to say; without media and `best_of` all passes."""
     check_request(Route.CHAT_COMPLETIONS, {**body, "best_of": None}, set(MEDIA))
+
+
+@pytest.mark.parametrize(
+    ("body", "has_priorities", "param"),
+    [
+        ({"guided_json": {}}, False, "guided_json"),
+        ({"guided_regex": "a"}, True, "guided_regex"),
+        ({"priority": 1}, False, "priority"),
+        ({"priority": 1}, True, None),
+        ({"priority": 0}, False, None),
+        ({"guided_json": None, "priority": None}, False, None),
+        (["no object"], False, None),
+    ],
+)
+def test_option_that_would_not_be_heeded_is_refused(
+    body: object, has_priorities: bool, param: str | None
+) -> None:
+    """Ours: an answer that is not as asked is worse than none."""
+    if param is None:
+        check_options(body, has_priorities=has_priorities)
+        return
+    with pytest.raises(InvalidRequestError) as refused:
+        check_options(body, has_priorities=has_priorities)
+
+    assert refused.value.param == param

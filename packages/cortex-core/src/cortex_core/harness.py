@@ -239,6 +239,14 @@ class Engine(Protocol):
         """
         ...
 
+    async def check_request(self, route: Route, body: bytes) -> None:
+        """Read a request as `serve` would, its prompt whole, and generate nothing.
+
+        Raises:
+            RequestError: what `serve` would refuse it with, as far as that can be told before.
+        """
+        ...
+
     def load(self) -> EngineLoad:
         """Return how busy it is; never blocks."""
         ...

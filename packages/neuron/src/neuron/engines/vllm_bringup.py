@@ -222,7 +222,8 @@ def make_stack(
 ) -> Stack:
     """Return the routes over a started engine."""
     handlers = engine_handlers(llm, model, parts.serving, parts.reasoning_parser, tasks)
-    return Stack(handlers, modalities_of(llm.renderer), media)
+    by_priority = parts.config.scheduler_config.policy == "priority"
+    return Stack(handlers, modalities_of(llm.renderer), media, has_priorities=by_priority)
 
 
 def describe(llm: Any, stack: Stack, parts: Parts, weights: int | None) -> ModelInfo:

@@ -129,6 +129,10 @@ class VllmEngine:
             stream = EventStream(first, result, route, counted.pop_all().close, lambda: self._cut)
             return EngineAnswer(body=stream, content_type="text/event-stream")
 
+    async def check_request(self, route: Route, body: bytes) -> None:
+        """Read a request, in vLLM's own thread for tokens; see `cortex_core.harness.Engine`."""
+        await self._stack.check(route, body)
+
     def load(self) -> EngineLoad:
         """Return how busy it is; never blocks."""
         # Its front end in this process knows them, also those that a hung engine has not read.

@@ -78,6 +78,9 @@ class VllmFollower:
         """Refuse: the head answers."""
         raise NoReplicaError(f"{self._model!r} is answered by another node")
 
+    async def check_request(self, route: Route, body: bytes) -> None:
+        """Find nothing: the head reads requests."""
+
     def load(self) -> EngineLoad:
         """Return nothing: the head counts."""
         return EngineLoad()

@@ -18,6 +18,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     request: Any
     """A pydantic `TypeAdapter` of the route's request class."""
     answer: Answer
+    render: Answer | None = None
+    """Reads a request without answering it; `None` where only the engine can tell."""
 
 
 def engine_handlers(
@@ -152,9 +154,15 @@ def _generating_handlers(
     )
     tokens = ServingTokens(llm, models, renderer, request_logger=None, **telling)
     return {
-        Route.CHAT_COMPLETIONS: _handler(ChatCompletionRequest, chat.create_chat_completion),
+        Route.CHAT_COMPLETIONS: _handler(
+            ChatCompletionRequest, chat.create_chat_completion, chat.render_chat_request
+        ),
         Route.COUNT_TOKENS: _count_handler(chat.render_chat_request),
-        Route.COMPLETIONS: _handler(CompletionRequest, completions.create_completion),
+        Route.COMPLETIONS: _handler(
+            CompletionRequest,
+            completions.create_completion,
+            completions.render_completion_request,
+        ),
         Route.GENERATE: _handler(GenerateRequest, tokens.serve_tokens),
     }
 
@@ -201,7 +209,7 @@ def _pooling_handlers(
     return handlers
 
 
-def _handler(request: Any, answer: Answer) -> Handler:
+def _handler(request: Any, answer: Answer, render: Answer | None = None) -> Handler:
     import pydantic
 
-    return Handler(request=pydantic.TypeAdapter(request), answer=answer)
+    return Handler(request=pydantic.TypeAdapter(request), answer=answer, render=render)

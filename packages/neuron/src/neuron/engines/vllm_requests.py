@@ -17,6 +17,16 @@ _NO_TEXT = ("content_parts", "features", "kv_transfer_params", "ec_transfer_para
 """Fields by which vLLM takes media that are fetched or unpacked without a look, and caches of
 other engines."""
 
+_GUIDED = (
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "guided_decoding_backend",
+    "guided_whitespace_pattern",
+)
+"""Fields of earlier versions, which vLLM reads over since they were removed."""
+
 
 def check_request(route: Route, body: object, modalities: Set[str]) -> None:
     """Check what vLLM does not.
@@ -49,6 +59,32 @@ def check_request(route: Route, body: object, modalities: Set[str]) -> None:
         raise InvalidRequestError(
             f"best_of is {best_of}, which this engine does not do; ask for n and choose yourself",
             param="best_of",
+        )
+
+
+def check_options(body: object, *, has_priorities: bool) -> None:
+    """Check the options that vLLM takes and does not heed.
+
+    Args:
+        body: the request's JSON; whatever is wrong with its shape is for vLLM to say.
+        has_priorities: whether the engine schedules by them.
+
+    Raises:
+        InvalidRequestError: the answer would not be as asked; `param` names the field.
+    """
+    if not isinstance(body, Mapping):
+        return
+    for field in _GUIDED:
+        if body.get(field) is not None:
+            raise InvalidRequestError(
+                f"{field} is not known any more; use structured_outputs or response_format",
+                param=field,
+            )
+    if body.get("priority") and not has_priorities:
+        raise InvalidRequestError(
+            "this model does not schedule by priority; have it loaded with the engine option "
+            "scheduling_policy = 'priority', or send x-cortex-priority",
+            param="priority",
         )
 
 

@@ -10,12 +10,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from typing import Any
 
 from cortex_core.errors import EngineError, InvalidJsonError, InvalidRequestError, RequestError
-from cortex_core.harness import EngineAnswer, Route
+from cortex_core.harness import FILES_ROUTES, EngineAnswer, Route
 from cortex_core.ids import RequestId
 from neuron.engines import vllm_failures
 from neuron.engines.media import MediaPolicy
 from neuron.engines.vllm_handlers import Handler
-from neuron.engines.vllm_requests import check_request
+from neuron.engines.vllm_requests import check_options, check_request
 
 _ERROR_EVENT = 'data: {"error"'
 """Start of the event that vLLM sends when a stream breaks; it goes on with `[DONE]` as if all
@@ -29,13 +29,20 @@ class Stack:
         handlers: of those routes.
         modalities: media that the model takes beside text, as vLLM names them.
         media: what may be brought along of those.
+        has_priorities: whether the engine schedules by them.
     """
 
     def __init__(
-        self, handlers: Mapping[Route, Handler], modalities: Set[str], media: MediaPolicy
+        self,
+        handlers: Mapping[Route, Handler],
+        modalities: Set[str],
+        media: MediaPolicy,
+        *,
+        has_priorities: bool = False,
     ) -> None:
         self._media = media
         self.modalities = modalities
+        self._has_priorities = has_priorities
         self._handlers = handlers
 
     @property
@@ -54,20 +61,9 @@ class Stack:
         Raises:
             RequestError: as the caller shall see it.
         """
-        handler = self._handlers.get(route)
-        if handler is None:
-            raise InvalidRequestError(
-                f"this model does not answer {route}; it answers "
-                f"{', '.join(sorted(self._handlers))}",
-                param="model",
-            )
+        handler = self._handler(route)
         with translated_errors(route):
-            value = _read(body)
-            check_request(route, value, self.modalities)
-            await self._media.settle(route, value)
-            # In two steps, as vLLM's server does it: pydantic is stricter with JSON that it reads
-            # itself.
-            request = handler.request.validate_python(value)
+            request = await self._parse(route, handler, body)
             if hasattr(request, "request_id"):
                 request.request_id = request_id
             result = await handler.answer(request)
@@ -76,6 +72,41 @@ class Stack:
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
         return _to_answer(result, route)
+
+    async def check(self, route: Route, body: bytes) -> None:
+        """Read one request, its prompt whole, and leave it at that.
+
+        Raises:
+            RequestError: it would be refused.
+        """
+        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+        handler = self._handler(route)
+        with translated_errors(route):
+            request = await self._parse(route, handler, body)
+            result = None if handler.render is None else await handler.render(request)
+        if isinstance(result, ErrorResponse):
+            raise _error_of(result, route)
+
+    async def _parse(self, route: Route, handler: Handler, body: bytes) -> Any:
+        value = _read(body)
+        check_request(route, value, self.modalities)
+        if route not in FILES_ROUTES:
+            check_options(value, has_priorities=self._has_priorities)
+        await self._media.settle(route, value)
+        # In two steps, as vLLM's server does it: pydantic is stricter with JSON that it reads
+        # itself.
+        return handler.request.validate_python(value)
+
+    def _handler(self, route: Route) -> Handler:
+        handler = self._handlers.get(route)
+        if handler is None:
+            raise InvalidRequestError(
+                f"this model does not answer {route}; it answers "
+                f"{', '.join(sorted(self._handlers))}",
+                param="model",
+            )
+        return handler
 
 
 class EventStream(AsyncIterator[bytes]):

@@ -22,6 +22,13 @@ KV_FULL = 0.95
 vLLM keeps about so much for the requests that run already, which it would have to preempt."""
 
 
+MIN_BYTES_PER_TOKEN = 2.0
+"""Hardly any text has fewer; English and code have four, Chinese three. A prompt that has is
+refused all the same, by the engine, when it has waited for its turn."""
+
+_MEDIA = (b'"image', b'"video', b'"input_audio', b'"audio')
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds as they hold for one model."""
 
@@ -62,6 +69,20 @@ def limits_of(settings: AdmissionSettings, own: Bounds, engine: int | None) -> L
         max_wait_s=settings.max_wait_s if own.max_wait_s is None else own.max_wait_s,
         max_share=settings.max_share if own.max_share is None else own.max_share,
     )
+
+
+def is_to_be_read(body: bytes, context: int | None) -> bool:
+    """Return whether a request that must wait is read first: its prompt may never fit.
+
+    One with media is not: what they come to takes as long to find out as to answer.
+
+    Args:
+        body: of the request.
+        context: of the model, in tokens; `None` is not known.
+    """
+    if context is None or len(body) < context * MIN_BYTES_PER_TOKEN:
+        return False
+    return not any(name in body for name in _MEDIA)
 
 
 def is_pressed(load: EngineLoad) -> bool:

@@ -5,11 +5,11 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 
-from cortex_core.errors import OverloadedError, RequestError
+from cortex_core.errors import InvalidRequestError, OverloadedError, RequestError
 from cortex_core.harness import FILES_ROUTES, EngineLoad
 from cortex_core.ids import ModelId
 from cortex_core.routing.queue import Ticket, cost_of
-from neuron.lifecycle.line import Limits, is_pressed, limits_of
+from neuron.lifecycle.line import Limits, is_pressed, is_to_be_read, limits_of
 from neuron.supervisor.lease import NotAdmittedError, Wish
 from neuron.supervisor.life import Life
 from neuron.supervisor.parts import Parts
@@ -46,7 +46,7 @@ class Admission:
             NotAdmittedError: there is none, or the model stopped to take requests.
         """
         if wish.route in FILES_ROUTES:
-            # Its tokenizer answers, so that no place is needed.
+            # Its tokenizer answers those.
             yield
             return
         now = self._clock.now()
@@ -64,7 +64,7 @@ class Admission:
             raise NotAdmittedError(error) from None
         try:
             if not is_placed:
-                await self._wait(life, ticket)
+                await self._wait(life, ticket, wish)
             waited_s = self._clock.now() - now
             self._parts.metrics.queue_seconds.labels(life.model).observe(waited_s)
             yield
@@ -81,9 +81,7 @@ class Admission:
         limits = self._limits(life)
         while (ticket := door.line.next(limits, _load(life))) is not None:
             door.grant(ticket.id)
-        if door.line.waiting and is_pressed(_load(life)) and door.looking is None:
-            work = self._look_again(life)
-            door.looking = self._parts.spawn(work, f"look for room with {life.model}")
+        self._look_out(life)
 
     def review(self, life: Life) -> None:
         """Send all waiters away if the model takes no requests any more."""
@@ -93,12 +91,14 @@ class Admission:
         if refused is not None:
             life.door.send_away(refused)
 
-    async def _wait(self, life: Life, ticket: Ticket) -> None:
+    async def _wait(self, life: Life, ticket: Ticket, wish: Wish) -> None:
         limits = self._limits(life)
         future = life.door.stand(ticket.id)
+        # It is the engine's cache that it may wait for, and not the end of another request.
+        self._look_out(life)
         self._on_change(life)
         try:
-            if not await within(self._clock, limits.max_wait_s, asyncio.wait([future])):
+            if not await self._granted(life, ticket, wish, future):
                 raise NotAdmittedError(
                     OverloadedError(
                         f"no place with {life.model!r} came free in {limits.max_wait_s:g} s",
@@ -112,6 +112,39 @@ class Admission:
         refused = self._refusal(life.model, life)
         if refused is not None:
             raise NotAdmittedError(refused)
+
+    async def _granted(
+        self, life: Life, ticket: Ticket, wish: Wish, future: asyncio.Future[None]
+    ) -> bool:
+        """Wait for the end of `future`, and say whether it came in time."""
+        turn = within(self._clock, self._limits(life).max_wait_s, asyncio.wait([future]))
+        info = life.state.info
+        if info is None or not is_to_be_read(wish.body, info.limit.context):
+            return await turn
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(self._read(life, ticket, wish))
+            is_in_time = await turn
+            reading.cancel()
+        return is_in_time
+
+    async def _read(self, life: Life, ticket: Ticket, wish: Wish) -> None:
+        """Have the engine refuse a request that can never fit, while it waits."""
+        if life.engine is None:
+            return
+        try:
+            await life.engine.check_request(wish.route, wish.body)
+        except InvalidRequestError as error:
+            life.door.refuse(ticket.id, error)
+        except RequestError:
+            # What is wrong with the engine is found out by whoever gets to it.
+            return
+
+    def _look_out(self, life: Life) -> None:
+        """Have the engine looked at again, if somebody waits for room in its cache."""
+        door = life.door
+        if door.line.waiting and is_pressed(_load(life)) and door.looking is None:
+            work = self._look_again(life)
+            door.looking = self._parts.spawn(work, f"look for room with {life.model}")
 
     async def _look_again(self, life: Life) -> None:
         try:

@@ -42,6 +42,10 @@ class _Grouped:
         """Answer one request."""
         return await self._engine.serve(route, body, request_id)
 
+    async def check_request(self, route: Route, body: bytes) -> None:
+        """Read a request and generate nothing."""
+        await self._engine.check_request(route, body)
+
     def load(self) -> EngineLoad:
         """Return how busy it is."""
         return self._engine.load()

@@ -104,6 +104,13 @@ class Door:
         if future is not None:
             future.set_result(None)
 
+    def refuse(self, ticket_id: str, error: RequestError) -> None:
+        """Tell one that waits that it waits for nothing, unless it has its place by now."""
+        future = self.waiters.pop(ticket_id, None)
+        if future is not None:
+            self.line.drop(ticket_id)
+            future.set_exception(NotAdmittedError(error))
+
     def send_away(self, refused: RequestError) -> None:
         """Tell all that wait that nothing will come of it here."""
         waiters, self.waiters = self.waiters, {}

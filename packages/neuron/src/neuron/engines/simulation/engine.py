@@ -103,6 +103,16 @@ class SimulatedEngine:
             case _:
                 return EngineAnswer(body=self._tokens.answer(route, body))
 
+    async def check_request(self, route: Route, body: bytes) -> None:
+        """Read a request and plan its answer."""
+        match route:
+            case Route.CHAT_COMPLETIONS if not self._embeds:
+                plan_chat(decode_request(body, CHAT_DECODER), self._context)
+            case Route.COMPLETIONS if not self._embeds:
+                plan_completion(decode_request(body, COMPLETION_DECODER), self._context)
+            case _:
+                pass
+
     def load(self) -> EngineLoad:
         """Return how busy it is."""
         settings = self._settings
