@@ -95,6 +95,7 @@ async def test_load_says_what_the_catalogue_says() -> None:
             "devices": [0],
             "engine": {"max_model_len": 4096},
             "vram_mb": 8000,
+            "automatic": True,
         }
     ]
 
