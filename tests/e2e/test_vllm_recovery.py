@@ -3,7 +3,10 @@
 Each time its requests end at once, the model comes back by itself, and nothing else is touched.
 """
 
+import json
 import os
+import pathlib
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from cortex_core.ids import ModelId
 from neuron.engines import processes
+from neuron.models import BUILTIN
 from tests.e2e.conftest import CHAT, EMBED
 from tests.e2e.neuron_process import LOAD_S, NeuronProcess, kill, running, wait_for
 
@@ -115,3 +120,60 @@ def test_stopped_engine_is_found_and_ended(shared: Shared) -> None:
     assert not processes.alive(family)
     assert daemon.series("neuron_recoveries_total")['{outcome="ok"}'] >= 1
     shared.check_well()
+
+
+@pytest.mark.parametrize(
+    ("flaw", "options", "status", "kind"),
+    [
+        ("truncated", {}, 503, "missing_file"),
+        ("strange", {}, 400, "unsupported_architecture"),
+        ("no-weights", {}, 404, "missing_file"),
+        ("none", {"max_model_length": 5}, 400, "bad_option"),
+    ],
+)
+def test_load_that_cannot_work_is_told_with_its_kind(
+    shared: Shared,
+    tmp_path: pathlib.Path,
+    flaw: str,
+    options: dict[str, object],
+    status: int,
+    kind: str,
+) -> None:
+    """Issue: at once, with a reason; nothing of it stays, and the next load is fine."""
+    daemon, folder = shared.daemon, tmp_path / flaw
+    shutil.copytree(BUILTIN[ModelId(CHAT)].path, folder)
+    _spoil(folder, flaw)
+    with daemon.http.stream("GET", "/events") as events:
+        lines = events.iter_lines()
+        answer = daemon.load(str(folder), engine=options)
+        told = _last_report(lines, str(folder))
+
+    assert answer.status_code == status, answer.text
+    assert told["error_kind"] == kind, told
+    daemon.unload(str(folder))
+    shared.check_well()
+
+
+def _spoil(folder: pathlib.Path, flaw: str) -> None:
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    match flaw:
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+        case "no-weights":
+            weights.unlink()
+        case "strange":
+            fields = json.loads(config.read_text())
+            fields |= {"architectures": ["StrangeForCausalLM"], "model_type": "strange"}
+            config.write_text(json.dumps(fields))
+        case _:
+            pass
+
+
+def _last_report(lines: Iterator[str], model: str) -> dict[str, Any]:
+    """Return the report with which the load of a model ended."""
+    for line in lines:
+        if line.startswith("data: ") and '"harness"' in line:
+            report: dict[str, Any] = json.loads(line.removeprefix("data: "))
+            if report.get("id") == model and report["status"] in ("failed", "unloaded"):
+                return report
+    raise AssertionError("the event stream ended first")

@@ -202,6 +202,12 @@ async def refuses(wire: Wire) -> None:
     await wire.answer(503, body, x_cortex_not_admitted="1")
 
 
+async def loses_engine(wire: Wire) -> None:
+    """Answer as a neuron does whose engine dies before the first token."""
+    body = b'{"error":{"message":"dead","type":"server_error","param":null,"code":"engine_error"}}'
+    await wire.answer(500, body, x_cortex_engine_died="1")
+
+
 async def cuts(wire: Wire) -> None:
     """Reset the connection instead of an answer."""
     wire.cut()

@@ -174,9 +174,11 @@ async def test_engine_that_dies_before_the_first_token_is_an_error_status(start:
     async with start(simulated={"faults": {"a": {"die_after_tokens": 3}}}) as neuron:
         await neuron.load("a")
 
-        status, body, _ = await neuron.post(PATH, CHAT)
+        status, body, headers = await neuron.post(PATH, CHAT)
 
     assert (status, body["error"]["code"]) == (500, "engine_error")
+    assert headers["x-cortex-engine-died"] == "1"
+    assert "x-cortex-not-admitted" not in headers
 
 
 async def test_health_answers_while_engines_hang(start: Start) -> None:

@@ -90,6 +90,12 @@ class MalformedRequestError(InvalidRequestError):
     """The HTTP message itself is not acceptable; the connection is closed after it."""
 
 
+class RejectedAfterEngineFailureError(InvalidRequestError):
+    """Two engines have died while they worked on the request; a third is not put at risk."""
+
+    code = "request_rejected_after_engine_failure"
+
+
 class PreviousResponseNotFoundError(InvalidRequestError):
     """The response to go on from is not kept here, or not any more."""
 

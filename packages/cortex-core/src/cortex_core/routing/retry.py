@@ -16,6 +16,8 @@ class Failure(enum.StrEnum):
     """The connection ended before a byte of the answer."""
     NOT_ADMITTED = "not_admitted"
     """The neuron refused before it began any work."""
+    ENGINE_DIED = "engine_died"
+    """The neuron took it, and its engine died before a byte of the answer."""
     TIMEOUT = "timeout"
     """Silence after the request was sent; it may be running still."""
     BAD_ANSWER = "bad_answer"
@@ -24,7 +26,14 @@ class Failure(enum.StrEnum):
     """The connection ended within the answer."""
 
 
-_SAFE = frozenset({Failure.CONNECT, Failure.CUT_BEFORE_ANSWER, Failure.NOT_ADMITTED})
+_SAFE = frozenset(
+    {
+        Failure.CONNECT,
+        Failure.CUT_BEFORE_ANSWER,
+        Failure.NOT_ADMITTED,
+        Failure.ENGINE_DIED,
+    }
+)
 
 
 def may_retry(

@@ -33,6 +33,7 @@ _CODES = {
     Failure.CUT_BEFORE_ANSWER: "upstream_cut",
     Failure.CUT_MID_ANSWER: "upstream_cut",
     Failure.NOT_ADMITTED: "no_replica",
+    Failure.ENGINE_DIED: "engine_error",
 }
 
 

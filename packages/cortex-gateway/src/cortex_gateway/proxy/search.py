@@ -4,7 +4,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from cortex_core.errors import RequestError, UpstreamCutError, UpstreamError, UpstreamTimeoutError
+from cortex_core.errors import (
+    EngineError,
+    RequestError,
+    UpstreamCutError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.routing.retry import Failure
@@ -27,6 +33,8 @@ class Search:
     def __init__(self, model: ModelId, hints: RouteHints) -> None:
         self.model = model
         self.attempts = 0
+        self.deaths = 0
+        """Engines that died while they worked on it."""
         """Attempts that were made and failed."""
         self.is_cold = False
         """Whether a load had to be waited for."""
@@ -72,9 +80,13 @@ class Search:
     def exclude(self, replica: ReplicaId, failure: UpstreamFailure) -> None:
         """Note that an attempt at `replica` failed, so that the next one is made elsewhere."""
         self.attempts += 1
+        self._error = error_of(failure)
+        if failure.failure is Failure.ENGINE_DIED:
+            # It is coming back, and may be the only one.
+            self.deaths += 1
+            return
         excluded = self._hints.excluded | {replica}
         self._hints = msgspec.structs.replace(self._hints, excluded=excluded)
-        self._error = error_of(failure)
 
     def doubt(self, node: NodeName, state: FleetState, now: float) -> None:
         """Note that `node` refused what it was believed to serve, and will report anew."""
@@ -98,5 +110,7 @@ def error_of(failure: UpstreamFailure) -> RequestError:
             return UpstreamCutError("the node's answer ended before it was complete")
         case Failure.CONNECT | Failure.NOT_ADMITTED:
             return UpstreamError("the node could not be reached")
+        case Failure.ENGINE_DIED:
+            return EngineError("the engine failed while it worked on the request")
         case Failure.BAD_ANSWER:
             return UpstreamError("the node sent something that is no HTTP answer")

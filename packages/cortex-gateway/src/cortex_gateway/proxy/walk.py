@@ -5,7 +5,11 @@ import logging
 
 import msgspec
 
-from cortex_core.errors import NoReplicaError, OverloadedError
+from cortex_core.errors import (
+    NoReplicaError,
+    OverloadedError,
+    RejectedAfterEngineFailureError,
+)
 from cortex_core.fleet.reducers import with_doubt, with_request_failure, with_request_success
 from cortex_core.ids import ReplicaId
 from cortex_core.routing.choose import capacity
@@ -43,6 +47,7 @@ MAX_ROUNDS = 10
 more than a few rounds mean that its reports and its refusals contradict each other."""
 
 NOT_ADMITTED = "x-cortex-not-admitted"
+ENGINE_DIED = "x-cortex-engine-died"
 """Header of a neuron that refused before any work, so that another one may be asked."""
 
 _UNREACHED = frozenset({Failure.CONNECT, Failure.CUT_BEFORE_ANSWER, Failure.CUT_MID_ANSWER})
@@ -189,6 +194,8 @@ class Walk:
                     # Once the answer flows it proves by itself that the node lives.
                     async with doors.store.while_up(replica.node):
                         answer = await open_answer.enter_async_context(post)
+                    if access.is_neuron and has_died(answer):
+                        raise UpstreamFailure(Failure.ENGINE_DIED, "its engine died")
                     if access.is_neuron and is_refusal(answer):
                         self._overload = await overload_of(answer)
                         self._refused(replica)
@@ -271,11 +278,20 @@ class Walk:
             retries=doors.in_flight.retries,
             in_flight=doors.in_flight.requests,
         ):
+            if self._search.deaths > 1:
+                raise RejectedAfterEngineFailureError(
+                    f"{self._search.deaths} engines died while they worked on this request; "
+                    "send another one"
+                )
             raise error_of(failure)
 
     def _ask_anew(self, replica: ReplicaId, failure: UpstreamFailure) -> None:
         """Have a neuron that could not be reached report, which other upstreams do not."""
         store = self._doors.store
+        if failure.failure is Failure.ENGINE_DIED:
+            self._search.doubt(replica.node, store.state, self._doors.clock.now())
+            store.update(lambda state: with_doubt(state, replica))
+            store.refresh(replica.node)
         if failure.failure is Failure.CONNECT:
             # Nobody listens there, whatever the last report said: others need not try as well.
             store.update(lambda state: with_doubt(state, replica))
@@ -293,6 +309,11 @@ class Walk:
             doors.store.update(lambda state: with_request_failure(state, replica, now))
         elif replica in doors.store.state.breakers:
             doors.store.update(lambda state: with_request_success(state, replica))
+
+
+def has_died(answer: UpstreamAnswer) -> bool:
+    """Whether a neuron's engine died while it worked on the request, before it said anything."""
+    return answer.status >= 500 and (ENGINE_DIED, "1") in answer.headers
 
 
 def is_refusal(answer: UpstreamAnswer) -> bool:

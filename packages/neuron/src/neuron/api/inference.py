@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 NOT_ADMITTED = (b"x-cortex-not-admitted", b"1")
 """Header of an answer to a request that no engine has seen: it may be sent elsewhere."""
 
-_ADMITTED_KEY = "neuron.admitted"
+ENGINE_DIED = (b"x-cortex-engine-died", b"1")
+"""Header of an error whose request had an engine that died; it is worth another attempt."""
+
+_LEASE_KEY = "neuron.lease"
 
 _PATHS = frozenset(route.value for route in Route)
 
@@ -65,7 +68,7 @@ class InferenceEndpoint:
         begin = self._clock.now()
         try:
             async with self._supervisor.lease(model, wish) as lease:
-                scope[_ADMITTED_KEY] = True
+                scope[_LEASE_KEY] = lease
                 await self._serve(lease, body, scope, send)
             outcome = "ok"
         except NotAdmittedError as error:
@@ -131,19 +134,32 @@ def _wish(scope: Scope, route: Route, body: bytes) -> Wish:
 
 
 def mark_not_admitted(app: ASGIApp) -> ASGIApp:
-    """Return `app` with `x-cortex-not-admitted` on every refusal of an inference path."""
+    """Return `app` with what tells a gateway whether errors of inference paths are worth a retry.
+
+    `x-cortex-not-admitted` is on every refusal, `x-cortex-engine-died` on what an engine's death
+    has ended.
+    """
 
     async def marked(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_marked(message: Message) -> None:
-            is_refusal = message["type"] == "http.response.start" and message["status"] >= 400
-            if is_refusal and not scope.get(_ADMITTED_KEY):
-                message = {**message, "headers": [*message.get("headers", ()), NOT_ADMITTED]}
+            mark = None
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                mark = _mark(scope.get(_LEASE_KEY), message["status"])
+            if mark is not None:
+                message = {**message, "headers": [*message.get("headers", ()), mark]}
             await send(message)
 
         is_inference = scope["type"] == "http" and scope["path"] in _PATHS
         await app(scope, receive, send_marked if is_inference else send)
 
     return marked
+
+
+def _mark(lease: Lease | None, status: int) -> tuple[bytes, bytes] | None:
+    """Return the header of an error of a request that had `lease`."""
+    if lease is None:
+        return NOT_ADMITTED
+    return ENGINE_DIED if status >= 500 and lease.has_died else None
 
 
 async def _end_badly(

@@ -17,6 +17,12 @@ from neuron.engines import watchdog
 LOG_NAME = "load.log"
 """File in the engine's scratch folder that its processes log to until the daemon removes it."""
 
+ERRORS_NAME = "errors.log"
+"""Likewise, for what they log as errors until they end: the last one tells why they did."""
+
+_MOST_BYTES = 1 << 20
+"""Of each; a traceback is some kilobytes."""
+
 
 def write_logging_config(scratch: pathlib.Path, level: str, host: str = "") -> pathlib.Path:
     """Write the logging configuration of one engine.
@@ -29,7 +35,8 @@ def write_logging_config(scratch: pathlib.Path, level: str, host: str = "") -> p
     Returns:
         Path of the file, in the form of `logging.config.dictConfig`.
     """
-    (scratch / LOG_NAME).touch()
+    for name in (LOG_NAME, ERRORS_NAME):
+        (scratch / name).touch()
     config = {
         "version": 1,
         "disable_existing_loggers": False,
@@ -48,9 +55,19 @@ def write_logging_config(scratch: pathlib.Path, level: str, host: str = "") -> p
                 "host": host,
                 "level": "INFO",
             },
+            "errors": {
+                "()": "neuron.engines.engine_process.keep_errors",
+                "scratch": str(scratch),
+                "daemon": os.getpid(),
+                "level": "ERROR",
+            },
         },
         "loggers": {
-            "vllm": {"handlers": ["console", "load"], "level": "INFO", "propagate": False},
+            "vllm": {
+                "handlers": ["console", "load", "errors"],
+                "level": "INFO",
+                "propagate": False,
+            },
             # The serving classes log their callers' mistakes as errors, with tracebacks and
             # values; the answers say them.
             "vllm.entrypoints": {"level": "CRITICAL"},
@@ -77,13 +94,20 @@ def start(scratch: str, daemon: int, host: str = "") -> logging.Handler:
     # Stacks to standard error when the daemon gives a hung process up with SIGABRT.
     faulthandler.enable()
     watchdog.register()
-    return _LoadLog(str(pathlib.Path(scratch, LOG_NAME)))
+    return _FileLog(str(pathlib.Path(scratch, LOG_NAME)))
 
 
-def read_log(scratch: pathlib.Path) -> str:
+def keep_errors(scratch: str, daemon: int) -> logging.Handler:
+    """Return the handler for the errors of an engine process, for as long as it lives."""
+    if os.getpid() == daemon:
+        return logging.NullHandler()
+    return _FileLog(str(pathlib.Path(scratch, ERRORS_NAME)))
+
+
+def read_log(scratch: pathlib.Path, name: str = LOG_NAME) -> str:
     """Return what the engine's processes logged; empty when nothing is there."""
     try:
-        return (scratch / LOG_NAME).read_text(errors="replace")
+        return (scratch / name).read_text(errors="replace")
     except OSError:
         return ""
 
@@ -93,8 +117,8 @@ def remove_log(scratch: pathlib.Path) -> None:
     (scratch / LOG_NAME).unlink(missing_ok=True)
 
 
-class _LoadLog(logging.Handler):
-    """Appends to a file as long as somebody else keeps it there."""
+class _FileLog(logging.Handler):
+    """Appends to a file as long as somebody else keeps it there, and it is not too long."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -107,6 +131,7 @@ class _LoadLog(logging.Handler):
         except OSError:
             return
         try:
-            os.write(descriptor, f"{self.format(record)}\n".encode(errors="replace"))
+            if os.fstat(descriptor).st_size < _MOST_BYTES:
+                os.write(descriptor, f"{self.format(record)}\n".encode(errors="replace"))
         finally:
             os.close(descriptor)

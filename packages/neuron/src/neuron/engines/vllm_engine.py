@@ -16,9 +16,9 @@ import msgspec
 from cortex_core.errors import EngineError, ModelLoadFailedError, RequestError, UnavailableError
 from cortex_core.harness import EngineAnswer, EngineLoad, ModelInfo, Route
 from cortex_core.ids import ModelId, RequestId
-from neuron.engines import processes, vllm_check
+from neuron.engines import engine_process, processes, vllm_check
 from neuron.engines.oom import OomCount
-from neuron.engines.vllm_failures import describe_exit
+from neuron.engines.vllm_failures import describe_exit, last_words
 from neuron.engines.vllm_serving import EventStream, Stack, event_error, is_error
 from neuron.engines.vllm_stats import LoadWindow
 
@@ -78,7 +78,8 @@ class VllmEngine:
         self._is_closing = False
         self._sleep_level: int | None = None
         self._kills = OomCount()
-        self._given_up: str | None = None
+        self._reason: str | None = None
+        """Why it is dead."""
         self._said: vllm_check.Said | None = None
         self._processes = processes.family(_process_ids(llm))
 
@@ -89,11 +90,16 @@ class VllmEngine:
 
     @property
     def failure(self) -> str | None:
-        """Short reason why it is dead; `None` while it lives, and while it is being closed."""
-        if self._is_closing:
-            return None
-        if self._given_up is not None or not self._llm.errored:
-            return self._given_up
+        """Short reason why it is dead; `None` while it lives, and when it was closed alive."""
+        if self._reason is None and not self._is_closing and self._llm.errored:
+            self._reason = self._died_of()
+        return self._reason
+
+    def _died_of(self) -> str:
+        words = engine_process.read_log(self._scratch, engine_process.ERRORS_NAME)
+        told = last_words(words)
+        if told is not None:
+            return told
         statuses = [process.exitcode for process in _engine_processes(self._llm)]
         ended = [status for status in statuses if status is not None]
         if not ended:
@@ -156,7 +162,7 @@ class VllmEngine:
 
     async def kill(self, reason: str) -> None:
         """End its processes at once; see `cortex_core.harness.Engine`."""
-        self._given_up = reason
+        self._reason = reason
         members = self._processes | processes.family(_process_ids(self._llm))
         # It writes the stacks, see `engine_process.start`; a stopped process does not even that.
         processes.send(members, signal.SIGABRT)

@@ -26,6 +26,7 @@ _MAX_RAW_CHARS = 4000
 _PYDANTIC = re.compile(r"^\d+ validation errors? for \w+ (?:Value error, )?")
 
 _EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt)): (.+)$", re.MULTILINE)
+_BARE = re.compile(r"^(MemoryError)$", re.MULTILINE)
 _REFERRAL = re.compile(r"see (?:the )?(?:root cause|stack trace)|initialization failed", re.I)
 """Sentences with which vLLM only says that the reason stands further up."""
 _FAILED_PROCESSES = re.compile(r"Failed core proc\(s\): \{[^}]*?: (-?\d+)")
@@ -97,6 +98,20 @@ def root_cause(log: str, raised: str, *, was_short: bool = False) -> str:
     if _REFERRAL.search(raised):
         return "the engine process did not start"
     return _first_sentences(raised)
+
+
+def last_words(log: str) -> str | None:
+    """Return what an engine that served failed of, or `None` where its processes do not say.
+
+    Args:
+        log: what they logged as errors while it served.
+    """
+    # Python's own says nothing but its name.
+    log = _BARE.sub(r"\1: out of memory", log)
+    causes = [found[2] for found in _EXCEPTION.finditer(log) if not _REFERRAL.search(found[2])]
+    if "EngineCore encountered a fatal error" not in log or not causes:
+        return None
+    return f"the engine failed: {_first_sentences(causes[-1])}"
 
 
 def describe_exit(status: int, *, was_short: bool = False) -> str:

@@ -140,7 +140,7 @@ def kind_of_text(reason: str) -> FailureKind:
 _WORDS = (
     (re.compile(r"does not answer|is broken:|answers? wrongly", re.I), FailureKind.WRONG_ANSWER),
     (
-        re.compile(r"out of memory|MemoryError|cannot allocate memory|bad_alloc", re.I),
+        re.compile(r"out of memory|MemoryError|allocate memory|bad_alloc", re.I),
         FailureKind.OUT_OF_MEMORY,
     ),
     (re.compile(r"device memory|memory for the cache", re.I), FailureKind.OUT_OF_MEMORY),

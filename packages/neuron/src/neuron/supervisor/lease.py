@@ -44,6 +44,7 @@ class Lease:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._error: RequestError | None = None
+        self._has_died = False
         self._scope = asyncio.timeout(None)
         self._is_open = False
 
@@ -67,6 +68,16 @@ class Lease:
             if self._error is None:
                 raise
             raise self._error from None
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the engine died while it had the request."""
+        return self._has_died or self.engine.failure is not None
+
+    def die(self, error: RequestError) -> None:
+        """End the request because its engine is dead."""
+        self._has_died = True
+        self.cut(error)
 
     def cut(self, error: RequestError) -> None:
         """End the request with `error`, wherever it waits; the first of several counts."""

@@ -103,6 +103,11 @@ class Life:
         for lease in tuple(self._leases):
             lease.cut(error)
 
+    def die(self, error: RequestError) -> None:
+        """End all requests because the engine is dead."""
+        for lease in tuple(self._leases):
+            lease.die(error)
+
     async def idle(self) -> None:
         """Wait until no request is left."""
         await self._idle.wait()

@@ -249,7 +249,7 @@ class Procedures:
     async def _dispose(self, life: Life, error: str) -> None:
         try:
             await within(self._clock, _DEATH_NOTICE_S, life.idle())
-            life.cut(EngineError(error))
+            life.die(EngineError(error))
             await self._close_engine(life)
         finally:
             self._memory.release(life.model)
