@@ -6,6 +6,7 @@ Each time its requests end at once, the model comes back by itself, and nothing 
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -57,6 +58,10 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     def deaths(self, kind: str) -> float:
         """Return how many engines have died so."""
         return self.daemon.series("neuron_engine_deaths_total").get(f'{{kind="{kind}"}}', 0.0)
+
+    def all_deaths(self) -> float:
+        """Return how many engines have died, in whatever way."""
+        return sum(self.daemon.series("neuron_engine_deaths_total").values())
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +124,26 @@ def test_stopped_engine_is_found_and_ended(shared: Shared) -> None:
     assert shared.deaths("hung") == 1
     assert not processes.alive(family)
     assert daemon.series("neuron_recoveries_total")['{outcome="ok"}'] >= 1
+    shared.check_well()
+
+
+def test_engine_that_gets_no_memory_any_more_dies_of_that(shared: Shared) -> None:
+    """Issue: memory exhaustion, as far as it can be had without harm to the machine.
+
+    Whose allocation fails first is chance, and not every library says that it was for memory.
+    """
+    daemon, victim, deaths = shared.daemon, shared.victim(), shared.all_deaths()
+    resource.prlimit(victim, resource.RLIMIT_AS, (1 << 20, 1 << 20))
+    long = [{"role": "user", "content": "word " * 1200}]
+
+    def has_died() -> bool:
+        body = {"model": CHAT, "messages": long, "max_tokens": 2}
+        # It may still find room for one in what it has.
+        daemon.post(CHAT_PATH, body)
+        return shared.all_deaths() > deaths
+
+    wait_for(has_died, timeout_s=60)
+    assert daemon.load(CHAT).status_code == 200
     shared.check_well()
 
 
