@@ -249,12 +249,7 @@ class InsufficientVramError(RequestError):
 
 
 class InsufficientSleepMemoryError(InsufficientVramError):
-    """A model cannot be put to sleep: those that sleep hold too much host memory already.
-
-    Args:
-        needed_bytes: host memory that it would hold asleep.
-        free_bytes: what is left of the budget.
-    """
+    """A model cannot be put to sleep: those that sleep hold too much host memory already."""
 
     code = "insufficient_sleep_memory"
 

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 from neuron.engines import watchdog
 
@@ -48,19 +49,8 @@ def write_logging_config(scratch: pathlib.Path, level: str, host: str = "") -> p
                 "formatter": "plain",
                 "level": level,
             },
-            "load": {
-                "()": "neuron.engines.engine_process.start",
-                "scratch": str(scratch),
-                "daemon": os.getpid(),
-                "host": host,
-                "level": "INFO",
-            },
-            "errors": {
-                "()": "neuron.engines.engine_process.keep_errors",
-                "scratch": str(scratch),
-                "daemon": os.getpid(),
-                "level": "ERROR",
-            },
+            "load": {**_handler(start, scratch), "host": host, "level": "INFO"},
+            "errors": {**_handler(keep_errors, scratch), "level": "ERROR"},
         },
         "loggers": {
             "vllm": {
@@ -115,6 +105,14 @@ def read_log(scratch: pathlib.Path, name: str = LOG_NAME) -> str:
 def remove_log(scratch: pathlib.Path) -> None:
     """Remove the log, after which the processes write no more to it."""
     (scratch / LOG_NAME).unlink(missing_ok=True)
+
+
+def _handler(maker: Callable[..., logging.Handler], scratch: pathlib.Path) -> dict[str, object]:
+    return {
+        "()": f"{maker.__module__}.{maker.__name__}",
+        "scratch": str(scratch),
+        "daemon": os.getpid(),
+    }
 
 
 class _FileLog(logging.Handler):
