@@ -15,6 +15,7 @@ from tests.docs.tutorial import steps_of
 from tests.repository.checkout import ROOT
 
 HOW_TO = ROOT / "docs" / "how-to"
+PACKAGING = ROOT / "packaging"
 BINARIES = "/usr/local/lib/cortex/bin"
 
 
@@ -41,6 +42,24 @@ def test_catalogue_of_gpu_models_is_valid(tmp_path: Path) -> None:
     catalogue = load_catalogue(written("gpu-machines", tmp_path)["models.toml"])
 
     assert [profile.min_devices for profile in catalogue.profiles.values()] == [1, 2]
+
+
+def test_units_are_those_that_are_shipped() -> None:
+    """Ours: two copies that differ are one too many."""
+    steps = {step.argument: step.block for step in steps_of(HOW_TO / "run-as-a-service.md")}
+
+    assert steps == {path.name: path.read_text() for path in (PACKAGING / "systemd").iterdir()}
+
+
+def test_settings_that_are_shipped_are_valid() -> None:
+    """Contract: the shipped examples are loaded by tests."""
+    neuron = load_neuron(PACKAGING / "etc" / "neuron" / "neuron.toml", {})
+    gateway = load_gateway(PACKAGING / "etc" / "cortex" / "cortex.toml", {})
+    catalogue = load_catalogue(PACKAGING / "etc" / "cortex" / "models.toml")
+
+    assert (neuron.port, neuron.restore) == (13131, True)
+    assert list(gateway.endpoints) == ["beast"]
+    assert set(catalogue.aliases.values()) <= set(catalogue.profiles)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
