@@ -1,6 +1,7 @@
 """Folders of engines: whose they are, and which are swept."""
 
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from neuron.engines import processes
-from neuron.engines.vllm_runtime import Owner, make_runtime_folder, sweep
+from neuron.engines.vllm_runtime import Owner, make_runtime_folder, record, sweep
 
 
 def change_owner(folder: pathlib.Path, **changes: object) -> None:
@@ -78,3 +79,73 @@ def test_link_to_a_folder_of_a_dead_daemon_stays(tmp_path: pathlib.Path) -> None
 
     assert sweep(tmp_path) == ()
     assert elsewhere.is_dir()
+
+
+SLEEPER = "import sys; print(flush=True); sys.stdin.read()"
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    """Start a process that only ends when it is ended."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    return child
+
+
+def engine_folder(parent: pathlib.Path, members: frozenset[processes.Process]) -> pathlib.Path:
+    """Return a daemon's folder in which an engine with these processes is noted."""
+    folder = make_runtime_folder(parent)
+    (folder / "e-1").mkdir()
+    record(folder / "e-1", members)
+    return folder
+
+
+def test_engine_process_that_outlived_its_daemon_is_ended(tmp_path: pathlib.Path) -> None:
+    """Issue 5: also one that stands still, whose own watchdog does too."""
+    with sleeper() as orphan, sleeper() as stranger:
+        orphan.send_signal(signal.SIGSTOP)
+        folder = engine_folder(tmp_path, processes.family([orphan.pid]))
+        change_owner(folder, process=dead_process())
+
+        sweep(tmp_path)
+
+        assert orphan.wait(5) == -signal.SIGKILL
+        assert stranger.poll() is None
+        stranger.kill()
+    assert not folder.exists()
+
+
+def test_process_that_took_over_a_noted_id_is_left_alone(tmp_path: pathlib.Path) -> None:
+    """Ours: ids are given out again; when a process began tells it from the one that was noted."""
+    with sleeper() as stranger:
+        (member,) = processes.family([stranger.pid])
+        earlier = msgspec.structs.replace(member, started_ticks=member.started_ticks - 1)
+        folder = engine_folder(tmp_path, frozenset([earlier]))
+        change_owner(folder, process=dead_process())
+
+        assert sweep(tmp_path) == (folder,)
+
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_engine_of_a_living_daemon_is_left_alone(tmp_path: pathlib.Path) -> None:
+    """Ours: several daemons share one machine."""
+    with sleeper() as engine:
+        engine_folder(tmp_path, processes.family([engine.pid]))
+
+        assert sweep(tmp_path) == ()
+
+        assert engine.poll() is None
+        engine.kill()
+
+
+def test_note_that_cannot_be_read_costs_nothing_else(tmp_path: pathlib.Path) -> None:
+    """Ours: a daemon may be killed while it writes."""
+    folder = engine_folder(tmp_path, frozenset())
+    (folder / "e-1" / "processes.json").write_bytes(b"[{")
+    change_owner(folder, process=dead_process())
+
+    assert sweep(tmp_path) == (folder,)

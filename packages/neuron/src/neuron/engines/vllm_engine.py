@@ -19,6 +19,7 @@ from cortex_core.ids import ModelId, RequestId
 from neuron.engines import engine_process, processes, vllm_check
 from neuron.engines.oom import OomCount
 from neuron.engines.vllm_failures import describe_exit, last_words
+from neuron.engines.vllm_runtime import record
 from neuron.engines.vllm_serving import EventStream, Stack, event_error, is_error
 from neuron.engines.vllm_stats import LoadWindow
 
@@ -82,6 +83,7 @@ class VllmEngine:
         """Why it is dead."""
         self._said: vllm_check.Said | None = None
         self._processes = processes.family(_process_ids(llm))
+        record(scratch, self._processes)
 
     @property
     def info(self) -> ModelInfo:

@@ -28,6 +28,7 @@ from cortex_core.harness import (
 from cortex_core.ids import ModelId, RequestId
 from neuron.engines import engine_process, processes, vllm_failures
 from neuron.engines.vllm_environment import is_cpu_build
+from neuron.engines.vllm_runtime import record
 
 _UP = b"up"
 
@@ -54,7 +55,9 @@ class VllmFollower:
         self._threads = threads
         self._is_closing = False
         pids = [process.pid] if process.pid is not None else []
-        self._process_ids = frozenset(member.pid for member in processes.family(pids))
+        members = processes.family(pids)
+        record(scratch, members)
+        self._process_ids = frozenset(member.pid for member in members)
         self._info = ModelInfo(capabilities=Capabilities(), limit=Limit())
 
     @property

@@ -17,6 +17,7 @@ from neuron.engines import (
     vllm_bringup,
     vllm_failures,
     vllm_follower,
+    vllm_runtime,
 )
 from neuron.engines.oom import OomCount
 from neuron.engines.vllm_follower import VllmFollower
@@ -62,6 +63,7 @@ class Starter:
             future, members = await self._spawn(
                 scratch, functools.partial(vllm_bringup.start, parts)
             )
+            vllm_runtime.record(scratch, processes.family(members))
             llm = await self._await_start(future, members)
         except vllm_bringup.load_errors() as error:
             log = engine_process.read_log(scratch)
