@@ -61,6 +61,37 @@ def test_groups_of_devices_never_share_and_never_wait_for_each_other(
     assert worst <= 1
 
 
+async def _hold_some(wanted: list[tuple[int, ...]], leavers: list[tuple[int, bool]]) -> list[int]:
+    """Hold groups, let some leave in their turn or before it; return who got through."""
+    through: list[int] = []
+
+    async def one(number: int, devices: tuple[int, ...]) -> None:
+        async with workers.hold(tuple(DeviceIndex(index) for index in devices)):
+            await asyncio.sleep(0)
+            through.append(number)
+
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        workers = DeviceWorkers([DeviceIndex(index) for index in range(4)], tasks)
+        holders = [tasks.create_task(one(*entry)) for entry in enumerate(wanted)]
+        for number, waits in leavers:
+            if waits:
+                await asyncio.sleep(0)
+            holders[number % len(holders)].cancel()
+        await asyncio.gather(*holders, return_exceptions=True)
+        assert all(workers.held(DeviceIndex(index)) is None for index in range(4))
+        workers.close()
+    cancelled = [number for number, holder in enumerate(holders) if holder.cancelled()]
+    return sorted(through + [number for number in cancelled if number not in through])
+
+
+@given(groups, st.lists(st.tuples(st.integers(0, 11), st.booleans()), max_size=8))
+def test_groups_get_on_whoever_leaves_and_whenever(
+    wanted: list[tuple[int, ...]], leavers: list[tuple[int, bool]]
+) -> None:
+    """Ours: a cancelled holder of half a group leaves nothing behind that others wait for."""
+    assert asyncio.run(_hold_some(wanted, leavers)) == list(range(len(wanted)))
+
+
 async def test_holder_that_gives_up_its_turn_holds_nobody_up() -> None:
     """Ours: a cancelled load leaves no trace in the mailbox."""
     device = (DeviceIndex(0),)
