@@ -66,6 +66,9 @@ moves = st.builds(
     then_s=st.sampled_from([0.0, 0.0, 0.3, 7.0]),
 )
 
+BEGIN = [Move(kind="join", caller=caller, which=0, then_s=0.0) for caller in "xyxyz"]
+"""Most of what can go wrong needs somebody who waits."""
+
 Ask = asyncio.Task[RequestError | None]
 
 
@@ -163,7 +166,7 @@ async def _play(history: list[Move]) -> None:
 @given(st.lists(moves, min_size=5, max_size=60))
 def test_every_count_is_right_after_any_outcome(history: list[Move]) -> None:
     """Issue: waiters that leave free their place; counts are exact after any outcome."""
-    asyncio.run(_play(history))
+    asyncio.run(_play([*BEGIN, *history]))
 
 
 async def test_shares_are_by_caller_and_the_order_is_fair(bench: Bench) -> None:
