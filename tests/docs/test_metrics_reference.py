@@ -10,6 +10,8 @@ from cortex_core.fleet.reducers import from_endpoints
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.server.clock import SystemClock
+from cortex_core.server.drain import Drain
+from cortex_core.server.vitals import Vitals
 from cortex_gateway.metrics import FleetCollector, GatewayMetrics
 from neuron.engines.simulated import SimulatedHarness
 from neuron.metrics import NeuronMetrics
@@ -54,16 +56,20 @@ def test_gateway_series_are_all_documented() -> None:
     GatewayMetrics(registry)
     state = from_endpoints({NodeName("left"): "http://127.0.0.1:1"})
     registry.register(FleetCollector(lambda: state))
+    Vitals(registry, "cortex", Drain())
 
-    assert documented("Gateway", "cortex_") == registered(registry)
+    shown_here = documented("Gateway", "cortex_") + documented("Process", "process_")
+    assert shown_here == registered(registry)
 
 
 def test_neuron_series_are_all_documented() -> None:
     """Ours: dashboards are built from this table."""
     registry = CollectorRegistry()
     NeuronMetrics(registry)
+    Vitals(registry, "neuron", Drain())
 
-    assert documented("Neuron", "neuron_") == registered(registry)
+    shown_here = documented("Neuron", "neuron_") + documented("Process", "process_")
+    assert shown_here == registered(registry)
 
 
 async def test_series_of_the_simulated_engine_are_all_documented() -> None:

@@ -1,12 +1,10 @@
 """`/metrics` as Prometheus asks for it."""
 
-import asyncio
-
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from cortex_core.server.metrics import metrics_app, watch_loop_lag
-from tests.server.harness import WAIT_S, get, post, request, serving
+from cortex_core.server.metrics import metrics_app
+from tests.server.harness import get, post, request, serving
 
 
 def counted() -> CollectorRegistry:
@@ -52,22 +50,3 @@ async def test_other_paths_and_methods_are_refused() -> None:
     async with serving(metrics_app(counted())) as server:
         assert (await server.ask(get("/"))).status == 404
         assert (await server.ask(post(b"", "/metrics"))).status == 405
-
-
-async def test_lag_of_the_loop_is_reported() -> None:
-    """Ours: seconds, never negative."""
-    lags: list[float] = []
-    enough = asyncio.Event()
-
-    def report(lag: float) -> None:
-        lags.append(lag)
-        if len(lags) == 3:
-            enough.set()
-
-    async with asyncio.TaskGroup() as tasks:
-        watch = tasks.create_task(watch_loop_lag(report, period_s=0.001))
-        async with asyncio.timeout(WAIT_S):
-            await enough.wait()
-        watch.cancel()
-
-    assert all(0 <= lag < WAIT_S for lag in lags)

@@ -34,6 +34,7 @@ from cortex_core.server.listen import (
 from cortex_core.server.metrics import metrics_app
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
+from cortex_core.server.vitals import Vitals
 from cortex_core.units import bytes_from_mib
 from cortex_gateway.api.background import Background
 from cortex_gateway.api.documents import find_pdf_reader
@@ -90,7 +91,8 @@ async def run_gateway(
         with closing_all([api]):
             metrics = open_listener(settings.metrics_listen, inherited)
             drain, shutdown, registry = Drain(), Shutdown(), CollectorRegistry()
-            with closing_all([metrics]), shutdown.on_signals():
+            vitals = Vitals(registry, "cortex", drain)
+            with closing_all([metrics]), shutdown.on_signals(), vitals.running():
                 async with open_gateway(
                     configuration,
                     file=path,

@@ -19,6 +19,7 @@ from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
 from cortex_core.server.listen import ListeningSocket
 from cortex_core.server.serve import Listener, Shutdown, serve
+from cortex_core.server.vitals import Vitals
 from cortex_core.units import bytes_from_mib
 from neuron.app import make_app
 from neuron.clients.peers import HttpPeers, open_peers
@@ -92,15 +93,17 @@ async def run(
     async with node_context as (node, parts):
         drain = WatchedDrain(node)
         app = make_app(node, parts, drain)
-        async with _in_background(_start_draining(node, shutdown), node.activator.run()):
-            await serve(
-                [Listener(app=app, socket=listener, keep_alive_s=NEURON_KEEP_ALIVE_S)],
-                drain=drain,
-                shutdown=shutdown,
-                environ=environ,
-                drain_timeout_s=settings.drain_timeout_s,
-                on_ready=on_ready,
-            )
+        vitals = Vitals(parts.metrics.registry, "neuron", drain)
+        with vitals.running():
+            async with _in_background(_start_draining(node, shutdown), node.activator.run()):
+                await serve(
+                    [Listener(app=app, socket=listener, keep_alive_s=NEURON_KEEP_ALIVE_S)],
+                    drain=drain,
+                    shutdown=shutdown,
+                    environ=environ,
+                    drain_timeout_s=settings.drain_timeout_s,
+                    on_ready=on_ready,
+                )
 
 
 @contextlib.asynccontextmanager

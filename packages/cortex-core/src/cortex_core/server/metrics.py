@@ -1,7 +1,4 @@
-"""`/metrics`, and how late the event loop is."""
-
-import asyncio
-from collections.abc import Callable
+"""`/metrics`, as scrapers ask for it."""
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -45,17 +42,3 @@ async def show_metrics(registry: CollectorRegistry, scope: Scope, send: Send) ->
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-async def watch_loop_lag(report: Callable[[float], None], period_s: float = 0.25) -> None:
-    """Report, for ever, by how many seconds a timer of `period_s` fired late.
-
-    Args:
-        report: takes each lag, such as a histogram's `observe`.
-        period_s: how often to look.
-    """
-    loop = asyncio.get_running_loop()
-    while True:
-        due = loop.time() + period_s
-        await asyncio.sleep(period_s)
-        report(max(0.0, loop.time() - due))
