@@ -186,6 +186,20 @@ async def test_attempts_that_fail_are_made_further_and_further_apart_and_end(
     assert all(engine.is_closed for engine in bench.harness.engines)
 
 
+async def test_recovery_that_is_given_up_before_it_has_begun_ends(bench: Bench) -> None:
+    """Ours: the engine dies, and in the same round of the event loop somebody unloads it."""
+    await bench.load(A, 80)
+    bench.harness.engines[0].die("killed")
+    for _ in range(1000):
+        if bench.status(A) is ReplicaStatus.RECOVERING:
+            break
+        await asyncio.sleep(0)
+    await bench.supervisor.unload(A, 0)
+
+    assert bench.supervisor.states() == ()
+    assert bench.held() == [0, 0]
+
+
 async def _give_up(bench: Bench) -> None:
     await bench.load(A)
     for _ in range(5):

@@ -10,6 +10,7 @@ from cortex_core.errors import (
     InternalError,
     ModelNotFoundError,
 )
+from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
 from neuron.settings import DefaultModel
@@ -33,6 +34,16 @@ async def test_estimate_is_reserved_then_measured_then_released(bench: Bench) ->
 
     await bench.supervisor.unload(A, 0)
 
+    assert bench.held() == [0, 0]
+
+
+async def test_load_that_is_given_up_before_it_has_begun_ends(bench: Bench) -> None:
+    """Ours: two commands may be taken up in one round of the event loop."""
+    life = await bench.supervisor.load(ModelSpec(model=A, harness="fake", vram_bytes=10))
+    await bench.supervisor.unload(A, 0)
+
+    assert isinstance(life.loaded.exception(), ConflictError)
+    assert bench.supervisor.states() == ()
     assert bench.held() == [0, 0]
 
 

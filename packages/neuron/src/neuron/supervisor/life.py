@@ -1,6 +1,7 @@
 """One life of a replica: from the load that began it until its engine is gone."""
 
 import asyncio
+import inspect
 
 import msgspec
 
@@ -70,7 +71,7 @@ class Life:
         """Stop what is done with its engine, but for the task that asks for it."""
         for task in self.tasks:
             if task is not asyncio.current_task():
-                task.cancel()
+                _cancel(task)
 
     def end_as_failed(self) -> None:
         """Be over: another life has taken its place while its dead engine is disposed of."""
@@ -132,6 +133,16 @@ class Life:
         """End the sleep with `error` unless it has begun."""
         if not self.asleep.done():
             self.asleep.set_exception(error)
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task, but let it begin: only then does it tell those who wait for its end."""
+    work = task.get_coro()
+    if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+        # Its first step has its turn already, and comes before this one.
+        asyncio.get_running_loop().call_soon(task.cancel)
+    else:
+        task.cancel()
 
 
 def _future() -> asyncio.Future[None]:
