@@ -17,6 +17,10 @@ PARENT = (
     f"child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], stdin=subprocess.PIPE);"
     "print(child.pid, flush=True); sys.stdin.read()"
 )
+UNREADABLE = (
+    "import pathlib, sys; pathlib.Path('/proc/self/comm').write_bytes(b'\\xc3');"
+    "print(flush=True); sys.stdin.read()"
+)
 WATCHED = (
     "import threading; from neuron.engines import watchdog; watchdog.register();"
     "watchdog.register(); print(threading.active_count(), flush=True); threading.Event().wait()"
@@ -54,6 +58,20 @@ def test_process_with_a_reused_id_is_another() -> None:
     earlier = processes.Process(pid=me.pid, started_ticks=me.started_ticks - 1)
 
     assert processes.alive([me, earlier]) == {me}
+
+
+def test_processes_of_others_may_have_any_name() -> None:
+    """Ours: Linux cuts names at 15 bytes, in the middle of a character if need be."""
+    with start(UNREADABLE) as stranger:
+        assert stranger.stdout is not None
+        stranger.stdout.readline()
+        members = processes.family([stranger.pid])
+        has_compiler = processes.has_compiler([stranger.pid])
+        processes.kill(members)
+        stranger.wait(5)
+
+    assert {member.pid for member in members} == {stranger.pid}
+    assert not has_compiler
 
 
 def test_watchdog_ends_a_process_whose_daemon_is_gone() -> None:

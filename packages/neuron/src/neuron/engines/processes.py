@@ -61,7 +61,7 @@ def has_compiler(pids: Iterable[int]) -> bool:
     names = set()
     for process in family(pids):
         with contextlib.suppress(OSError):
-            names.add(pathlib.Path(f"/proc/{process.pid}/comm").read_text().strip())
+            names.add(_read(pathlib.Path(f"/proc/{process.pid}/comm")).strip())
     return not names.isdisjoint(_COMPILERS)
 
 
@@ -72,7 +72,7 @@ def _read_table() -> dict[int, tuple[int, int]]:
         if not entry.name.isdigit():
             continue
         try:
-            stat = (entry / "stat").read_text()
+            stat = _read(entry / "stat")
         except OSError:
             continue
         # The name, in parentheses, may hold blanks and parentheses of its own.
@@ -80,3 +80,8 @@ def _read_table() -> dict[int, tuple[int, int]]:
         if fields[0] not in ("Z", "X"):
             table[int(entry.name)] = (int(fields[1]), int(fields[19]))
     return table
+
+
+def _read(file: pathlib.Path) -> str:
+    # A process may call itself anything.
+    return file.read_text(encoding="utf-8", errors="replace")
