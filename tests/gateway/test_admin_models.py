@@ -50,7 +50,7 @@ async def test_a_load_streams_how_far_it_is(tmp_path: pathlib.Path) -> None:
 
     assert {event.event for event in events[:-1]} == {"progress"}
     told = [json.loads(event.data) for event in events[:-1]]
-    assert {"model": A, "node": "beast", **progress} in told
+    assert {"model": A, "node": "beast", "bytes_per_s": None, **progress} in told
     assert events[-1].event == "done"
     assert json.loads(events[-1].data)["nodes"][0]["status"] == "loaded"
 

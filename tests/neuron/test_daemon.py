@@ -123,6 +123,21 @@ async def test_what_a_killed_daemon_had_loaded_comes_back(tmp_path: pathlib.Path
     assert activation["completed"] == ["a", "b"]
 
 
+async def test_status_says_that_it_wants_to_be_started_anew(tmp_path: pathlib.Path) -> None:
+    """Ours: whoever starts it again can tell this end from all others."""
+    fault = '[harness.simulated.faults.{}]\nfail_to_load = true\nreason = "CUDA error"\n'
+    text = f'state_path = "{tmp_path / "state.json"}"\n{SETTINGS}{fault.format("b")}{fault.format("c")}'
+    async with _daemon(tmp_path, text=text) as process, aiohttp.ClientSession() as session:
+        url = await _ready(process)
+        for model in ("b", "c", "b"):
+            load = {"model_id": model, "harness": "simulated"}
+            async with session.post(url + "/models/load", json=load) as loaded:
+                assert loaded.status == 503
+        status = await process.wait()
+
+    assert status == 75
+
+
 async def test_request_that_does_not_end_is_cut_at_the_drain_s_end(tmp_path: pathlib.Path) -> None:
     """Ours: the process ends in time, and the caller gets an error."""
     text = SETTINGS.replace("drain_timeout_s = 5.0", "drain_timeout_s = 0.2")

@@ -7,7 +7,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -32,6 +32,9 @@ from neuron.weights.files import hub_cache
 DEFAULT_CONFIG = pathlib.Path("/etc/neuron/neuron.toml")
 """Read when no other file is named and this one is there."""
 
+FRESH_START = 75
+"""Exit status of a daemon that wants to be started again (`EX_TEMPFAIL` of sysexits.h)."""
+
 _FAILED = 1
 _MISCONFIGURED = 2
 
@@ -40,7 +43,10 @@ _THREADS_TIMEOUT_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is asked for and return its exit status: 0 fine, 1 failed, 2 misconfigured."""
+    """Run what is asked for and return its exit status.
+
+    0 fine, 1 failed, 2 misconfigured, 75 to be started again.
+    """
     arguments = _parser().parse_args(argv)
     environ = dict(os.environ)
     try:
@@ -53,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.action == "check":
         return _leave(_check(settings, environ))
     with logging_to(form=settings.log_format, level=settings.log_level):
-        status = run_daemon(_serve(settings, environ), "neuron", environ)
-    return _leave(status)
+        wanted: list[int] = []
+        status = run_daemon(_serve(settings, environ, wanted.append), "neuron", environ)
+    return _leave(status or max(wanted, default=0))
 
 
 def _check(settings: NeuronSettings, environ: Mapping[str, str]) -> int:
@@ -80,13 +87,15 @@ def _check(settings: NeuronSettings, environ: Mapping[str, str]) -> int:
     return _FAILED if problems else 0
 
 
-async def _serve(settings: NeuronSettings, environ: Mapping[str, str]) -> None:
+async def _serve(
+    settings: NeuronSettings, environ: Mapping[str, str], leave: Callable[[int], None]
+) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     inherited = inherited_listeners(environ, os.getpid())
     listener = open_listener(f"{host}:{settings.port}", inherited)
     shutdown = Shutdown()
     with shutdown.on_signals():
-        await run(
+        is_anew = await run(
             settings,
             listener=listener,
             source=make_device_source(settings),
@@ -95,6 +104,8 @@ async def _serve(settings: NeuronSettings, environ: Mapping[str, str]) -> None:
             environ=environ,
             on_ready=lambda: print(f"ready: {listener.url}", flush=True),
         )
+    if is_anew:
+        leave(FRESH_START)
 
 
 def _leave(status: int) -> int:

@@ -72,7 +72,7 @@ async def run(
     clock: Clock,
     environ: Mapping[str, str],
     on_ready: Callable[[], None],
-) -> None:
+) -> bool:
     """Serve until `shutdown` is asked for, then close all engines.
 
     Args:
@@ -84,6 +84,9 @@ async def run(
         environ: read for systemd's variables.
         on_ready: called when requests are answered.
 
+    Returns:
+        Whether it ended by itself in order to be started anew.
+
     Raises:
         StartError: it cannot start.
     """
@@ -94,8 +97,9 @@ async def run(
         drain = WatchedDrain(node)
         app = make_app(node, parts, drain)
         vitals = Vitals(parts.metrics.registry, "neuron", drain)
+        works = (_start_draining(node, shutdown), _end_for(node, shutdown), node.activator.run())
         with vitals.running():
-            async with _in_background(_start_draining(node, shutdown), node.activator.run()):
+            async with _in_background(*works):
                 await serve(
                     [Listener(app=app, socket=listener, keep_alive_s=NEURON_KEEP_ALIVE_S)],
                     drain=drain,
@@ -104,6 +108,7 @@ async def run(
                     drain_timeout_s=settings.drain_timeout_s,
                     on_ready=on_ready,
                 )
+    return node.fresh_start.is_set()
 
 
 @contextlib.asynccontextmanager
@@ -215,6 +220,12 @@ async def _close(node: Node, parts: Parts, harnesses: Mapping[str, Harness]) -> 
         await harness.close()
     # While its task still runs: no write under way may come after this one.
     await parts.notebook.flush()
+
+
+async def _end_for(node: Node, shutdown: Shutdown) -> None:
+    await node.fresh_start.wait()
+    if not shutdown.is_wanted.is_set():
+        shutdown.ask()
 
 
 async def _start_draining(node: Node, shutdown: Shutdown) -> None:

@@ -62,6 +62,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     fail_to_load: bool | Whole = False
     """`true` fails every load, a number the first so many."""
+    reason: str | None = None
+    """What failed loads say instead of that it was on purpose, such as an engine's own words."""
     die_after_tokens: Count | None = None
     """The engine dies when it has generated so many tokens in all."""
     hang: bool = False
@@ -215,6 +217,10 @@ class NeuronSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     somebody loads it by hand; 1 never brings an engine back."""
     recovery_window_s: Period = 600.0
     """Time in which the failures of an engine are counted together."""
+    fresh_starts_per_hour: Whole = 2
+    """Times within an hour that the daemon may end by itself, with status 75, to be started anew
+    where engines of several models fail in a row on a device that is said to be well; 0 never.
+    Needs a state file, and somebody who starts it again."""
     leak_recycle_mb: Mib = 2048
     """Memory of one device that closed engines may fail to give back, in MiB, before the engines
     on it are replaced; 0 never replaces them."""

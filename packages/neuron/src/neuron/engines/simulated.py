@@ -91,7 +91,8 @@ class SimulatedHarness:
             on_progress("weights", size * done // _LOAD_STEPS, size)
             await self._clock.sleep(duration_s / _LOAD_STEPS)
         if fault.fail_to_load is True or attempt <= fault.fail_to_load:
-            raise ModelLoadFailedError(f"{spec.model!r} does not load, as its fault says")
+            reason = fault.reason or "it does not load, as its fault says"
+            raise ModelLoadFailedError(f"{spec.model!r} cannot be loaded: {reason}")
         engine = SimulatedEngine(
             msgspec.structs.replace(spec, vram_bytes=size), self._settings, fault, self._clock
         )

@@ -15,6 +15,10 @@ MAX_EXPERIENCES = 1000
 """Of models and their options; enough for every one that a machine may ever serve."""
 
 
+MAX_FRESH_STARTS = 100
+"""Far more than may happen in an hour."""
+
+
 class Experience(msgspec.Struct, frozen=True, kw_only=True):
     """What a model came to here, loaded with one set of options; `None` is not known."""
 
@@ -39,6 +43,9 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
     loaded: tuple[ModelSpec, ...] = ()
     """What was loaded lately, as it was asked for; see `lifecycle.restoring.residents`."""
 
+    fresh_starts: tuple[float, ...] = ()
+    """Epoch seconds at which the daemon ended by itself to be started anew; the latest last."""
+
     def with_pin(self, model: ModelId, is_pinned: bool) -> Self:
         """Return the notes with a pin, or without it."""
         rest = tuple(name for name in self.pinned if name != model)
@@ -53,6 +60,11 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
         if {spec.model: spec for spec in specs} == {spec.model: spec for spec in self.loaded}:
             return self
         return msgspec.structs.replace(self, loaded=specs)
+
+    def with_fresh_start(self, now_epoch: float) -> Self:
+        """Return the notes with one more time that the daemon ended to be started anew."""
+        kept = (*self.fresh_starts, now_epoch)[-MAX_FRESH_STARTS:]
+        return msgspec.structs.replace(self, fresh_starts=kept)
 
     def with_experience(self, latest: Experience) -> Self:
         """Return the notes with what `latest` knows in place of what was known before."""

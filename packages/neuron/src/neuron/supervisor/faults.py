@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cortex_core.device import DeviceCondition, DeviceReading
 from cortex_core.harness import Engine
 from cortex_core.ids import DeviceIndex, ModelId
 from neuron.lifecycle.condition import broken_devices
+from neuron.lifecycle.trust import distrusted
 from neuron.lifecycle.xids import XidAction, action_of
 from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.parts import Parts
@@ -27,11 +28,14 @@ class DeviceFaults:
         self._parts = parts
         self._supervisor = supervisor
         self._conditions: dict[DeviceIndex, DeviceCondition] = {}
+        self.lost: Mapping[DeviceIndex, str] = {}
+        """Devices that are not trusted, as of the latest review, with the reasons."""
         self._endings: dict[ModelId, asyncio.Task[None]] = {}
 
     def review(self, readings: Iterable[DeviceReading]) -> None:
         """Take note of how the devices are now."""
-        known = tuple(readings)
+        self.lost = self._parts.trusting.lost()
+        known = distrusted(readings, self.lost)
         for reading in known:
             self._tell(reading)
         broken = broken_devices(known)

@@ -1,6 +1,7 @@
 """The whole node: the supervisor, its reports, and the events that tell of every change."""
 
 import asyncio
+import logging
 
 import msgspec
 
@@ -19,6 +20,7 @@ from cortex_core.wire.neuron import (
 from cortex_core.wire.weights import WEIGHTS_EVENT
 from neuron.lifecycle.replica import ReplicaState
 from neuron.lifecycle.restoring import residents, to_restore
+from neuron.lifecycle.trust import distrusted, may_start_afresh
 from neuron.ports import DeviceWatch, NodeIdentity
 from neuron.supervisor import reports
 from neuron.supervisor.activation import Activator
@@ -31,6 +33,8 @@ from neuron.supervisor.followers import Followers
 from neuron.supervisor.life import Refusal
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 # Five health events per second at the most, however many requests come and go.
 _HEALTH_PAUSE_S = 0.2
@@ -57,6 +61,8 @@ class Node:
         self._started = parts.clock.now()
         self._told: dict[ModelId, ModelReport] = {}
         self._dirty = asyncio.Event()
+        self.fresh_start = asyncio.Event()
+        """Set when only a new process may heal what is wrong."""
         self.supervisor = Supervisor(parts, self._model_changed)
         self.fitting = Fitting(parts)
         self.followers = Followers(parts, self.supervisor)
@@ -144,7 +150,7 @@ class Node:
                 self._watch.xids(reading.index),
                 self._parts.lanes.held(reading.index),
             )
-            for reading in self._watch.latest()
+            for reading in distrusted(self._watch.latest(), self._faults.lost)
         )
 
     def models(self) -> tuple[ModelReport, ...]:
@@ -162,7 +168,23 @@ class Node:
     def devices_read(self) -> None:
         """Take note of new readings of the devices."""
         self._faults.review(self._watch.latest())
+        self._start_afresh()
         self.health_changed()
+
+    def _start_afresh(self) -> None:
+        """Want a new process, where engines fail on a device that is said to be well.
+
+        Where nothing is kept nobody could count how often, so it is never wanted there.
+        """
+        notebook, settings = self._parts.notebook, self._parts.settings
+        lost = self._faults.lost
+        if not lost or not notebook.is_kept or self.fresh_start.is_set():
+            return
+        now = self._parts.clock.wall()
+        if may_start_afresh(notebook.notes.fresh_starts, now, settings.fresh_starts_per_hour):
+            logger.error("starting afresh", extra={"reason": "; ".join(lost.values())})
+            notebook.change(notebook.notes.with_fresh_start(now))
+            self.fresh_start.set()
 
     def device_fault(self, device: DeviceIndex, xid: int) -> None:
         """Take note of a fault that the driver reported."""

@@ -44,6 +44,11 @@ class Notebook:
         self._dirty = asyncio.Event()
         self.notes = Notes()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the notes outlive the process."""
+        return self._path is not None
+
     async def read(self) -> None:
         """Take over what the file says; one that cannot be read is set aside."""
         if self._path is None:

@@ -15,6 +15,7 @@ from neuron.settings import NeuronSettings
 from neuron.supervisor.groups import Groups
 from neuron.supervisor.memory import Memory
 from neuron.supervisor.notebook import Notebook
+from neuron.supervisor.trusting import Trusting
 from neuron.weights.downloads import Downloads
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     metrics: NeuronMetrics
     tasks: asyncio.TaskGroup
     groups: Groups = msgspec.field(default_factory=Groups)
+    trusting: Trusting = msgspec.field(default_factory=Trusting)
     unusable: Mapping[str, str] = {}
     """Why harnesses that the settings name are not offered, by name."""
 

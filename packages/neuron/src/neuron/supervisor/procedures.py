@@ -177,6 +177,7 @@ class Procedures:
             self.end_load(life, interrupted_error(life, "loading"), "cancelled")
             return
         self._parts.metrics.loads.labels("ok").inc()
+        self._parts.trusting.came_up(life.state.devices)
         self._parts.notebook.learn(
             life.state.asked,
             vram_bytes=self._memory.measured_bytes(life.model),
@@ -193,6 +194,7 @@ class Procedures:
         self.let_go(life, outcome)
         is_refused = outcome == "refused"
         kind = kind_of_error(error)
+        self._parts.trusting.failed(life.state.devices, life.model, kind)
         life.refusal = Refusal(reason=error.message, kind=kind) if is_refused else None
         failed = LoadFailed(
             error=error.message, kind=kind, now=self._clock.now(), is_refused=is_refused

@@ -80,6 +80,7 @@ class Recovering:
             "engine died", extra={"model": life.model, "kind": kind.value, "reason": error}
         )
         self._parts.metrics.deaths.labels(kind.value).inc()
+        self._parts.trusting.failed(life.state.devices, life.model, kind)
         attempt = self._next(life) if is_wanted else None
         died = EngineDied(
             error=self._told(error, attempt) if is_wanted else error,
@@ -144,7 +145,8 @@ class Recovering:
         return error
 
     def _failed_again(self, life: Life, error: RequestError) -> Attempt | None:
-        attempt = self._next(life)
+        attempt, kind = self._next(life), kind_of_error(error)
+        self._parts.trusting.failed(life.state.devices, life.model, kind)
         self._parts.metrics.recoveries.labels("failed" if attempt else "given_up").inc()
         logger.warning(
             "model not recovered",
@@ -156,7 +158,7 @@ class Recovering:
         )
         failed = RecoveryFailed(
             error=self._told(error.message, attempt),
-            kind=kind_of_error(error),
+            kind=kind,
             now=self._clock.now(),
             retry=self._retry(attempt),
         )
