@@ -128,7 +128,7 @@ async def test_one_line_tells_a_request_and_nothing_of_its_content(
     assert (fields["prompt_tokens"], fields["completion_tokens"]) == (3, 3)
     assert fields["finish"] == "stop"
     assert fields["attempts"] == 1
-    for name in ("queue_ms", "load_ms", "ttft_ms", "total_ms"):
+    for name in ("queue_ms", "load_ms", "first_byte_ms", "ttft_ms", "total_ms"):
         assert fields[name] >= 0
     assert "secret" not in str(fields)
     assert "w0" not in str(fields)

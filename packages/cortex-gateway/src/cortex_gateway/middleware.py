@@ -12,6 +12,7 @@ from cortex_core.errors import PermissionDeniedError
 _SHOWN = (
     "request-id",
     "retry-after",
+    "server-timing",
     "x-cortex-ignored",
     "x-cortex-load-ms",
     "x-cortex-model",

@@ -44,6 +44,8 @@ class Account:
     ) -> None:
         self.outcome = CLIENT_GONE
         self.is_stream = False
+        self.shows_timing = False
+        """Whether the caller wants to see the stages of its request."""
         self.attempts = 0
         self.load_s = 0.0
         """Time held for want of a loaded replica."""
@@ -61,6 +63,7 @@ class Account:
         self._node: str | None = None
         self._started_at = clock.now()
         self._dispatched_at: float | None = None
+        self._answered_at: float | None = None
         self._first_token_at: float | None = None
         self._ended_at: float | None = None
         self._error_status = 0
@@ -84,6 +87,11 @@ class Account:
         self.attempts += 1
         self._node = replica.node
         self._dispatched_at = self._clock.now()
+        self._answered_at = None
+
+    def answered(self) -> None:
+        """Note that the node has begun to answer."""
+        self._answered_at = self._clock.now()
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -124,6 +132,8 @@ class Account:
         if self._dispatched_at is not None:
             headers.append(("x-cortex-queue-ms", str(round(self._queue_s() * 1000))))
             headers.append(("x-cortex-load-ms", str(round(self.load_s * 1000))))
+            if self.shows_timing:
+                headers.append(("server-timing", self._timing()))
         return headers
 
     def traced(self) -> Arrival | None:
@@ -171,6 +181,7 @@ class Account:
 
     def _tell(self, duration_s: float, status: int) -> None:
         usage = self.findings.usage or Usage()
+        details = usage.prompt_tokens_details
         fields = {
             "request_id": self._request_id,
             "path": self._path,
@@ -182,9 +193,11 @@ class Account:
             "attempts": self.attempts,
             "queue_ms": round(self._queue_s() * 1000),
             "load_ms": round(self.load_s * 1000),
+            "first_byte_ms": _ms(self._first_byte_s()),
             "ttft_ms": _ms(self._ttft_s()),
             "total_ms": round(duration_s * 1000),
             "prompt_tokens": usage.prompt_tokens,
+            "cached_prompt_tokens": details.cached_tokens if details else None,
             "completion_tokens": usage.completion_tokens,
             "finish": self.findings.finish,
             "ignored": ", ".join(self.ignored)[:MAX_IGNORED_CHARS] or None,
@@ -195,6 +208,24 @@ class Account:
         """Time from the arrival to the last dispatch that was no wait for a load."""
         until = self._clock.now() if self._dispatched_at is None else self._dispatched_at
         return max(0.0, until - self._started_at - self.load_s)
+
+    def _first_byte_s(self) -> float | None:
+        """Time from the last dispatch to the head of the node's answer."""
+        if self._answered_at is None or self._dispatched_at is None:
+            return None
+        return self._answered_at - self._dispatched_at
+
+    def _timing(self) -> str:
+        """Return the stages that are over, as `server-timing` has them (W3C Server Timing)."""
+        stages = [("queue", self._queue_s()), ("load", self.load_s)]
+        first_byte_s = self._first_byte_s()
+        if first_byte_s is not None:
+            stages.append(("first_byte", first_byte_s))
+        if self.outcome != CLIENT_GONE:
+            # It is known what became of it, so this is the head of an answer that is whole.
+            ended_at = self._clock.now() if self._ended_at is None else self._ended_at
+            stages.append(("total", ended_at - self._started_at))
+        return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages)
 
     def _ttft_s(self) -> float | None:
         return None if self._first_token_at is None else self._first_token_at - self._started_at

@@ -32,6 +32,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller calls its conversation."""
     shows_progress: bool
     """Whether the caller wants to see in its reasoning what it waits for."""
+    shows_timing: bool
+    """Whether the caller wants `server-timing` in the answer's head."""
     wait_s: float | None
     """How long the caller is willing to wait for one; `None` when it does not say."""
 
@@ -58,6 +60,7 @@ def read_call(scope: Scope, request_id: str) -> Call:
         priority=read_priority(headers.get("x-cortex-priority")),
         session=headers.get("x-cortex-session"),
         shows_progress=_shows_progress(headers),
+        shows_timing=_shows_timing(headers),
         wait_s=_wait_s(headers),
     )
 
@@ -97,6 +100,15 @@ def _shows_progress(headers: Mapping[str, str]) -> bool:
     if asked is not None and asked.strip().lower() != "reasoning":
         raise InvalidRequestError(
             f"{asked[:20]!r} is no way to show progress; use reasoning", param="x-cortex-progress"
+        )
+    return asked is not None
+
+
+def _shows_timing(headers: Mapping[str, str]) -> bool:
+    asked = headers.get("x-cortex-timing")
+    if asked is not None and asked.strip() != "1":
+        raise InvalidRequestError(
+            f"{asked[:20]!r} is no way to ask for the stages; use 1", param="x-cortex-timing"
         )
     return asked is not None
 

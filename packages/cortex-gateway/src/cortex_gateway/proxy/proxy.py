@@ -135,6 +135,7 @@ class Proxy:
     ) -> None:
         doors = self._doors
         call = read_call(scope, reply.request_id)
+        account.shows_timing = call.shows_timing
         body = await read_body(receive)
         asked = await read(call.head, body)
         account.is_stream = asked.is_stream

@@ -77,6 +77,7 @@ class Relay:
             UpstreamFailure: it ended before it was complete, or is nothing for a caller.
             RequestError: what the caller is to be told instead.
         """
+        self._account.answered()
         headers = dict(answer.headers)
         is_encoded = headers.get("content-encoding", "identity") != "identity"
         kind = headers.get("content-type", "")
