@@ -111,6 +111,20 @@ def test_longest_context_is_what_vllm_derives(
 
 
 @pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": ["a"], "factor": 2.0},
+        {"type": {}, "factor": 2.0},
+        {"type": "x", "factor": 10**400},
+    ],
+)
+def test_positions_that_are_scaled_in_no_way_there_is_raise_nothing(scaling: object) -> None:
+    """Ours: files may come from anybody."""
+    longest_context(described(rope_scaling=scaling))
+    longest_context(described(rope_scaling={"type": "x", "factor": float("inf")}))
+
+
+@pytest.mark.parametrize(
     ("tokenizer", "files", "has"),
     [
         ({"chat_template": "{{ m }}"}, {"config.json"}, True),

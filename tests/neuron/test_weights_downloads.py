@@ -191,3 +191,26 @@ async def test_cancel_tells_those_who_wait(desk: Desk, hub: FakeHub) -> None:
     assert not await desk.downloads.cancel("org/name")
 
     assert isinstance(await fetching, ConflictError)
+
+
+async def test_two_who_remove_a_model_let_no_load_in_between(desk: Desk) -> None:
+    """Ours: a load waits for both, and for neither for ever."""
+    entered, leave = [asyncio.Event(), asyncio.Event()], [asyncio.Event(), asyncio.Event()]
+
+    async def remove(number: int) -> None:
+        async with desk.downloads.removing("org/name"):
+            entered[number].set()
+            await leave[number].wait()
+
+    first, second = (desk.tasks.create_task(remove(number)) for number in range(2))
+    await entered[0].wait()
+    load = desk.begin()
+    leave[0].set()
+    await first
+    await entered[1].wait()
+    under_way = desk.downloads.under_way
+    leave[1].set()
+    await second
+
+    assert not under_way
+    assert await load is None

@@ -100,6 +100,46 @@ def test_model_with_a_part_missing_is_not_there(tmp_path: pathlib.Path, name: st
     assert find_weights("org/name", tmp_path) is None
 
 
+@pytest.mark.parametrize("index", ["[]", "[" * 100_000, '{"weight_map": {"x": ["a"]}}', "{}", "\0"])
+def test_model_with_a_broken_index_is_not_there(tmp_path: pathlib.Path, index: str) -> None:
+    """Ours: nothing is raised, so that the others are listed."""
+    folder = make_cached(tmp_path, "org/name")
+
+    (folder / "model.safetensors.index.json").write_text(index)
+
+    assert find_weights("org/name", tmp_path) is None
+
+
+def test_file_that_cannot_be_looked_at_makes_no_model(tmp_path: pathlib.Path) -> None:
+    """Ours: nothing is raised; a name that is too long stands for a folder of somebody else."""
+    folder = make_model(tmp_path / "m")
+    index = {"weight_map": {"x": "x" * 5000}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    assert find_weights(str(folder), tmp_path) is None
+
+
+def test_shards_that_were_copied_before_their_index_are_no_model(tmp_path: pathlib.Path) -> None:
+    """Ours: their names tell how many there are."""
+    (tmp_path / "config.json").write_text("{}")
+    for number in (1, 3):
+        (tmp_path / f"model-0000{number}-of-00003.safetensors").touch()
+    partial = find_weights(str(tmp_path), tmp_path)
+    (tmp_path / "model-00002-of-00003.safetensors").touch()
+
+    assert partial is None
+    assert find_weights(str(tmp_path), tmp_path) == tmp_path
+
+
+def test_branch_that_is_no_text_is_not_there(tmp_path: pathlib.Path) -> None:
+    """Ours: a file that a power cut left."""
+    folder = make_cached(tmp_path, "org/name")
+
+    (folder.parent.parent / "refs" / "main").write_bytes(b"\xff\xfe")
+
+    assert find_weights("org/name", tmp_path) is None
+
+
 @pytest.mark.parametrize(
     "model", ["../x", "a/../b", "a/b/c", "", "relative/../..", "a b", "x" * 500]
 )
@@ -129,7 +169,24 @@ def test_size_is_that_of_the_tensors(tmp_path: pathlib.Path) -> None:
     assert weights_bytes(tmp_path) is None
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x00" * 8, struct.pack("<Q", 1 << 60), b"\x05" + b"\0" * 7])
+def with_header(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x00" * 8,
+        struct.pack("<Q", 1 << 60),
+        b"\x05" + b"\0" * 7,
+        with_header(b"[" * 100_000),
+        with_header(b'{"x": {"data_offsets": [-1e999, 0]}}'),
+        with_header(b'{"x": {"data_offsets": [0, 1e999]}}'),
+        with_header(b'{"x": {"data_offsets": ["a", "b"]}}'),
+        with_header(b'{"x": {"data_offsets": [1]}}'),
+    ],
+)
 def test_broken_file_has_no_size_and_is_told(tmp_path: pathlib.Path, raw: bytes) -> None:
     """Ours: it is named, and nothing is raised."""
     (tmp_path / "model.safetensors").write_bytes(raw)

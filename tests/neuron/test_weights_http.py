@@ -218,6 +218,18 @@ async def test_link_out_of_the_cache_is_not_followed(
     assert await asyncio.to_thread((outside / "precious").exists)
 
 
+async def test_cache_at_a_relative_path_is_listed_before_it_is_there(
+    start: Start, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours: as `HF_HOME=hub` makes it."""
+    monkeypatch.chdir(tmp_path)
+    async with start(harness_vllm={"hf_cache": "none/hub"}) as node:
+        found = await node.get("/weights")
+
+    assert found["models"] == []
+    assert found["disk"]["free_bytes"] > 0
+
+
 async def test_pull_of_what_cannot_be_is_refused(node: RunningNeuron) -> None:
     """Contract: the table of errors."""
     answers = [

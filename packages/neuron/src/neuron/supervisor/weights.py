@@ -111,7 +111,6 @@ class Weights:
             ConflictError: it is used, pinned, or not the hub cache's.
         """
         check_hub_id(model)
-        source = self._downloads.source
         here = {entry.id: entry for entry in await asyncio.to_thread(self._look)}
         entry = here.get(model)
         is_coming = any(download.model == model for download in self._downloads.under_way)
@@ -125,8 +124,17 @@ class Weights:
             raise ConflictError(f"{model!r} is loaded or being loaded; unload it first")
         if model in self._parts.notebook.notes.pinned:
             raise ConflictError(f"{model!r} is pinned; unpin it first")
+        await self._remove(model)
+
+    async def _remove(self, model: str) -> None:
         async with self._downloads.removing(model):
-            await asyncio.to_thread(stock.remove, source.cache, model)
+            cache = self._downloads.source.cache
+            work = asyncio.get_running_loop().run_in_executor(None, stock.remove, cache, model)
+            try:
+                await asyncio.shield(work)
+            finally:
+                # A thread goes on whoever leaves: nobody is let in before it is done.
+                await asyncio.wait([work])
         self._removed(model)
 
     def used(self, model: ModelId) -> None:
@@ -210,9 +218,7 @@ class Weights:
         for model in plan.victims:
             if model in self._kept():
                 continue
-            async with self._downloads.removing(model):
-                await asyncio.to_thread(stock.remove, self._downloads.source.cache, model)
-            self._removed(model)
+            await self._remove(model)
             has_removed = True
         return has_removed
 
@@ -257,7 +263,7 @@ def _strings(node: object) -> Iterable[str]:
 
 def _disk_usage(path: os.PathLike[str]) -> tuple[int | None, int | None]:
     """Return size and free bytes of the file system that a folder is or will be on; blocks."""
-    folder = os.fspath(path)
+    folder = os.path.abspath(path)
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     try:

@@ -29,6 +29,9 @@ _SCALED_ALREADY = frozenset(
 )
 """Kinds of position scaling that `max_position_embeddings` has in it."""
 
+_MAX_FACTOR = 1e6
+"""Positions are not scaled by more than that; JSON has numbers that no float has."""
+
 _PLAIN_TYPES = frozenset(
     {
         "deepseek_v2", "deepseek_v3", "gemma2", "gemma3_text", "gpt_oss", "granite", "llama",
@@ -90,9 +93,9 @@ def longest_context(model: Description) -> int | None:
         return told
     factor = 1.0
     for scaling in _scalings(text):
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        kind = str(scaling.get("rope_type", scaling.get("type", "default")))
         given = scaling.get("factor")
-        if kind not in _SCALED_ALREADY and isinstance(given, int | float):
+        if kind not in _SCALED_ALREADY and isinstance(given, int | float) and given < _MAX_FACTOR:
             factor = float(given)
     return int(told * factor) if factor >= 1 else None
 

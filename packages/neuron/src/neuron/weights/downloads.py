@@ -74,6 +74,15 @@ class Download:
         self.changed = asyncio.Event()
 
 
+class _Removal:
+    """Everybody who is removing one model."""
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self.turn = asyncio.Lock()
+        self.over = asyncio.Event()
+
+
 class Downloads:
     """Has models downloaded.
 
@@ -93,7 +102,7 @@ class Downloads:
         self._slots = asyncio.Semaphore(limit)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._under_way: dict[tuple[str, str], Download] = {}
-        self._removals: dict[str, asyncio.Event] = {}
+        self._removals: dict[str, _Removal] = {}
         self._is_closed = False
         self.on_news: Callable[[WeightsNews], None] = _ignore
         """Told of everything that happens."""
@@ -192,20 +201,26 @@ class Downloads:
     async def removing(self, model: str) -> AsyncIterator[None]:
         """End the downloads of a model, and let none begin and no load find it meanwhile.
 
+        Of several who remove the same one, each waits for its turn.
+
         Nothing is waited for before others are kept off, so that what was true when it was
         called is true still.
         """
-        gone = self._removals[model] = asyncio.Event()
+        removal = self._removals.setdefault(model, _Removal())
+        removal.wanted += 1
         try:
             await self.cancel(model)
-            yield
+            async with removal.turn:
+                yield
         finally:
-            del self._removals[model]
-            gone.set()
+            removal.wanted -= 1
+            if not removal.wanted:
+                del self._removals[model]
+                removal.over.set()
 
     async def _until_removed(self, model: str) -> None:
         while model in self._removals:
-            await self._removals[model].wait()
+            await self._removals[model].over.wait()
 
     def start_closing(self) -> None:
         """Begin to end all downloads, and begin none any more."""

@@ -6,12 +6,14 @@ Layout of the hub cache: huggingface_hub's guide "Understand caching", read Nove
 import json
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cortex_core.errors import InvalidRequestError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
+_PART = re.compile(r"(.*)-[0-9]+-of-([0-9]+)(\.[a-z]+)", re.ASCII)
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 
 
@@ -45,7 +47,7 @@ def find_weights(
     home = cache_home(cache, model)
     try:
         commit = (home / "refs" / revision).read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         commit = revision
     folder = home / "snapshots" / commit
     return folder if is_complete(folder) else None
@@ -93,14 +95,25 @@ def hub_cache(setting: str | None, environ: Mapping[str, str]) -> pathlib.Path:
 
 
 def is_complete(folder: pathlib.Path) -> bool:
-    """Return whether a folder has a configuration and all weights that it names."""
+    """Return whether a folder has a configuration and all weights that it names; never fails."""
+    try:
+        return _is_complete(folder)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        # It may not be read, or its index is none.
+        return False
+
+
+def _is_complete(folder: pathlib.Path) -> bool:
     if not (folder / "config.json").is_file():
         return False
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            shards = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError):
-            return False
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
         return all((folder / str(shard)).is_file() for shard in shards)
-    return any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))
+    for pattern in _WEIGHTS:
+        names = [path.name for path in folder.glob(pattern)]
+        if names:
+            # Copied by name, the shards come before the index that would tell how many there are.
+            parts = Counter(found.groups() for name in names if (found := _PART.fullmatch(name)))
+            return all(count >= int(total) for (_, total, _), count in parts.items())
+    return False

@@ -15,6 +15,17 @@ from neuron.weights.gguf import GgufHead, read_gguf
 _MAX_HEADER_BYTES = 100 << 20
 """The safetensors library refuses longer headers too."""
 
+_NOT_A_HEADER = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+)
+"""What the reading of one that somebody made up may end in."""
+
 _PICKLES = ("*.bin", "*.pt")
 
 
@@ -68,7 +79,7 @@ def _of_safetensors(files: list[pathlib.Path]) -> Weights:
         except OSError as error:
             # A matter of the disk or of permissions, which the engine may say more of.
             return Weights(format="safetensors", damage=f"{path.name}: {error.strerror}")
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except _NOT_A_HEADER as error:
             reason = str(error) if isinstance(error, _BrokenError) else "its header is broken"
             return Weights(format="safetensors", damage=f"{path.name}: {reason}")
     return Weights(format="safetensors", size_bytes=total)
