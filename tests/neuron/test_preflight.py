@@ -120,6 +120,24 @@ def test_room_that_others_hold_is_told_with_what_is_free() -> None:
     )
 
 
+def test_device_that_cannot_be_used_has_no_room() -> None:
+    """Ours: a load would be refused for it; where there is another device, that one is taken."""
+    broken = {DeviceIndex(0): "CUDA device 0 is poisoned: it has to be reset (Xid 48)"}
+    alone = msgspec.structs.replace(case_of(), broken=broken)
+    two = msgspec.structs.replace(case_of(cards=devices(24_000, 24_000)), broken=broken)
+    both = msgspec.structs.replace(
+        case_of(cards=devices(24_000, 24_000), parallel=2), broken=broken
+    )
+
+    assert found(alone, CheckName.ROOM).verdict == Verdict.FAILED
+    assert "Xid 48" in found(alone, CheckName.ROOM).message
+    assert suggest(alone) is None
+    assert found(two, CheckName.ROOM).message == "18,560 MiB on cuda-dev-1"
+    better = suggest(both)
+    assert better is not None
+    assert better.tensor_parallel == 1
+
+
 @pytest.mark.parametrize(
     ("facts", "parallel", "name", "words"),
     [

@@ -3,17 +3,19 @@
 What is not known is no reason to refuse: only what the engine would refuse as well is `failed`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from cortex_core.device import Device
-from cortex_core.errors import InsufficientVramError, InvalidRequestError
+from cortex_core.errors import InsufficientVramError, InvalidRequestError, ModelLoadFailedError
 from cortex_core.harness import ModelSpec
+from cortex_core.ids import DeviceIndex
 from cortex_core.knowledge import ModelFacts
 from cortex_core.units import mib_from_bytes
 from cortex_core.wire.fit import CheckName, FitCheck, FitNeed, Verdict
 from neuron.lifecycle.budget import Budget, share_bytes
+from neuron.lifecycle.condition import usable_devices
 from neuron.lifecycle.footprint import estimate, reckoned_tokens
 from neuron.lifecycle.selection import check_devices, select_devices
 
@@ -30,6 +32,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     facts: ModelFacts = ModelFacts()
     devices: tuple[Device, ...] = ()
     """Of this node."""
+    broken: Mapping[DeviceIndex, str] = {}
+    """Devices on which nothing can be loaded now, with the reasons."""
     budget: Budget = Budget()
     is_measured: bool = False
     """Whether `spec.vram_bytes` is what such a load held before."""
@@ -265,6 +269,13 @@ def _memory(case: Case) -> Iterator[FitCheck]:
 
 
 def _room(case: Case) -> Iterator[FitCheck]:
+    if case.broken:
+        try:
+            usable = usable_devices(case.spec, case.devices, case.broken)
+        except ModelLoadFailedError as error:
+            yield _check(CheckName.ROOM, Verdict.FAILED, error.message)
+            return
+        case = msgspec.structs.replace(case, devices=usable)
     yield from _against(case, case.budget, CheckName.ROOM)
 
 

@@ -86,6 +86,7 @@ class Fitting:
             spec=spec,
             facts=knowledge.facts,
             devices=self._parts.facts.devices,
+            broken=self._parts.memory.broken,
             # Where it is here already, a load joins and takes nothing more.
             budget=self._parts.memory.budget.with_released(asked.model),
             is_measured=measured is not None,
