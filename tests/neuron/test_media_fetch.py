@@ -206,6 +206,34 @@ async def test_pictures_are_looked_at_before_they_are_unpacked(make: Callable[[]
     assert caught.value.param == "messages.0.content.1.image_url.url"
 
 
+def film(*pictures: bytes) -> dict[str, Any]:
+    frames = ",".join(base64.b64encode(data).decode() for data in pictures)
+    part = {"video_url": {"url": f"data:video/JPEG;base64,{frames}"}}
+    return {"messages": [{"role": "user", "content": [part]}]}
+
+
+async def test_frames_of_a_film_are_looked_at_as_pictures() -> None:
+    """vLLM 0.32: those of `video/jpeg` are unpacked one by one and kept together."""
+    settling, _ = policy("data", max_pixels=100)
+
+    await settling.settle(Route.CHAT_COMPLETIONS, film(picture(10, 10), picture(9, 9)))
+    for frames in ([picture(9, 9), picture(11, 10)], [picture(10, 10)] * 9, [b"none"]):
+        with pytest.raises(InvalidRequestError):
+            await settling.settle(Route.CHAT_COMPLETIONS, film(*frames))
+
+
+async def test_pictures_of_a_request_are_bounded_together() -> None:
+    """Ours: all of them are unpacked at once."""
+    settling, _ = policy("data", max_pixels=100)
+    part = {"image_url": uri(picture(10, 10))}
+
+    await settling.settle(Route.CHAT_COMPLETIONS, {"messages": [part] * 8})
+    with pytest.raises(InvalidRequestError) as caught:
+        await settling.settle(Route.CHAT_COMPLETIONS, {"messages": [part] * 9})
+
+    assert caught.value.param == "messages.8.image_url"
+
+
 async def test_failed_fetch_does_not_say_why() -> None:
     """Ours: the answer would map what is behind the node."""
     settling, _ = policy("allow-list")

@@ -162,7 +162,7 @@ class MediaSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_mb: Count = 20
     """Largest medium, in MiB."""
     max_pixels: Count = 50_000_000
-    """Largest picture, in pixels."""
+    """Largest picture, in pixels; all of one request together may have eight times as many."""
     fetch_timeout_s: Period = 10.0
     """How long the fetching of one medium may take."""
 

@@ -22,6 +22,10 @@ from neuron.settings import MediaSettings
 _MAX_MEDIA = 64
 """In one request; engines take far fewer."""
 
+_LARGEST_PICTURES = 8
+"""Pictures of the largest size that one request may have: they are unpacked together, and a few
+kilobytes may hold hundreds of megabytes."""
+
 _TYPE = re.compile(r"[a-z0-9.+/-]+")
 
 Fetch = Callable[[Source, int, float], Awaitable[Fetched]]
@@ -60,12 +64,16 @@ class MediaPolicy:
         media = list(media_of(route, body))
         if len(media) > _MAX_MEDIA:
             raise InvalidRequestError(f"{_MAX_MEDIA} media may be sent at most", param="messages")
+        pixels = 0
         for medium in media:
-            uri = await self._settled(medium)
+            uri, size = await self._settled(medium)
+            pixels += size
+            if pixels > _LARGEST_PICTURES * self._settings.max_pixels:
+                raise InvalidRequestError("the images are too large together", param=medium.param)
             _put(body, medium, uri)
 
-    async def _settled(self, medium: Medium) -> str:
-        """Return the data URI that stands for a medium."""
+    async def _settled(self, medium: Medium) -> tuple[str, int]:
+        """Return the data URI that stands for a medium, and the pixels of its pictures."""
         settings = self._settings
         if settings.urls == "off":
             raise InvalidRequestError(f"no {medium.kind} is taken here", param=medium.param)
@@ -73,11 +81,12 @@ class MediaPolicy:
         if uri[:5].lower() != "data:":
             uri = await self._fetched(medium)
         begin = check_data_uri(msgspec.structs.replace(medium, url=uri), self._max_bytes)
-        if medium.kind == "image":
-            await asyncio.to_thread(
-                check_pixels, uri[begin:], settings.max_pixels, param=medium.param
-            )
-        return uri
+        pictures = [uri[begin:]] if medium.kind == "image" else []
+        if uri[:begin].lower().startswith("data:video/jpeg;"):
+            # Not a film: vLLM unpacks each of these as a picture.
+            pictures = uri[begin:].split(",")
+        size = await asyncio.to_thread(_count_pixels, pictures, settings.max_pixels, medium.param)
+        return uri, size
 
     async def _fetched(self, medium: Medium) -> str:
         settings = self._settings
@@ -97,8 +106,12 @@ class MediaPolicy:
         return f"data:{kind};base64,{b64encode(got.data).decode()}"
 
 
-def check_pixels(data: str, max_pixels: int, *, param: str) -> None:
-    """Check the size of a picture by its head, before anybody unpacks it; blocks.
+def _count_pixels(pictures: list[str], max_pixels: int, param: str) -> int:
+    return sum(check_pixels(data, max_pixels, param=param) for data in pictures)
+
+
+def check_pixels(data: str, max_pixels: int, *, param: str) -> int:
+    """Return the pixels of a picture by its head, before anybody unpacks it; blocks.
 
     Args:
         data: in base64.
@@ -124,6 +137,7 @@ def check_pixels(data: str, max_pixels: int, *, param: str) -> None:
         raise InvalidRequestError(
             f"the image has {width} x {height} pixels; {max_pixels} may be sent", param=param
         )
+    return int(width * height)
 
 
 def _put(body: Any, medium: Medium, uri: str) -> None:
