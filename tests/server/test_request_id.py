@@ -4,6 +4,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from cortex_core.ids import RequestId
+from cortex_core.server.connection import CONNECTION_KEY
 from cortex_core.server.exchange import request_id_of
 from cortex_core.server.guard import Guard
 from cortex_core.server.request_id import accepted_request_id, random_request_id
@@ -34,6 +35,18 @@ async def test_made_id_is_given_to_app_and_caller() -> None:
         assert made in await client.until(b"0\r\n\r\n")
 
 
+class Idle:
+    """A connection on which nothing more comes."""
+
+    refusal = None
+
+    def listen(self, listener: object) -> None:
+        """Say nothing."""
+
+    def abort(self) -> None:
+        """Be gone."""
+
+
 async def test_ids_come_from_the_generator() -> None:
     """Ours: it is passed in."""
     sent: list[Message] = []
@@ -46,7 +59,7 @@ async def test_ids_come_from_the_generator() -> None:
 
     scope = {
         "type": "http", "http_version": "1.1", "method": "GET",
-        "path": "/", "raw_path": b"/", "headers": [],
+        "path": "/", "raw_path": b"/", "headers": [], "state": {CONNECTION_KEY: Idle()},
     }  # fmt: skip
 
     await Guard(hello, new_request_id=lambda: RequestId("req_7"))(scope, receive, send)

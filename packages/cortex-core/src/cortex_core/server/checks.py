@@ -16,8 +16,10 @@ from cortex_core.errors import (
     MalformedRequestError,
     PermissionDeniedError,
     RequestError,
+    UpgradeRequiredError,
 )
 from cortex_core.ids import RequestId
+from cortex_core.server.http1 import tokens
 from cortex_core.server.limits import Limits
 from cortex_core.server.request_id import accepted_request_id
 
@@ -42,6 +44,8 @@ _WATCHED = frozenset(
         b"transfer_encoding",
         b"host",
         b"x-request-id",
+        b"connection",
+        b"upgrade",
     )
 )
 # RFC 9110, section 5.5: all control characters but the tab are forbidden in field values.
@@ -69,6 +73,7 @@ def read_head(scope: Scope, limits: Limits) -> Head:
             or _framing_error(scope, found)
             or _host_error(found, limits)
             or _length_error(length, limits)
+            or _upgrade_error(scope["method"], found)
         ),
         body_bytes=length,
         request_id=accepted_request_id(found.get(b"x-request-id", [None])[0]),
@@ -132,6 +137,17 @@ def _length_error(length: int | None, limits: Limits) -> RequestError | None:
     if length is None or length <= limits.max_body_bytes:
         return None
     return body_too_large(limits.max_body_bytes)
+
+
+def _upgrade_error(method: str, found: _Found) -> RequestError | None:
+    """Say that WebSocket is not spoken; other wishes to upgrade are ignored, as they may be."""
+    if method != "GET" or b"upgrade" not in found:
+        return None
+    if b"upgrade" not in tokens(b",".join(found.get(b"connection", ()))):
+        return None
+    if b"websocket" not in tokens(b",".join(found[b"upgrade"])):
+        return None
+    return UpgradeRequiredError("WebSocket is not spoken here; use plain HTTP")
 
 
 def body_too_large(limit_bytes: int) -> BodyTooLargeError:

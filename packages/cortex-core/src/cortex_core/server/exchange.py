@@ -4,11 +4,12 @@ import asyncio
 import enum
 from typing import Protocol
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Scope, Send
 
 from cortex_core.errors import RequestError, RequestTimeoutError
 from cortex_core.ids import RequestId
 from cortex_core.server.checks import body_too_large
+from cortex_core.server.connection import Listener
 from cortex_core.server.limits import Limits
 from cortex_core.server.request_id import response_headers
 
@@ -38,7 +39,14 @@ class ClientGoneError(OSError):
 
 
 class Connection(Protocol):
-    """What can be done to the connection below HTTP."""
+    """Where an exchange's request came from."""
+
+    @property
+    def refusal(self) -> RequestError | None:
+        """Why the request must not run, if it was malformed."""
+
+    def listen(self, listener: Listener, /) -> None:
+        """Tell `listener` from now on, and at once, what has come after the request's head."""
 
     def abort(self) -> None:
         """Drop it at once, with what has not been sent."""
@@ -65,7 +73,6 @@ class Exchange:
         "_limits",
         "_loop",
         "_news",
-        "_receive",
         "_received",
         "_scope",
         "_send",
@@ -84,11 +91,10 @@ class Exchange:
         *,
         limits: Limits,
         scope: Scope,
-        receive: Receive,
         send: Send,
         has_body: bool,
         request_id: RequestId,
-        connection: Connection | None,
+        connection: Connection,
     ) -> None:
         self.request_id = request_id
         self.cut: Cut | None = None
@@ -100,7 +106,7 @@ class Exchange:
         self.is_last = False
         """The connection ends with this answer."""
         self._limits = limits
-        self._scope, self._receive, self._send = scope, receive, send
+        self._scope, self._send = scope, send
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[object] | None = None
@@ -122,20 +128,21 @@ class Exchange:
         """Run `app` to its end, or until the caller leaves, stalls, or the drain cuts it."""
         task = self._task = asyncio.current_task()
         assert task is not None
-        async with asyncio.TaskGroup() as tasks:
-            pump = tasks.create_task(self._pump())
-            try:
-                await app(self._scope, self.receive, self.send)
-            except asyncio.CancelledError:
-                # Ours if nobody else asked for it too: the server's own wish must go on.
-                if task.cancelling() > self._cancels or not self._cancels:
-                    raise
-            finally:
-                self._is_over = True
-                for _ in range(self._cancels):
-                    task.uncancel()
-                self._cancels = 0
-                pump.cancel()
+        self._connection.listen(self)
+        if self._is_gone:
+            self.cut = Cut.CLIENT_GONE
+            return
+        try:
+            await app(self._scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            # Ours if nobody else asked for it too: the server's own wish must go on.
+            if task.cancelling() > self._cancels or not self._cancels:
+                raise
+        finally:
+            self._is_over = True
+            for _ in range(self._cancels):
+                task.uncancel()
+            self._cancels = 0
 
     def cancel(self, reason: Cut) -> None:
         """Cancel the app, which finds the first `reason` in `cut`; too late is no matter."""
@@ -147,9 +154,8 @@ class Exchange:
         self._task.cancel()
 
     def abort(self) -> None:
-        """Drop the connection at once, if the server below gave us the means."""
-        if self._connection is not None:
-            self._connection.abort()
+        """Drop the connection at once."""
+        self._connection.abort()
 
     def check(self, now: float) -> None:
         """Find a caller that is too slow; called every now and then.
@@ -250,26 +256,13 @@ class Exchange:
         await self._send(message)
         self._sending_since = None
 
-    # What comes from the server below.
+    # What comes from the connection.
 
-    async def _pump(self) -> None:
-        """Read all the time, whatever the app does: only so a disconnect is seen at once."""
-        while not self._is_gone:
-            self._feed(await self._receive())
-
-    def _feed(self, message: Message) -> None:
-        if message["type"] == "http.request":
-            self._take(message.get("body", b""))
-            self._has_body = self._has_body and bool(message.get("more_body", False))
-        elif message["type"].endswith(".disconnect"):
-            self._is_gone = True
-            # The server says so after every answer too.
-            if not self.is_complete:
-                self.cancel(Cut.CLIENT_GONE)
-        self._news.set()
-
-    def _take(self, data: bytes) -> None:
+    def take(self, data: bytes, *, is_end: bool) -> None:
+        """Take a piece of the body; the app gets it when it asks, within the limit."""
+        self._has_body = not is_end
         self._received += len(data)
+        self._news.set()
         if self._failure is not None or self._discard_from is not None:
             return
         if self._received > self._limits.max_body_bytes:
@@ -281,6 +274,20 @@ class Exchange:
             if isinstance(self._body, bytes):
                 self._body = bytearray(self._body)
             self._body += data
+
+    def fail(self, error: RequestError) -> None:
+        """Give up a body that is malformed; the connection ends with the answer."""
+        self._has_body = False
+        self.is_last = True
+        if self._failure is None:
+            self._fail(error)
+
+    def leave(self) -> None:
+        """Cancel the app, unless its answer is complete."""
+        self._is_gone = True
+        self._news.set()
+        if not self.is_complete:
+            self.cancel(Cut.CLIENT_GONE)
 
     def _fail(self, error: RequestError) -> None:
         self._failure = error

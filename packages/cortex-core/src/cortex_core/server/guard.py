@@ -1,26 +1,23 @@
 """The one guard around every app: what ASGI servers leave to chance is settled here.
 
-A server tells an app that its caller has left only if the app happens to ask, it hangs on a
-body that nobody reads, and it puts no limit on what a caller may send. Behind the guard an app
-is cancelled when its caller leaves, whatever it is doing; sending to nobody raises; and bodies,
-heads and slow callers are bounded.
+ASGI tells an app that its caller has left only if the app happens to ask, and puts no limit on
+what a caller may send. Behind the guard an app is cancelled when its caller leaves, whatever it
+is doing; sending to nobody raises; and bodies, heads and slow callers are bounded.
 """
 
 import asyncio
 import functools
 
 import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cortex_core.errors import DrainingError, RequestError, UpgradeRequiredError
+from cortex_core.errors import DrainingError, RequestError
 from cortex_core.server.checks import read_head
-from cortex_core.server.exchange import SCOPE_KEY, ClientGoneError, Cut, Exchange
+from cortex_core.server.connection import CONNECTION_KEY
+from cortex_core.server.exchange import SCOPE_KEY, ClientGoneError, Connection, Cut, Exchange
 from cortex_core.server.failures import send_error
 from cortex_core.server.limits import Limits
 from cortex_core.server.request_id import NewRequestId, random_request_id
-
-CONNECTION_KEY = "cortex.connection"
-"""Where the server below leaves the connection in `scope["state"]`, if it does."""
 
 # Starlette then relies on `send` to raise, which the guard's does, and runs no second task.
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
@@ -61,26 +58,19 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        is_websocket = scope["type"] == "websocket"
-        if is_websocket:
-            scope.setdefault("method", "GET")
-            send = functools.partial(_send_refusal, send)
+        connection: Connection = scope["state"].pop(CONNECTION_KEY)
         head = read_head(scope, self._limits)
         exchange = Exchange(
             limits=self._limits,
             scope=scope,
-            receive=receive,
             send=send,
-            has_body=head.body_bytes != 0 and not is_websocket,
+            has_body=head.body_bytes != 0,
             request_id=head.request_id or self._new_request_id(),
-            connection=scope.get("state", {}).pop(CONNECTION_KEY, None),
+            connection=connection,
         )
         scope[SCOPE_KEY] = exchange
         scope["asgi"] = _ASGI
-        error = head.error
-        if is_websocket:
-            error = error or UpgradeRequiredError("WebSocket is not spoken here; use plain HTTP")
-        await self._run(exchange, scope, error)
+        await self._run(exchange, scope, connection.refusal or head.error)
 
     async def _run(self, exchange: Exchange, scope: Scope, error: RequestError | None) -> None:
         self._watch(exchange)
@@ -119,8 +109,3 @@ async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Sen
         await send_error(error, scope, send)
     except ClientGoneError:
         return
-
-
-async def _send_refusal(send: Send, message: Message) -> None:
-    """Answer a WebSocket handshake with plain HTTP (ASGI extension websocket.http.response)."""
-    await send({**message, "type": f"websocket.{message['type']}"})

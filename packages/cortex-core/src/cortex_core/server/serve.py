@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from cortex_core.errors import CortexError, SettingsError
 from cortex_core.server.drain import Drain
 from cortex_core.server.failures import lone_error
-from cortex_core.server.hypercorn import apply_repairs, tamed_config
+from cortex_core.server.hypercorn import take_over, tamed_config
 from cortex_core.server.lifespan import Lifespan
 from cortex_core.server.listen import ListeningSocket, closing_all
 from cortex_core.server.notify import READY, STOPPING, notify
@@ -98,7 +98,7 @@ async def serve(
         HypercornChangedError: the installed server is not the known one.
     """
     # In a thread: it reads Hypercorn's source.
-    await asyncio.to_thread(apply_repairs)
+    await asyncio.to_thread(take_over)
     lifespans = [Lifespan(listener.app) for listener in listeners]
     over = asyncio.Event()
     servers = [
@@ -177,7 +177,12 @@ async def _serve_one(
     )
     # Hypercorn types scopes and messages more closely than Starlette does.
     app: Any = lifespan
-    await hypercorn_serve(app, config, shutdown_trigger=over.wait, mode="asgi")
+
+    async def ending() -> None:
+        await over.wait()
+        config.end_connections()
+
+    await hypercorn_serve(app, config, shutdown_trigger=ending, mode="asgi")
 
 
 async def _announce(

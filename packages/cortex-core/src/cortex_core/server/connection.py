@@ -1,0 +1,360 @@
+"""One caller's connection: bytes in, requests to the app one after another, bytes out."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
+
+from starlette.types import ASGIApp, Message, Scope
+
+from cortex_core.errors import RequestError
+from cortex_core.server.clock import SystemClock
+from cortex_core.server.http1 import (
+    Answer,
+    AnswerError,
+    Chunks,
+    Request,
+    end_of_head,
+    parse_head,
+    target_of,
+)
+
+logger = logging.getLogger(__name__)
+
+CONNECTION_KEY = "cortex.connection"
+"""Where the guard finds the connection in `scope["state"]`."""
+
+_PIPELINED_BYTES = 64 * 1024
+"""What is read of further requests while one is answered."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""`struct linger`: on, and wait for nothing (socket(7))."""
+
+_CONTINUE = b"HTTP/1.1 100 \r\n\r\n"
+_FAILED = b"HTTP/1.1 500 \r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class Listener(Protocol):
+    """Whoever is told what comes of a request after its head."""
+
+    def take(self, data: bytes, *, is_end: bool) -> None:
+        """Take a piece of the body."""
+
+    def fail(self, error: RequestError) -> None:
+        """Take note that the rest of the body is none."""
+
+    def leave(self) -> None:
+        """Take note that the caller has left, or has its answer."""
+
+
+class Connection(asyncio.Protocol):
+    """Reads requests, and gives each to the app in a task of its own when its turn has come.
+
+    Only HTTP/1 is spoken, and no upgrade is taken. A caller that closes or half-closes has left.
+
+    Args:
+        app: gets the requests; it must stand behind the guard.
+        tasks: where the app runs.
+        state: of the app's lifespan.
+        keep_alive_s: how long the connection may be idle, and a head may take.
+        flush_timeout_s: how long what was written may take to reach the caller after the end.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        tasks: asyncio.TaskGroup,
+        state: Mapping[str, Any],
+        *,
+        keep_alive_s: float,
+        flush_timeout_s: float,
+    ) -> None:
+        self.refusal: RequestError | None = None
+        """Why the request that is being served must not run."""
+        self.is_lost = asyncio.Event()
+        self._app = app
+        self._tasks = tasks
+        self._state = state
+        self._keep_alive_s = keep_alive_s
+        self._flush_timeout_s = flush_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_writable = asyncio.Event()
+        self._is_writable.set()
+        self._is_closing = self._is_ending = self._is_paused = self._is_deaf = False
+        self._buffer = bytearray()
+        self._scanned = 0
+        # Of the request that is being served.
+        self._scope: Scope | None = None
+        self._answer: Answer
+        self._listener: Listener | None = None
+        self._left = 0
+        self._chunks: Chunks | None = None
+
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` what comes of the request that is being served."""
+        self._listener = listener
+        if self._is_closing:
+            listener.leave()
+        else:
+            self._advance()
+
+    def end(self) -> None:
+        """Close when the running request, if there is one, has its answer."""
+        self._is_ending = True
+        if self._scope is None:
+            self._close()
+        else:
+            self._answer.is_last = True
+
+    def abort(self) -> None:
+        """Reset the connection; what was not sent is forgotten, by the kernel too."""
+        self._is_closing = True
+        connection = self._transport.get_extra_info("socket")
+        # A transport's `abort` alone ends with a FIN, as a complete answer would.
+        # A socket that is closed already has no descriptor to set it on.
+        with contextlib.suppress(OSError, ValueError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
+
+    # What the transport says.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        # Of TCP; uvloop's is a class of its own.
+        self._transport = cast(asyncio.Transport, transport)
+        self._peers = {
+            "client": _address(self._transport, "peername"),
+            "server": _address(self._transport, "sockname"),
+        }
+        self._wait(self._keep_alive_s, self._close)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes."""
+        if self._is_closing or self._is_deaf:
+            return
+        if self._listener is not None and not self._buffer and len(data) <= self._left:
+            self._left -= len(data)
+            self._listener.take(data, is_end=not self._left)
+            return
+        self._buffer += data
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """Take the end of what the caller sends for the end of the connection."""
+        if self.refusal is None:
+            self._close()
+            self._leave()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything."""
+        self._is_closing = True
+        self._buffer.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._is_writable.set()
+        self._leave()
+        self.is_lost.set()
+
+    def pause_writing(self) -> None:
+        """Let senders wait."""
+        self._is_writable.clear()
+
+    def resume_writing(self) -> None:
+        """Let senders go on."""
+        self._is_writable.set()
+
+    # Requests.
+
+    def _advance(self) -> None:
+        """Go through what has come, as far as it can be used now."""
+        try:
+            while self._buffer and (self._serve_next() if self._scope is None else self._read_on()):
+                pass
+        except RequestError as error:
+            self._refuse(error)
+
+    def _serve_next(self) -> bool:
+        """Serve the request at the front of the buffer; return whether its head was there."""
+        end = end_of_head(self._buffer, self._scanned)
+        if end < 0:
+            self._scanned = len(self._buffer)
+            return False
+        head = bytes(self._buffer[:end])
+        request = parse_head(head)
+        del self._buffer[: end + 4]
+        self._serve(request)
+        return True
+
+    def _read_on(self) -> bool:
+        """Read what follows a head; return whether there may be more to do."""
+        if self._listener is None:
+            return False
+        if self._left:
+            data = bytes(self._buffer[: self._left])
+            del self._buffer[: self._left]
+            self._left -= len(data)
+            self._listener.take(data, is_end=not self._left)
+            return True
+        if self._chunks is not None:
+            data = self._chunks.feed(self._buffer)
+            is_end = self._chunks.is_done
+            if is_end:
+                self._chunks = None
+            if data or is_end:
+                self._listener.take(data, is_end=is_end)
+            return is_end
+        # Of a further request. A connection that is not read does not say that it has ended.
+        if len(self._buffer) >= _PIPELINED_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+        return False
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer with `error`, and read no further."""
+        if self._scope is None:
+            self.refusal = error
+            method, target = target_of(bytes(self._buffer))
+            # Without headers, of which none can be trusted.
+            self._serve(Request(method=method, target=target, version="1.1", headers=[]))
+        else:
+            self._left, self._chunks = 0, None
+            assert self._listener is not None
+            self._listener.fail(error)
+        self._answer.is_last = True
+        self._is_deaf = True
+        self._buffer.clear()
+
+    def _serve(self, request: Request) -> None:
+        assert self._timer is not None
+        self._timer.cancel()
+        self._scanned = 0
+        path, _, query = request.target.partition(b"?")
+        self._scope = {
+            "type": "http",
+            "http_version": request.version,
+            "asgi": {"version": "3.0"},
+            "method": request.method,
+            "scheme": "http",
+            "path": unquote(path.decode()) if b"%" in path else path.decode(),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": request.headers,
+            "state": {**self._state, CONNECTION_KEY: self},
+            "extensions": {},
+            **self._peers,
+        }
+        self._answer = Answer(
+            request.method, request.version, is_last=request.is_last or self._is_ending
+        )
+        self._left = request.length or 0
+        self._chunks = Chunks() if request.length is None else None
+        if request.wants_continue and request.length != 0:
+            self._transport.write(_CONTINUE)
+        self._tasks.create_task(self._run(self._scope))
+
+    async def _run(self, scope: Scope) -> None:
+        try:
+            await self._app(scope, _receive, self._send)
+        except Exception:
+            logger.exception("the app failed")
+        finally:
+            # Another request is served already, if the answer was complete.
+            if self._scope is scope and not self._is_closing:
+                if not self._answer.is_started:
+                    self._transport.write(_FAILED)
+                self._close()
+
+    # Answers.
+
+    async def _send(self, message: Message) -> None:
+        """Write what the app says, and wait if the caller reads slowly.
+
+        Raises:
+            AnswerError: it is not what can be said now.
+        """
+        if self._is_closing:
+            return
+        if message["type"] == "http.response.body":
+            is_last = not message.get("more_body", False)
+            data = self._answer.piece(message.get("body", b""), is_last=is_last)
+        elif message["type"] == "http.response.start":
+            data = self._answer.head(message["status"], message.get("headers", ()), _date.text())
+        else:
+            raise AnswerError(f"{message['type']} is no part of an answer")
+        if data:
+            self._transport.write(data)
+        if not self._is_writable.is_set():
+            await self._is_writable.wait()
+        if self._answer.is_complete and not self._is_closing:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Go on to the next request, or close."""
+        is_last = self._answer.is_last or self._left or self._chunks is not None
+        if is_last:
+            self._close()
+        self._leave()
+        self._scope = None
+        if is_last:
+            return
+        self._wait(self._keep_alive_s, self._close)
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        self._advance()
+
+    def _leave(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.leave()
+
+    def _close(self) -> None:
+        """Close when everything was sent, or drop it if that takes too long."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._buffer.clear()
+            self._wait(self._flush_timeout_s, self.abort)
+            self._transport.close()
+
+    def _wait(self, seconds: float, then: Callable[[], object]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, then)
+
+
+async def _receive() -> Message:
+    """Stand in for what the guard does better: see `Connection.listen`."""
+    raise RuntimeError("what is served must stand behind the guard")
+
+
+def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
+    address = transport.get_extra_info(name)
+    return (address[0], address[1]) if isinstance(address, tuple) else None
+
+
+class _Date:
+    """The time of day for answers, written once a second."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self._second = -1
+        self._text = b""
+
+    def text(self) -> bytes:
+        now = int(self._clock.wall())
+        if now != self._second:
+            self._second = now
+            self._text = formatdate(now, usegmt=True).encode()
+        return self._text
+
+
+_date = _Date()

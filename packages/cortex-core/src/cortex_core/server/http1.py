@@ -1,0 +1,336 @@
+"""HTTP/1 as bytes (RFC 9112): heads, bodies and answers; pure.
+
+Every line ends with CR LF, every length is one number, and a message that two programs in a row
+could read differently is refused. What the grammar allows and nobody sends is refused as well.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from cortex_core.errors import HeadersTooLargeError, MalformedRequestError
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Request line and headers together, before they are looked at."""
+
+# Of a line between two chunks, and of all trailers. Nobody sends either.
+_MAX_LINE_BYTES = 1024
+_MAX_TRAILER_BYTES = 8 * 1024
+
+_TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# RFC 9110, section 5.5: no control character but the tab.
+_PLAIN = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
+_REQUEST_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
+_LENGTH = re.compile(rb"\d{1,18}")
+# Sixteen digits would be more than 2 ** 63 bytes.
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;.*)?")
+# The end of a line that no CR begins.
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_OPTIONAL_SPACE = b" \t"
+_BODILESS = frozenset((204, 304))
+
+Pairs = list[tuple[bytes, bytes]]
+
+
+class Request(msgspec.Struct, kw_only=True, gc=False):
+    """The head of a request."""
+
+    method: str
+    target: bytes
+    version: str
+    headers: Pairs
+    """In their order, names in lower case, values without the blanks around them."""
+    length: int | None = 0
+    """Of the body in bytes; `None` when it comes in chunks."""
+    is_last: bool = False
+    """The caller sends no other on this connection."""
+    wants_continue: bool = False
+    """It waits for a word before it sends the body."""
+
+
+def end_of_head(buffer: bytearray, start: int) -> int:
+    """Return where the empty line that ends a head begins, or -1 if it has not come.
+
+    Args:
+        buffer: from the first byte of the head on.
+        start: how much of it was looked at before.
+
+    Raises:
+        MalformedRequestError: no head begins like this.
+        HeadersTooLargeError: it is over the limit, however much is to come.
+    """
+    end = buffer.find(b"\r\n\r\n", max(0, start - 3), MAX_HEAD_BYTES + 4)
+    if end < 0:
+        # An empty line, a TLS handshake, a caller that ends its lines in another way.
+        if buffer[0] <= 0x20 or _BARE_LF.search(buffer, max(0, start - 1)):
+            raise MalformedRequestError("this is not HTTP/1")
+        if len(buffer) > MAX_HEAD_BYTES + 3:
+            raise HeadersTooLargeError(f"at most {MAX_HEAD_BYTES} bytes of head are taken")
+    return end
+
+
+def parse_head(head: bytes) -> Request:
+    """Read a head, the empty line at its end left out.
+
+    Raises:
+        MalformedRequestError: it is not one, or could be read in two ways.
+    """
+    lines = head.split(b"\r\n")
+    if head.translate(None, _PLAIN) != b"\r\n" * (len(lines) - 1):
+        raise MalformedRequestError("control character in the head of the request")
+    match = _REQUEST_LINE.fullmatch(lines[0])
+    if match is None:
+        raise MalformedRequestError("the request line is malformed")
+    method, target, version = match.groups()
+    headers = parse_fields(lines[1:])
+    request = Request(
+        method=method.decode(), target=target, version=version.decode(), headers=headers
+    )
+    _frame(request)
+    return request
+
+
+def target_of(head: bytes) -> tuple[str, bytes]:
+    """Return method and target of a head that is malformed, as far as they can be seen."""
+    match = _REQUEST_LINE.fullmatch(head.partition(b"\r\n")[0])
+    return (match[1].decode(), match[2]) if match else ("GET", b"/")
+
+
+def parse_fields(lines: Sequence[bytes]) -> Pairs:
+    """Split header lines.
+
+    Args:
+        lines: without control characters.
+
+    Raises:
+        MalformedRequestError: one is no header; a folded line is none.
+    """
+    parts = [line.partition(b":") for line in lines]
+    names = [name for name, _, _ in parts]
+    joined = b":".join(names)
+    is_split = all(name and colon for name, colon, _ in parts)
+    if not is_split or joined.translate(None, _TOKEN + b":"):
+        raise MalformedRequestError("malformed header")
+    lowered = joined.lower().split(b":")
+    return [(name, part[2].strip(_OPTIONAL_SPACE)) for name, part in zip(lowered, parts)]  # noqa: B905 - as many
+
+
+def _frame(request: Request) -> None:
+    """Find out where the body ends, and what becomes of the connection (RFC 9112, section 6)."""
+    lengths, codings, hosts = [], [], 0
+    request.is_last = request.version < "1.1"
+    for name, value in request.headers:
+        if name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value.lower())
+        elif name == b"connection":
+            request.is_last = request.is_last or b"close" in tokens(value)
+        elif name == b"host":
+            hosts += 1
+        elif name == b"expect" and request.version >= "1.1":
+            request.wants_continue = b"100-continue" in tokens(value)
+    if hosts > 1 or (not hosts and request.version == "1.1"):
+        raise MalformedRequestError("exactly one host header is needed")
+    request.length = _length(lengths, codings, request.version)
+
+
+def _length(lengths: list[bytes], codings: list[bytes], version: str) -> int | None:
+    if codings:
+        if lengths:
+            raise MalformedRequestError("content-length and transfer-encoding exclude each other")
+        if version == "1.0":
+            raise MalformedRequestError("HTTP/1.0 has no transfer-encoding")
+        if codings != [b"chunked"]:
+            raise MalformedRequestError("the only transfer-encoding taken is chunked")
+        return None
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+        raise MalformedRequestError("content-length must be one number")
+    return int(lengths[0])
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """Split a list of tokens, in lower case."""
+    return [token.strip(_OPTIONAL_SPACE) for token in value.lower().split(b",")]
+
+
+class Chunks:
+    """Takes a body in chunks apart (RFC 9112, section 7.1); extensions and trailers are dropped."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self._left = 0
+        """Bytes that are missing of the chunk."""
+        self._trailer_bytes = 0
+        self._step: Callable[[bytearray, int, list[bytes]], int] = self._size
+
+    def feed(self, buffer: bytearray) -> bytes:
+        """Take from `buffer` what belongs to the body, and return what it carries.
+
+        Raises:
+            MalformedRequestError: it is not in chunks, or could be read in two ways.
+        """
+        position = 0
+        pieces: list[bytes] = []
+        while not self.is_done:
+            after = self._step(buffer, position, pieces)
+            if after < 0:
+                break
+            position = after
+        del buffer[:position]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    # Each returns where it stopped, or -1 if more is needed.
+
+    def _size(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
+        line, after = _line(buffer, start)
+        if after < 0:
+            return -1
+        match = _CHUNK.fullmatch(line)
+        if match is None or line.translate(None, _PLAIN):
+            raise MalformedRequestError("malformed chunk in the request body")
+        self._left = int(match[1], 16)
+        self._step = self._data if self._left else self._trailer
+        return after
+
+    def _data(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
+        piece = bytes(buffer[start : start + self._left])
+        if not piece:
+            return -1
+        pieces.append(piece)
+        self._left -= len(piece)
+        if not self._left:
+            self._step = self._end
+        return start + len(piece)
+
+    def _end(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
+        mark = buffer[start : start + 2]
+        if not b"\r\n".startswith(mark):
+            raise MalformedRequestError("a chunk of the request body is longer than it says")
+        if len(mark) < 2:
+            return -1
+        self._step = self._size
+        return start + 2
+
+    def _trailer(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
+        line, after = _line(buffer, start)
+        if after < 0:
+            return -1
+        self.is_done = not line
+        self._trailer_bytes += len(line)
+        if self._trailer_bytes > _MAX_TRAILER_BYTES:
+            raise MalformedRequestError("the trailers of the request body are too large")
+        if line.translate(None, _PLAIN):
+            raise MalformedRequestError("control character in a trailer")
+        if line:
+            parse_fields([line])
+        return after
+
+
+def _line(buffer: bytearray, start: int) -> tuple[bytes, int]:
+    """Return the line that begins at `start` and where the next one does; -1 if it has no end."""
+    end = buffer.find(b"\r\n", start, start + _MAX_LINE_BYTES + 2)
+    if end >= 0:
+        return bytes(buffer[start:end]), end + 2
+    if len(buffer) - start > _MAX_LINE_BYTES + 1:
+        raise MalformedRequestError("a line between chunks of the request body is too long")
+    return b"", -1
+
+
+class AnswerError(RuntimeError):
+    """The app's answer is none that HTTP/1 can carry; a bug of ours."""
+
+
+class Answer:
+    """Writes one answer.
+
+    Args:
+        method: of the request.
+        version: of the request.
+        is_last: whether the connection ends with it.
+    """
+
+    __slots__ = (
+        "_has_no_body",
+        "_left",
+        "_method",
+        "_version",
+        "is_complete",
+        "is_last",
+        "is_started",
+    )
+
+    def __init__(self, method: str, version: str, *, is_last: bool) -> None:
+        self.is_started = False
+        self.is_complete = False
+        self.is_last = is_last
+        self._method = method
+        self._version = version
+        self._has_no_body = method == "HEAD"
+        self._left: int | None = None
+        """Bytes that were announced and have not come; `None` if it comes in chunks."""
+
+    def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], date: bytes) -> bytes:
+        """Return the head.
+
+        Raises:
+            AnswerError: there was one, or it could be read in two ways.
+        """
+        if self.is_started:
+            raise AnswerError("an answer begins once")
+        lines = [b"HTTP/1.1 %d \r\n" % status]
+        lines += [b"%b: %b\r\n" % pair for pair in headers if self._is_sent(*pair)]
+        lines.append(b"date: %b\r\n" % date)
+        if status in _BODILESS:
+            self._has_no_body = True
+        elif self._left is None:
+            # Up to 1.0 the end of the connection is the end of the answer.
+            if self._version < "1.1":
+                self.is_last = True
+            else:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        if self.is_last:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise AnswerError("a header of the answer has more than one line")
+        self.is_started = True
+        return head + b"\r\n"
+
+    def _is_sent(self, name: bytes, value: bytes) -> bool:
+        """Take note of a header of the app's; return whether it goes out as it is."""
+        if not name or name.translate(None, _TOKEN):
+            raise AnswerError(f"{name!r} is no name of a header")
+        known = name.lower()
+        if known == b"content-length":
+            self._left = int(value)
+        elif known == b"connection" and b"close" in tokens(value):
+            self.is_last = True
+            return False
+        return known != b"transfer-encoding"
+
+    def piece(self, data: bytes, *, is_last: bool) -> bytes:
+        """Return a piece of the body.
+
+        Raises:
+            AnswerError: the answer has no head or is complete, or it is not as long as announced.
+        """
+        if not self.is_started or self.is_complete:
+            raise AnswerError("this is no time for a piece of an answer")
+        self.is_complete = is_last
+        if self._has_no_body:
+            return b""
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0 or (is_last and self._left):
+                self.is_complete = False
+                raise AnswerError("the answer is not as long as its content-length says")
+            return data
+        if self._version < "1.1":
+            return data
+        if not data:
+            return b"0\r\n\r\n" if is_last else b""
+        return b"%x\r\n%b\r\n%b" % (len(data), data, b"0\r\n\r\n" if is_last else b"")
