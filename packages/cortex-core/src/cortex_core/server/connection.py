@@ -90,6 +90,8 @@ class Connection(asyncio.Protocol):
         self._is_closing = self._is_ending = self._is_paused = self._is_deaf = False
         self._buffer = bytearray()
         self._scanned = 0
+        self._held = b""
+        """The head of an answer, which waits a moment for what follows: one write is cheaper."""
         # Of the request that is being served.
         self._scope: Scope | None = None
         self._answer: Answer
@@ -283,19 +285,27 @@ class Connection(asyncio.Protocol):
         """
         if self._is_closing:
             return
-        if message["type"] == "http.response.body":
-            is_last = not message.get("more_body", False)
-            data = self._answer.piece(message.get("body", b""), is_last=is_last)
-        elif message["type"] == "http.response.start":
-            data = self._answer.head(message["status"], message.get("headers", ()), _date.text())
-        else:
+        if message["type"] == "http.response.start":
+            headers = message.get("headers", ())
+            self._held = self._answer.head(message["status"], headers, _date.text())
+            self._loop.call_soon(self._flush)
+            return
+        if message["type"] != "http.response.body":
             raise AnswerError(f"{message['type']} is no part of an answer")
+        is_last = not message.get("more_body", False)
+        data = self._held + self._answer.piece(message.get("body", b""), is_last=is_last)
+        self._held = b""
         if data:
             self._transport.write(data)
         if not self._is_writable.is_set():
             await self._is_writable.wait()
         if self._answer.is_complete and not self._is_closing:
             self._turn()
+
+    def _flush(self) -> None:
+        data, self._held = self._held, b""
+        if data and not self._is_closing:
+            self._transport.write(data)
 
     def _turn(self) -> None:
         """Go on to the next request, or close."""
@@ -320,6 +330,7 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         """Close when everything was sent, or drop it if that takes too long."""
         if not self._is_closing:
+            self._flush()
             self._is_closing = True
             self._buffer.clear()
             self._wait(self._flush_timeout_s, self.abort)
