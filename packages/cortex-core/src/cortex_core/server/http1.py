@@ -24,10 +24,11 @@ _PLAIN = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and 
 _REQUEST_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 _LENGTH = re.compile(rb"\d{1,18}")
 # Sixteen digits would be more than 2 ** 63 bytes.
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;.*)?")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;.*)?")
 # The end of a line that no CR begins.
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _OPTIONAL_SPACE = b" \t"
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 _BODILESS = frozenset((204, 304))
 
 Pairs = list[tuple[bytes, bytes]]
@@ -225,8 +226,8 @@ class Chunks:
             raise MalformedRequestError("the trailers of the request body are too large")
         if line.translate(None, _PLAIN):
             raise MalformedRequestError("control character in a trailer")
-        if line:
-            parse_fields([line])
+        if line and parse_fields([line])[0][0] in _FRAMING:
+            raise MalformedRequestError("a trailer cannot say where the body ends")
         return after
 
 
