@@ -19,7 +19,7 @@ from cortex_core.errors import (
     UpgradeRequiredError,
 )
 from cortex_core.ids import RequestId
-from cortex_core.server.http1 import tokens
+from cortex_core.server.http1 import has_token
 from cortex_core.server.limits import Limits
 from cortex_core.server.request_id import accepted_request_id
 
@@ -143,9 +143,9 @@ def _upgrade_error(method: str, found: _Found) -> RequestError | None:
     """Say that WebSocket is not spoken; other wishes to upgrade are ignored, as they may be."""
     if method != "GET" or b"upgrade" not in found:
         return None
-    if b"upgrade" not in tokens(b",".join(found.get(b"connection", ()))):
+    if not has_token(found.get(b"connection", ()), b"upgrade"):
         return None
-    if b"websocket" not in tokens(b",".join(found[b"upgrade"])):
+    if not has_token(found[b"upgrade"], b"websocket"):
         return None
     return UpgradeRequiredError("WebSocket is not spoken here; use plain HTTP")
 

@@ -27,7 +27,7 @@ _LENGTH = re.compile(rb"\d{1,18}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;.*)?")
 # The end of a line that no CR begins.
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_OPTIONAL_SPACE = b" \t"
+_WATCHED = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 _BODILESS = frozenset((204, 304))
 
@@ -107,34 +107,35 @@ def parse_fields(lines: Sequence[bytes]) -> Pairs:
     Raises:
         MalformedRequestError: one is no header; a folded line is none.
     """
-    parts = [line.partition(b":") for line in lines]
-    names = [name for name, _, _ in parts]
+    parts = [line.split(b":", 1) for line in lines]
+    try:
+        names = [name for name, _ in parts]
+    except ValueError:
+        raise MalformedRequestError("a header needs a colon") from None
     joined = b":".join(names)
-    is_split = all(name and colon for name, colon, _ in parts)
-    if not is_split or joined.translate(None, _TOKEN + b":"):
-        raise MalformedRequestError("malformed header")
+    if b"" in names or joined.translate(None, _TOKEN + b":"):
+        raise MalformedRequestError("malformed name of a header")
     lowered = joined.lower().split(b":")
-    return [(name, part[2].strip(_OPTIONAL_SPACE)) for name, part in zip(lowered, parts)]  # noqa: B905 - as many
+    return [(name, part[1].strip(b" \t")) for name, part in zip(lowered, parts)]  # noqa: B905 - as many
 
 
 def _frame(request: Request) -> None:
     """Find out where the body ends, and what becomes of the connection (RFC 9112, section 6)."""
-    lengths, codings, hosts = [], [], 0
-    request.is_last = request.version < "1.1"
+    found: dict[bytes, list[bytes]] = {}
     for name, value in request.headers:
-        if name == b"content-length":
-            lengths.append(value)
-        elif name == b"transfer-encoding":
-            codings.append(value.lower())
-        elif name == b"connection":
-            request.is_last = request.is_last or b"close" in tokens(value)
-        elif name == b"host":
-            hosts += 1
-        elif name == b"expect" and request.version >= "1.1":
-            request.wants_continue = b"100-continue" in tokens(value)
+        if name in _WATCHED:
+            found.setdefault(name, []).append(value)
+    hosts = len(found.get(b"host", ()))
     if hosts > 1 or (not hosts and request.version == "1.1"):
         raise MalformedRequestError("exactly one host header is needed")
-    request.length = _length(lengths, codings, request.version)
+    is_old = request.version < "1.1"
+    request.is_last = is_old or has_token(found.get(b"connection", ()), b"close")
+    if b"expect" in found and not is_old:
+        request.wants_continue = has_token(found[b"expect"], b"100-continue")
+    if b"transfer-encoding" in found or b"content-length" in found:
+        request.length = _length(
+            found.get(b"content-length", []), found.get(b"transfer-encoding", []), request.version
+        )
 
 
 def _length(lengths: list[bytes], codings: list[bytes], version: str) -> int | None:
@@ -143,19 +144,21 @@ def _length(lengths: list[bytes], codings: list[bytes], version: str) -> int | N
             raise MalformedRequestError("content-length and transfer-encoding exclude each other")
         if version == "1.0":
             raise MalformedRequestError("HTTP/1.0 has no transfer-encoding")
-        if codings != [b"chunked"]:
+        if [coding.lower() for coding in codings] != [b"chunked"]:
             raise MalformedRequestError("the only transfer-encoding taken is chunked")
         return None
-    if not lengths:
-        return 0
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
         raise MalformedRequestError("content-length must be one number")
     return int(lengths[0])
 
 
-def tokens(value: bytes) -> list[bytes]:
-    """Split a list of tokens, in lower case."""
-    return [token.strip(_OPTIONAL_SPACE) for token in value.lower().split(b",")]
+def has_token(values: Iterable[bytes], token: bytes) -> bool:
+    """Return whether one of `values`, which are lists of tokens in any case, has `token`."""
+    for value in values:
+        lowered = value.lower()
+        if lowered == token or token in [part.strip(b" \t") for part in lowered.split(b",")]:
+            return True
+    return False
 
 
 class Chunks:
@@ -308,7 +311,7 @@ class Answer:
         known = name.lower()
         if known == b"content-length":
             self._left = int(value)
-        elif known == b"connection" and b"close" in tokens(value):
+        elif known == b"connection" and has_token((value,), b"close"):
             self.is_last = True
             return False
         return known != b"transfer-encoding"
