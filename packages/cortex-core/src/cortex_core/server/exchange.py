@@ -126,12 +126,12 @@ class Exchange:
 
     async def run(self, app: ASGIApp) -> None:
         """Run `app` to its end, or until the caller leaves, stalls, or the drain cuts it."""
-        task = self._task = asyncio.current_task()
-        assert task is not None
         self._connection.listen(self)
         if self._is_gone:
-            self.cut = Cut.CLIENT_GONE
+            self.cut = self.cut or Cut.CLIENT_GONE
             return
+        task = self._task = asyncio.current_task()
+        assert task is not None
         try:
             await app(self._scope, self.receive, self.send)
         except asyncio.CancelledError:
