@@ -47,6 +47,20 @@ async def test_recycling_brings_the_same_models_back_in_new_engines(bench: Bench
     assert sum(bench.held()) == 70
 
 
+async def test_engine_that_dies_in_that_moment_comes_back_too(bench: Bench) -> None:
+    """Ours: at whatever step of its death the engines are to be replaced."""
+    for steps in range(10):
+        await bench.load(A, 30)
+        bench.harness.engines[-1].die("killed")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        recycling = bench.tasks.create_task(outcome_of(bench.supervisor.recycle()))
+        await bench.clock.advance(200)
+        await recycling
+
+        assert bench.status(A) is ReplicaStatus.LOADED
+
+
 async def test_requests_meanwhile_may_go_elsewhere_and_running_ones_may_end(bench: Bench) -> None:
     """Ours: at no moment is a model that will be back unknown here."""
     await bench.load(A)

@@ -87,7 +87,14 @@ class Recycling:
             self._ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             self._devices = devices
             self.models = frozenset(life.model for life in lives)
-            work = self._run(lives, devices, self._ended)
+            # Now: an engine that dies in the next moment gives its place to another life.
+            # A part of another node's copy comes back when that node asks for it.
+            again = [
+                life.state.asked
+                for life in lives
+                if life.state.status in _WANTED and not life.state.asked.is_follower
+            ]
+            work = self._run(lives, again, devices, self._ended)
             self._task = self._parts.spawn(work, "recycle")
         # Shielded: a caller that leaves must not take the engines of others with it.
         await asyncio.shield(self._ended)
@@ -106,18 +113,13 @@ class Recycling:
     async def _run(
         self,
         lives: Collection[Life],
+        again: Collection[ModelSpec],
         devices: frozenset[DeviceIndex] | None,
         ended: asyncio.Future[None],
     ) -> None:
         error: RequestError | None = None
         logger.info("recycling", extra={"models": sorted(self.models)})
         try:
-            # A part of another node's copy comes back when that node asks for it.
-            again = [
-                life.state.asked
-                for life in lives
-                if life.state.status in _WANTED and not life.state.asked.is_follower
-            ]
             await self._end(lives)
             if devices is None:
                 for harness in self._parts.harnesses.values():
