@@ -170,6 +170,7 @@ def test_token_comes_from_a_file_beside_the_settings(tmp_path: pathlib.Path) -> 
         ('fleet_token = "a"\nfleet_token_file = "empty"', "not both"),
         ('fleet_token = "a\\nb"', "no header can carry"),
         ('fleet_token = ""', "no header can carry"),
+        ('fleet_token = "a "', "no header can carry"),
     ],
 )
 def test_token_that_cannot_be_used_stops_the_start(

@@ -76,8 +76,13 @@ def read_fleet_token(table: Table, where: str) -> None:
         raise SettingsError(f"{where}fleet_token_file: give it or fleet_token, not both")
     if isinstance(name, str):
         token = table["fleet_token"] = read_secret(pathlib.Path(name), f"{where}fleet_token_file")
-    if isinstance(token, str) and not (token.isascii() and token.isprintable() and token.strip()):
+    if isinstance(token, str) and not _fits_header(token):
         raise SettingsError(f"{where}fleet_token: it has characters that no header can carry")
+
+
+def _fits_header(token: str) -> bool:
+    # Blanks around a header's value are no part of it (RFC 9110 section 5.5).
+    return token.isascii() and token.isprintable() and token == token.strip() != ""
 
 
 def overlay_environment(table: Table, environ: Mapping[str, str], prefix: str) -> Table:

@@ -33,9 +33,9 @@ class Search:
     def __init__(self, model: ModelId, hints: RouteHints) -> None:
         self.model = model
         self.attempts = 0
+        """Attempts that were made and failed."""
         self.deaths = 0
         """Engines that died while they worked on it."""
-        """Attempts that were made and failed."""
         self.is_cold = False
         """Whether a load had to be waited for."""
         self._hints = hints

@@ -47,8 +47,10 @@ MAX_ROUNDS = 10
 more than a few rounds mean that its reports and its refusals contradict each other."""
 
 NOT_ADMITTED = "x-cortex-not-admitted"
-ENGINE_DIED = "x-cortex-engine-died"
 """Header of a neuron that refused before any work, so that another one may be asked."""
+
+ENGINE_DIED = "x-cortex-engine-died"
+"""Header of an error whose request had an engine that died."""
 
 _UNREACHED = frozenset({Failure.CONNECT, Failure.CUT_BEFORE_ANSWER, Failure.CUT_MID_ANSWER})
 
