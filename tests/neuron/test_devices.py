@@ -132,13 +132,14 @@ class StuckSource:
     def __init__(self) -> None:
         self.may_answer = threading.Event()
         self.may_answer.set()
+        self.reading = DeviceReading(index=DeviceIndex(0), vram_used_bytes=4, temp_c=50)
 
     def discover(self) -> DeviceFacts:
         return DeviceFacts(devices=(_device(10),))
 
     def read(self) -> tuple[DeviceReading, ...]:
         self.may_answer.wait(PATIENCE_S)
-        return (DeviceReading(index=DeviceIndex(0), vram_used_bytes=4, temp_c=50),)
+        return (self.reading,)
 
     def listen(self, on_xid: Callable[[DeviceIndex, int], None]) -> None:
         pass
@@ -300,3 +301,23 @@ async def test_reservation_waits_no_longer_than_told() -> None:
 
     assert waiter.result()
     assert waits == [1]
+
+
+async def test_device_that_cannot_be_used_is_not_well_when_the_driver_hangs() -> None:
+    """Ours: a card that falls off the bus often takes the driver along."""
+    clock, source = FakeClock(), StuckSource()
+    monitor = DeviceMonitor(source, clock, 1.0)
+    source.reading = DeviceReading(
+        index=DeviceIndex(0), condition=DeviceCondition.GONE, condition_reason="off the bus"
+    )
+    await monitor.discover()
+    source.may_answer.clear()
+    async with asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(monitor.run(lambda: None, lambda device, xid: None))
+        await clock.advance(20)
+        (stale,) = monitor.latest()
+        watch.cancel()
+    source.may_answer.set()
+    monitor.close()
+
+    assert stale == source.reading

@@ -20,7 +20,25 @@ from tests.fakes.nvml import (
     NVMLError_DriverNotLoaded,
     NVMLError_LibraryNotFound,
     NVMLError_LibRmVersionMismatch,
+    NVMLError_NotSupported,
 )
+
+
+class FewLinks(FakeNvml):
+    """A driver that calls a link which the card does not have unsupported."""
+
+    def nvmlDeviceGetNvLinkState(self, handle: object, link: int) -> int:  # noqa: N802
+        if link >= 2:
+            raise NVMLError_NotSupported("Not Supported")
+        return super().nvmlDeviceGetNvLinkState(handle, link)
+
+
+def test_links_that_a_card_lacks_do_not_cost_those_that_it_has() -> None:
+    """Ours: what has no answer is not asked again, and the others are."""
+    source = NvmlSource(FewLinks([FakeCard(nvlinks=(1, 1))]))
+    source.discover()
+
+    assert [source.read()[0].nvlinks for _ in range(2)] == [2, 2]
 
 
 @pytest.mark.parametrize(

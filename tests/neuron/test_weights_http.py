@@ -179,6 +179,25 @@ async def test_oldest_model_gives_way_and_a_loaded_one_does_not(node: RunningNeu
     assert await ids(node) == ["org/m0", "org/m2"]
 
 
+async def test_model_that_cannot_be_removed_keeps_no_other_from_making_room(
+    node: RunningNeuron, tmp_path: pathlib.Path
+) -> None:
+    """Ours: a cache may hold what somebody else has put there."""
+    assert (await pull(node, "org/m0"))[0] == 200
+    snapshots = cache_home(tmp_path / "cache", "org/m0") / "snapshots"
+
+    def lead_out() -> None:
+        snapshots.rename(tmp_path / "outside")
+        snapshots.symlink_to(tmp_path / "outside")
+
+    await asyncio.to_thread(lead_out)
+    assert (await pull(node, "org/m1"))[0] == 200
+    third = await pull(node, "org/m2")
+
+    assert third[0] == 200
+    assert await ids(node) == ["org/m0", "org/m2"]
+
+
 async def test_folders_of_models_are_listed_and_left_alone(
     node: RunningNeuron, tmp_path: pathlib.Path
 ) -> None:
@@ -243,11 +262,15 @@ async def test_pull_of_what_cannot_be_is_refused(node: RunningNeuron) -> None:
 async def test_model_that_another_ones_options_name_is_in_use(tmp_path: pathlib.Path) -> None:
     """Ours: drafts, adapters and tokenizers are named in engine options, wherever vLLM wants."""
     settings = settings_of(harness_vllm={"hf_cache": str(tmp_path)})
-    options = {"speculative_config": {"model": "org/draft"}, "loras": [{"path": "org/adapter"}]}
+    options = {
+        "speculative_config": {"model": "org/draft"},
+        "loras": [{"path": "org/adapter"}],
+        "tokenizer": f"{cache_home(tmp_path, 'org/tokens')}/snapshots/abc",
+    }
     spec = ModelSpec(model=ModelId("org/name"), harness="vllm", engine=options)
     loaded = ReplicaState(asked=spec, status=ReplicaStatus.LOADED, since=0)
     failed = msgspec.structs.replace(loaded, status=ReplicaStatus.FAILED)
-    for model in ("org/draft", "org/adapter", "org/other"):
+    for model in ("org/draft", "org/adapter", "org/tokens", "org/other"):
         await asyncio.to_thread(cache_home(tmp_path, model).mkdir)
     source = DeclaredSource(settings.devices)
     async with node_of(settings, source=source, clock=SystemClock()) as (_, parts):
@@ -255,5 +278,6 @@ async def test_model_that_another_ones_options_name_is_in_use(tmp_path: pathlib.
         unused = Weights(parts, lambda: (failed,), lambda news: None)
         listed = [(await weights.listing()).models for weights in (used, unused)]
 
-    assert {entry.id for entry in listed[0] if entry.in_use} == {"org/draft", "org/adapter"}
+    in_use = [entry.id for entry in listed[0] if entry.in_use]
+    assert in_use == ["org/adapter", "org/draft", "org/tokens"]
     assert not any(entry.in_use for entry in listed[1])

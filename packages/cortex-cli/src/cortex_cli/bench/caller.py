@@ -10,6 +10,7 @@ import msgspec
 
 from cortex_cli.bench.open_loop import Call
 from cortex_cli.bench.samples import Sample
+from cortex_core.errors import UpstreamCutError
 from cortex_core.sse import SseDecoder, SseEvent
 
 DONE = "[DONE]"
@@ -137,7 +138,7 @@ def chat_caller(
                     outcome = str(answer.status)
         except TimeoutError:
             outcome = "timeout"
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, UpstreamCutError):
             # Which of the two it was is told by how far it came.
             pass
         return Sample(

@@ -155,7 +155,7 @@ class DeviceQuestions:
         nvml, card = self._nvml, self._parent
         states: list[int] = []
         for link in range(self._ask("links", lambda: nvml.NVML_NVLINK_MAX_LINKS) or 0):
-            state = self._ask("link", functools.partial(self._nvlink, card, link))
+            state = self._ask(f"link {link}", functools.partial(self._nvlink, card, link))
             if state is None:
                 # The constant is for all cards; this one has fewer.
                 break

@@ -104,12 +104,21 @@ class DeviceMonitor:
         self._read_at = self._clock.now()
 
     def latest(self) -> tuple[DeviceReading, ...]:
-        """Return the last reading at once; all unknown when it is too old to mean anything."""
+        """Return the last reading at once; all unknown when it is too old to mean anything.
+
+        A device that could not be used does not get well by that.
+        """
         if self._clock.now() - self._read_at > _STALE_INTERVALS * self._interval_s:
             return tuple(
                 DeviceReading(
                     index=reading.index,
                     condition_reason=f"the driver has not answered for {_STALE_INTERVALS} readings",
+                )
+                if reading.condition.is_usable
+                else DeviceReading(
+                    index=reading.index,
+                    condition=reading.condition,
+                    condition_reason=reading.condition_reason,
                 )
                 for reading in self._readings
             )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 
 from cortex_core.errors import (
     ConflictError,
@@ -162,7 +162,9 @@ class Weights:
             name
             for state in self._states()
             if state.status is not ReplicaStatus.FAILED
-            for name in (state.asked.model, *_strings(state.asked.engine))
+            for text in (state.asked.model, *_strings(state.asked.engine))
+            for name in (text, stock.model_at(self._downloads.source.cache, text))
+            if name is not None
         )
 
     def _kept(self) -> frozenset[str]:
@@ -183,18 +185,19 @@ class Weights:
         Raises:
             InsufficientDiskError: it does not.
         """
+        stuck: set[str] = set()
         async with self._cleaning:
             promised = sum(
                 other.missing_bytes for other in self._downloads.under_way if other.model != model
             )
             while True:
-                plan = await self._plan(needed_bytes + promised if needed_bytes else 0)
+                plan = await self._plan(needed_bytes + promised if needed_bytes else 0, stuck)
                 if plan.lacking_bytes and needed_bytes:
                     raise _no_room(model, needed_bytes, plan.lacking_bytes)
-                if not await self._clean(plan):
+                if not await self._clean(plan, stuck):
                     return
 
-    async def _plan(self, needed_bytes: int) -> Cleaning:
+    async def _plan(self, needed_bytes: int, stuck: Collection[str]) -> Cleaning:
         cache = self._downloads.source.cache
         models = await asyncio.to_thread(stock.list_cache, cache)
         _, free = await asyncio.to_thread(_disk_usage, cache)
@@ -204,7 +207,7 @@ class Weights:
                 id=model.id,
                 size_bytes=model.size_bytes,
                 last_used=model.last_used,
-                is_kept=model.id in kept,
+                is_kept=model.id in kept or model.id in stuck,
             )
             for model in models
         ]
@@ -212,15 +215,23 @@ class Weights:
             stored, needed_bytes=needed_bytes, budget_bytes=self._budget_bytes, free_bytes=free
         )
 
-    async def _clean(self, plan: Cleaning) -> bool:
-        """Remove those who go, unless somebody uses them now; return whether one went."""
-        has_removed = False
+    async def _clean(self, plan: Cleaning, stuck: set[str]) -> bool:
+        """Remove those who go, unless somebody uses them now; return whether one was tried.
+
+        Those that cannot be removed are put into `stuck`.
+        """
+        was_tried = False
         for model in plan.victims:
             if model in self._kept():
                 continue
-            await self._remove(model)
-            has_removed = True
-        return has_removed
+            was_tried = True
+            try:
+                await self._remove(model)
+            except ConflictError as error:
+                # Perhaps somebody else's files; there may be others that can go.
+                stuck.add(model)
+                logger.warning("model stays on the disk", extra={"reason": error.message})
+        return was_tried
 
     async def _tidy(self) -> None:
         try:

@@ -76,6 +76,15 @@ def remove(cache: pathlib.Path, model: str) -> None:
         raise ConflictError(f"{model!r} cannot be removed from the hub cache: {reason}") from None
 
 
+def model_at(cache: pathlib.Path, path: str) -> str | None:
+    """Return whose folder in the hub cache an absolute path leads into, if any; reads nothing."""
+    try:
+        home = pathlib.Path(path).relative_to(cache).parts[0]
+    except (ValueError, IndexError):
+        return None
+    return _model_of(home)
+
+
 def touch(cache: pathlib.Path, model: str) -> None:
     """Note that a model is used now; nothing happens where that cannot be written."""
     for folder in cache_home(cache, model).glob("snapshots/*"):
@@ -86,10 +95,8 @@ def touch(cache: pathlib.Path, model: str) -> None:
 
 
 def _cached(home: pathlib.Path) -> Stock | None:
-    model = home.name.removeprefix(_PREFIX).replace("--", "/")
-    try:
-        check_hub_id(model)
-    except InvalidRequestError:
+    model = _model_of(home.name)
+    if model is None:
         return None
     refs = {_text(ref): ref.relative_to(home / "refs").as_posix() for ref in _files(home / "refs")}
     commits = [folder for folder in home.glob("snapshots/*") if folder.is_dir()]
@@ -106,6 +113,15 @@ def _cached(home: pathlib.Path) -> Stock | None:
         last_used=max((_changed(commit) for commit in commits), default=changed),
         is_complete=any(is_complete(commit) for commit in commits),
     )
+
+
+def _model_of(home: str) -> str | None:
+    model = home.removeprefix(_PREFIX).replace("--", "/")
+    try:
+        check_hub_id(model)
+    except InvalidRequestError:
+        return None
+    return model if home.startswith(_PREFIX) else None
 
 
 def _measure(folder: pathlib.Path) -> tuple[list[int], float]:
