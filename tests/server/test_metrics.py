@@ -1,7 +1,12 @@
 """`/metrics` as Prometheus asks for it."""
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from cortex_core.server.metrics import metrics_app
 from tests.server.harness import get, post, request, serving
@@ -50,3 +55,28 @@ async def test_other_paths_and_methods_are_refused() -> None:
     async with serving(metrics_app(counted())) as server:
         assert (await server.ask(get("/"))).status == 404
         assert (await server.ask(post(b"", "/metrics"))).status == 405
+
+
+class Witness(Collector):
+    """Notes which thread asks it."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
+    def collect(self) -> Iterator[Metric]:
+        self.threads.add(threading.get_ident())
+        yield Metric("witness", "Asked.", "gauge")
+
+
+async def test_series_are_written_beside_the_loop() -> None:
+    """Ours: streams go on while a large fleet is scraped."""
+    registry, witness = CollectorRegistry(), Witness()
+    registry.register(witness)
+    witness.threads.clear()
+
+    async with serving(metrics_app(registry)) as server:
+        answer = await server.ask(get("/metrics"))
+
+    assert answer.status == 200
+    assert witness.threads
+    assert threading.get_ident() not in witness.threads

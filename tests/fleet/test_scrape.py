@@ -1,0 +1,197 @@
+"""What both daemons show to a scraper: well-formed, and no more than there is to show."""
+
+import asyncio
+import contextlib
+import pathlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fleet.daemons import Daemon, gateway, simulated_neuron, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+REQUESTS = 10_000
+CONNECTIONS = 20
+WAIT_S = 120.0
+HELLO = {"model": "fast", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+OPENMETRICS = {"accept": "application/openmetrics-text; version=1.0.0"}
+
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/responses",
+    "/api/chat",
+    "/of/nobody/{number}",
+)
+
+
+class Scraped:
+    """A running fleet, and the URLs of its series."""
+
+    def __init__(self, neuron: Daemon, door: Daemon) -> None:
+        self.neuron = neuron
+        self.door = door
+        said = re.search(r"metrics on (\S+)", "".join(door.log))
+        assert said is not None
+        self.urls = {"gateway": f"http://{said[1]}/metrics", "neuron": f"{neuron.url}/metrics"}
+
+    def text(self, daemon: str, **headers: str) -> str:
+        return httpx.get(self.urls[daemon], headers=headers, timeout=WAIT_S).text
+
+    def series(self, daemon: str) -> set[str]:
+        """Return all series by name and labels."""
+        lines = self.text(daemon).splitlines()
+        return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+    """Run a fleet that has answered in every dialect, streamed, and refused."""
+    folder = tmp_path_factory.mktemp("scraped")
+    with simulated_neuron(folder) as neuron, gateway(folder, sim=neuron.url) as door:
+        for fields in ({}, {"stream": True}, {"model": "none"}):
+            for path in ("/v1/chat/completions", "/v1/messages"):
+                httpx.post(door.url + path, json={**HELLO, **fields}, timeout=WAIT_S)
+        yield Scraped(neuron, door)
+
+
+async def flood(port: int, number: int, count: int) -> int:
+    """Send requests that nobody else sends on one connection; return how many were answered."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answered = 0
+    for turn in range(count):
+        mine = number * count + turn
+        path = PATHS[mine % len(PATHS)].format(number=mine)
+        body = b'{"model":"stranger/%d","messages":[{"role":"user","content":"x"}]}' % mine
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: x\r\nx-api-key: key-{mine}\r\n"
+            f"x-cortex-session: talk-{mine}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", answer.lower())
+        assert length is not None, answer
+        await reader.readexactly(int(length[1]))
+        assert answer.split()[1].startswith(b"4"), answer
+        answered += 1
+    writer.close()
+    return answered
+
+
+@pytest.mark.parametrize("daemon", ["gateway", "neuron"])
+async def test_strangers_add_no_series(fleet: Scraped, daemon: str) -> None:
+    """Contract: labels come from closed sets, whatever callers name."""
+    port = (fleet.door if daemon == "gateway" else fleet.neuron).port
+    # Each kind of refusal once.
+    await flood(port, 0, len(PATHS))
+    before = fleet.series(daemon)
+
+    async with asyncio.timeout(WAIT_S):
+        each = REQUESTS // CONNECTIONS
+        counts = await asyncio.gather(*(flood(port, n, each) for n in range(CONNECTIONS)))
+
+    assert sum(counts) == REQUESTS
+    assert fleet.series(daemon) == before
+    assert "stranger" not in fleet.text(daemon)
+
+
+@pytest.mark.parametrize("daemon", ["gateway", "neuron"])
+def test_text_format_is_strictly_right(fleet: Scraped, daemon: str) -> None:
+    """Prometheus, "Exposition formats": every family once, every sample in its family."""
+    families = list(text_string_to_metric_families(fleet.text(daemon)))
+
+    names = [family.name for family in families]
+    assert len(names) == len(set(names))
+    assert all(family.documentation for family in families)
+    assert all(family.type != "unknown" for family in families)
+
+
+def test_openmetrics_is_strictly_right(fleet: Scraped) -> None:
+    """OpenMetrics 1.0: its parser refuses what is not."""
+    text = fleet.text("gateway", **OPENMETRICS)
+
+    families = openmetrics.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    assert list(families)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("daemon", ["gateway", "neuron"])
+def test_promtool_finds_nothing(fleet: Scraped, daemon: str) -> None:
+    """`promtool check metrics`: names, units and texts as is the custom."""
+    done = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=fleet.text(daemon),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+CONFIG = """
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+- job_name: cortex
+  static_configs: [{{targets: ["{gateway}", "{neuron}"]}}]
+"""
+
+ANSWERED = (
+    "up == 1",
+    "cortex_requests_total{outcome='ok'} > 0",
+    "histogram_quantile(0.99, sum by (le) (cortex_request_duration_seconds_bucket)) > 0",
+    "histogram_quantile(0.99, sum by (le) (cortex_time_to_first_token_seconds_bucket)) > 0",
+    "cortex_event_loop_lag_seconds_count > 0",
+    "neuron_event_loop_lag_seconds_count > 0",
+    "neuron_requests_total{outcome='ok'} > 0",
+    "cortex_replica_state{state='loaded'} == 1",
+    "process_open_fds > 0",
+)
+"""What a dashboard asks; none may say "no data"."""
+
+
+@contextlib.contextmanager
+def prometheus(folder: pathlib.Path, config: str) -> Iterator[str]:
+    """Run a Prometheus and give its URL."""
+    (folder / "prometheus.yml").write_text(config)
+    command = [
+        "prometheus",
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        "--web.listen-address=127.0.0.1:0",
+    ]
+    with (
+        open(folder / "log", "w") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            until(lambda: "Listening on" in (folder / "log").read_text(), WAIT_S)
+            said = re.search(r"Listening on\" address=(\S+)", (folder / "log").read_text())
+            assert said is not None
+            yield f"http://{said[1]}"
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+def test_prometheus_scrapes_a_fleet(fleet: Scraped, tmp_path: pathlib.Path) -> None:
+    """Ours: a real one takes what both daemons show, and answers what dashboards ask."""
+    targets = {name: urlsplit(url).netloc for name, url in fleet.urls.items()}
+    with prometheus(tmp_path, CONFIG.format_map(targets)) as url:
+
+        def ask(query: str) -> list[object]:
+            answer = httpx.get(f"{url}/api/v1/query", params={"query": query}, timeout=WAIT_S)
+            found: list[object] = answer.json()["data"]["result"]
+            return found
+
+        until(lambda: len(ask("up == 1")) == 2 and all(map(ask, ANSWERED)), WAIT_S)
