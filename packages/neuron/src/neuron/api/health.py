@@ -1,5 +1,6 @@
 """Whether the neuron lives, is ready, and how it does; nothing here waits for an engine."""
 
+import asyncio
 from collections.abc import Iterable
 from typing import Literal
 
@@ -51,6 +52,7 @@ class HealthApi:
     def __init__(self, node: Node, metrics: NeuronMetrics, harnesses: Iterable[Harness]) -> None:
         self._node = node
         self._metrics = metrics
+        self._scraping = asyncio.Lock()
         self._harnesses = tuple(harnesses)
 
     def routes(self) -> list[Route]:
@@ -87,8 +89,11 @@ class HealthApi:
 
     async def metrics(self, request: Request) -> Response:
         """Answer all series, our own first."""
-        self._node.refresh_metrics()
-        own = generate_latest(self._metrics.registry)
+        # What the process says of itself is read from files; one at a time, lest the gauges are
+        # filled again meanwhile.
+        async with self._scraping:
+            self._node.refresh_metrics()
+            own = await asyncio.to_thread(generate_latest, self._metrics.registry)
         texts = (own, *(harness.metrics() for harness in self._harnesses))
         return Response(join_series(texts), media_type=_METRICS_TYPE)
 
