@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from cortex_core.errors import InvalidRequestError, ModelLoadFailedError
-from cortex_core.harness import ModelSpec, Peer
+from cortex_core.group import Peer
+from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
 from neuron.engines import vllm_bringup
 from neuron.engines.vllm_options import RayOptions, ServingOptions, read_options

@@ -7,6 +7,7 @@ import msgspec
 from cortex_core.errors import EngineError, NotFoundError
 from cortex_core.harness import (
     Capabilities,
+    Engine,
     EngineAnswer,
     EngineLoad,
     Knowledge,
@@ -17,6 +18,7 @@ from cortex_core.harness import (
     Route,
 )
 from cortex_core.ids import RequestId
+from neuron.engines.adapted import AdapterEngine
 from tests.fakes.gauge import FakeGauge
 
 
@@ -180,6 +182,8 @@ class FakeHarness:
         self.specs: list[ModelSpec] = []
         """As they were loaded, in order."""
         self.engines: list[FakeEngine] = []
+        self.adapted: list[ModelSpec] = []
+        """Adapters that are on engines now."""
 
     async def fetch(self, spec: ModelSpec, on_progress: ProgressCallback) -> None:
         """Fetch, when it may."""
@@ -216,6 +220,18 @@ class FakeHarness:
             self.gauge.move(spec.devices, self.size_bytes)
         self.engines.append(engine)
         return engine
+
+    async def adapt(self, base: Engine, spec: ModelSpec) -> Engine:
+        """Add an adapter, when it may."""
+        await self.may_load.wait()
+        if self.load_error is not None:
+            raise self.load_error
+        self.adapted.append(spec)
+
+        async def remove() -> None:
+            self.adapted.remove(spec)
+
+        return AdapterEngine(spec.model, base, check=base.check_answer, remove=remove)
 
     async def answer_from_files(
         self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import assume, given, strategies as st
 
 from cortex_core.device import Device
-from cortex_core.harness import ModelSpec, Peer
+from cortex_core.group import Peer
+from cortex_core.harness import ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.knowledge import KvShape, ModelFacts
 from cortex_core.units import MIB

@@ -260,14 +260,15 @@ async def test_pull_of_what_cannot_be_is_refused(node: RunningNeuron) -> None:
 
 
 async def test_model_that_another_ones_options_name_is_in_use(tmp_path: pathlib.Path) -> None:
-    """Ours: drafts, adapters and tokenizers are named in engine options, wherever vLLM wants."""
+    """Ours: drafts and tokenizers are named in engine options, wherever vLLM wants."""
     settings = settings_of(harness_vllm={"hf_cache": str(tmp_path)})
     options = {
         "speculative_config": {"model": "org/draft"},
-        "loras": [{"path": "org/adapter"}],
         "tokenizer": f"{cache_home(tmp_path, 'org/tokens')}/snapshots/abc",
     }
-    spec = ModelSpec(model=ModelId("org/name"), harness="vllm", engine=options)
+    spec = ModelSpec(
+        model=ModelId("org/name"), harness="vllm", adapter="org/adapter", engine=options
+    )
     loaded = ReplicaState(asked=spec, status=ReplicaStatus.LOADED, since=0)
     failed = msgspec.structs.replace(loaded, status=ReplicaStatus.FAILED)
     for model in ("org/draft", "org/adapter", "org/tokens", "org/other"):

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from cortex_core.group import Peer, Seat
 from cortex_core.ids import DeviceIndex, ModelId, RequestId
 from cortex_core.knowledge import ModelFacts
 
@@ -74,33 +75,6 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the places that one caller has while others wait, and of the queue at any time."""
 
 
-class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """Another node that holds a part of the same copy of a model."""
-
-    endpoint: str
-    """Base URL of its neuron."""
-    devices: tuple[DeviceIndex, ...] = ()
-    """Devices to use there; empty lets its neuron choose."""
-
-
-class Seat(msgspec.Struct, frozen=True, kw_only=True):
-    """The place of one node among those that hold one copy of a model together."""
-
-    group: str
-    """Tells this group from every other one, earlier ones of the same model included."""
-    rank: int
-    """0 is the head, which alone takes requests."""
-    nodes: int
-    address: str
-    """Of the head, where the engine's processes find each other."""
-    port: int
-    """There."""
-    host: str = ""
-    """Address under which this node is reached by the others."""
-    head: str = ""
-    """How the head calls itself, for people."""
-
-
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is to be loaded; two equal specs give the same engine."""
 
@@ -123,6 +97,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Options of the engine under their own names, as TOML and JSON can say them."""
     bounds: Bounds = Bounds()
     """On its requests; the engine itself knows nothing of them."""
+    base: ModelId | None = None
+    """Model whose engine it is added to; only an adapter has one."""
+    adapter: str | None = None
+    """Where the adapter is: a hub id, or the absolute path of a folder; `None` is `model`."""
 
     @property
     def nodes(self) -> int:
@@ -360,6 +338,19 @@ class Harness(Protocol):
 
         Raises:
             RequestError: why it cannot be loaded, short enough to show.
+        """
+        ...
+
+    async def adapt(self, base: Engine, spec: ModelSpec) -> Engine:
+        """Add a fetched adapter to a loaded engine, which answers to both names from then on.
+
+        Args:
+            base: an engine of this harness; it outlives what is returned.
+            spec: of the adapter; it has a `base`.
+
+        Raises:
+            ConflictError: `base` takes no adapters; with the cure.
+            RequestError: why this one cannot be added.
         """
         ...
 

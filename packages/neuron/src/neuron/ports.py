@@ -9,7 +9,7 @@ import msgspec
 
 from cortex_core.device import Device, DeviceReading
 from cortex_core.errors import RequestError
-from cortex_core.harness import Seat
+from cortex_core.group import Seat
 from cortex_core.ids import BootId, DeviceIndex
 from cortex_core.wire.neuron import FollowerRequest, Link
 

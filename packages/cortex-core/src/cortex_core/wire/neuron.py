@@ -238,6 +238,7 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     """Base URLs of the other nodes that hold a part of this copy; the head says them."""
     head: str | None = None
     """The node that answers for this copy, where only a part of it is here."""
+    base: str | None = None
 
 
 class PeerRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,6 +276,10 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     starts afresh."""
     peers: tuple[PeerRequest, ...] | None = None
     """Other nodes that hold a part of the same copy, in rank order."""
+    base: str | None = None
+    """Model whose engine it is added to, where it is an adapter."""
+    adapter: str | None = None
+    """Where the adapter is: hub id or path; `None` is `model_id`."""
 
 
 SPEC_HEADER = "x-cortex-spec"

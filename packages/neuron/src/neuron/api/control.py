@@ -11,7 +11,8 @@ from starlette.routing import Route
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.dialect import Dialect, error_body
 from cortex_core.errors import ConflictError, InvalidRequestError, NotFoundError, RequestError
-from cortex_core.harness import Bounds, ModelSpec, Peer
+from cortex_core.group import Peer
+from cortex_core.harness import Bounds, ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId, RequestId
 from cortex_core.replica import ReplicaStatus
 from cortex_core.server.clock import Clock
@@ -95,6 +96,8 @@ class ControlApi:
     async def fit(self, request: Request) -> Response:
         """Answer whether such a load would work; nothing is done."""
         spec = _spec(decode_request(await read_body(request.receive), _LOAD_DECODER))
+        if spec.base is not None:
+            raise InvalidRequestError("an adapter fits where its base does; ask for that one")
         return json_answer(await self._node.fitting.report(spec))
 
     async def unload(self, request: Request) -> Response:
@@ -183,6 +186,7 @@ def _spec(wanted: LoadRequest) -> ModelSpec:
         value = getattr(wanted, name)
         if value is not None and value < least:
             raise InvalidRequestError(f"{value} is too small", param=name)
+    _check_adapter(wanted)
     peers = tuple(
         Peer(
             endpoint=peer.endpoint.rstrip("/"),
@@ -206,7 +210,25 @@ def _spec(wanted: LoadRequest) -> ModelSpec:
         peers=peers,
         engine=wanted.engine,
         bounds=_bounds(wanted),
+        base=None if wanted.base is None else ModelId(wanted.base),
+        adapter=wanted.adapter,
     )
+
+
+def _check_adapter(wanted: LoadRequest) -> None:
+    if wanted.base is None:
+        if wanted.adapter is not None:
+            raise InvalidRequestError("name the model that it adapts", param="base")
+        return
+    if not wanted.base or wanted.base == wanted.model_id:
+        raise InvalidRequestError("name another model, which it adapts", param="base")
+    of_engine = ("quant", "tensor_parallel", "pipeline_parallel", "devices", "vram_mb", "peers")
+    named = [name for name in of_engine if getattr(wanted, name) is not None]
+    named += [f"engine.{name}" for name in wanted.engine if name != "revision"]
+    if named:
+        raise InvalidRequestError(
+            f"an adapter takes this from its base {wanted.base!r}; leave it out", param=named[0]
+        )
 
 
 def _bounds(wanted: LoadRequest) -> Bounds:

@@ -7,7 +7,8 @@ from starlette.routing import Route
 
 from cortex_core.codec import decode_request
 from cortex_core.errors import InvalidRequestError
-from cortex_core.harness import ModelSpec, Seat
+from cortex_core.group import Seat
+from cortex_core.harness import ModelSpec
 from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.server.exchange import request_id_of
 from cortex_core.units import bytes_from_mib

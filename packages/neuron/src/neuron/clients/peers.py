@@ -28,7 +28,7 @@ from cortex_core.errors import (
     UpstreamError,
     UpstreamTimeoutError,
 )
-from cortex_core.harness import Seat
+from cortex_core.group import Seat
 from cortex_core.sse import SseDecoder
 from cortex_core.wire.neuron import JOINED_EVENT, FollowerRequest
 

@@ -9,11 +9,12 @@ import asyncio
 import msgspec
 
 from cortex_core.errors import InvalidRequestError, ModelLoadFailedError
-from cortex_core.harness import Knowledge, ModelSpec, ProgressCallback, Route
+from cortex_core.harness import Engine, Knowledge, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
 from cortex_core.knowledge import ModelFacts
 from cortex_core.server.clock import Clock
 from cortex_core.units import MIB, bytes_from_mib
+from neuron.engines.adapted import AdapterEngine
 from neuron.engines.simulation.engine import SimulatedEngine, info_of
 from neuron.engines.simulation.tokens import Tokens, options_of
 from neuron.settings import Fault, SimulatedSettings
@@ -101,6 +102,10 @@ class SimulatedHarness:
         self._engines[spec.model] = engine
         return engine
 
+    async def adapt(self, base: Engine, spec: ModelSpec) -> Engine:
+        """Return a view of `base`, which answers to every name."""
+        return AdapterEngine(spec.model, base, check=base.check_answer, remove=_nothing)
+
     async def answer_from_files(
         self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId
     ) -> bytes:
@@ -148,6 +153,10 @@ class SimulatedHarness:
         if settings.load_mb_per_s is None:
             return settings.load_s
         return settings.load_s + size_bytes / MIB / settings.load_mb_per_s
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _family(name: str, kind: str, rows: list[tuple[ModelId, int]]) -> bytes:

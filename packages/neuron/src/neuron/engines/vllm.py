@@ -20,7 +20,12 @@ from typing import Any, TypeVar
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from cortex_core.errors import ModelLoadFailedError, NotFoundError
+from cortex_core.errors import (
+    ConflictError,
+    InvalidRequestError,
+    ModelLoadFailedError,
+    NotFoundError,
+)
 from cortex_core.harness import Engine, EngineVersion, Knowledge, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
 from neuron.engines import vllm_bringup, vllm_knowledge
@@ -43,6 +48,7 @@ from neuron.lifecycle.footprint import estimate
 from neuron.models import BUILTIN, BuiltinModel, completed
 from neuron.settings import MediaSettings, VllmSettings
 from neuron.weights.downloads import Downloads
+from neuron.weights.files import is_adapter
 
 T = TypeVar("T")
 
@@ -196,6 +202,13 @@ class VllmHarness:
             raise
         return await self._assemble(spec, scratch, llm, parts, weights)
 
+    async def adapt(self, base: Engine, spec: ModelSpec) -> Engine:
+        """Add an adapter to an engine; see `cortex_core.harness.Harness`."""
+        if not isinstance(base, VllmEngine):
+            raise ConflictError(f"{spec.base!r} is held by several nodes, and takes no adapters")
+        folder = await self._in_thread(functools.partial(self._find_weights, spec))
+        return await base.add_adapter(spec.model, folder)
+
     async def answer_from_files(
         self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId
     ) -> bytes:
@@ -252,6 +265,8 @@ class VllmHarness:
         )
 
     def _weights_name(self, spec: ModelSpec) -> str:
+        if spec.base is not None:
+            return spec.adapter or spec.model
         builtin = self._builtin.get(spec.model)
         return str(builtin.path) if builtin is not None else spec.model
 
@@ -261,6 +276,9 @@ class VllmHarness:
         folder = source.find(model, _revision(spec))
         if folder is None:
             raise NotFoundError(f"there are no weights for {spec.model!r} on this node")
+        if is_adapter(folder) is (spec.base is None):
+            what = "an adapter; load it with its `base`" if spec.base is None else "no adapter"
+            raise InvalidRequestError(f"{model!r} is {what}", param="base")
         source.check_loadable(spec, folder)
         return folder
 

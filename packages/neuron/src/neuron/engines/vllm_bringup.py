@@ -19,7 +19,7 @@ from neuron.engines.vllm_environment import (
     use_fork_server,
 )
 from neuron.engines.vllm_families import parsers_for
-from neuron.engines.vllm_handlers import engine_handlers
+from neuron.engines.vllm_handlers import engine_handlers, serving_models
 from neuron.engines.vllm_options import (
     NO_PARSER,
     EngineOptions,
@@ -221,9 +221,11 @@ def make_stack(
     llm: Any, model: str, parts: Parts, tasks: tuple[str, ...], media: MediaPolicy
 ) -> Stack:
     """Return the routes over a started engine."""
-    handlers = engine_handlers(llm, model, parts.serving, parts.reasoning_parser, tasks)
+    models = serving_models(llm, model)
+    handlers = engine_handlers(llm, models, parts.serving, parts.reasoning_parser, tasks)
     by_priority = parts.config.scheduler_config.policy == "priority"
-    return Stack(handlers, modalities_of(llm.renderer), media, has_priorities=by_priority)
+    modalities = modalities_of(llm.renderer)
+    return Stack(handlers, modalities, media, has_priorities=by_priority, models=models)
 
 
 def describe(llm: Any, stack: Stack, parts: Parts, weights: int | None) -> ModelInfo:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import pathlib
 import shutil
@@ -17,7 +18,9 @@ from cortex_core.errors import EngineError, ModelLoadFailedError, RequestError, 
 from cortex_core.harness import EngineAnswer, EngineLoad, ModelInfo, Route
 from cortex_core.ids import ModelId, RequestId
 from neuron.engines import engine_process, processes, vllm_check
+from neuron.engines.adapted import AdapterEngine
 from neuron.engines.oom import OomCount
+from neuron.engines.vllm_adapters import Adapters
 from neuron.engines.vllm_failures import describe_exit, last_words
 from neuron.engines.vllm_runtime import record
 from neuron.engines.vllm_serving import EventStream, Stack, event_error, is_error
@@ -67,6 +70,7 @@ class VllmEngine:
         self._model = model
         self._llm = llm
         self._stack = stack
+        self._adapters = Adapters(llm, stack.models, scratch)
         self._info = info
         self._window = window
         self._scratch = scratch
@@ -176,26 +180,68 @@ class VllmEngine:
 
     async def check_answer(self) -> None:
         """Ask for a few tokens, or a vector; the same must come after every wake."""
-        question = vllm_check.question(
-            self._model, self._info.capabilities, self._llm.model_config.max_logprobs
-        )
-        if question is None:
+        said = await self.ask(self._model)
+        if said is None:
             return
-        route, body = question
-        try:
-            answer = await self.serve(route, body, RequestId("check"))
-            if not isinstance(answer.body, bytes):
-                raise ModelLoadFailedError(f"{self._model!r} answers with a stream")
-            said = vllm_check.read_answer(route, answer.body)
-        except (RequestError, msgspec.DecodeError) as error:
-            raise ModelLoadFailedError(
-                f"{self._model!r} does not answer: {str(error)[:200]}"
-            ) from error
         flaw = vllm_check.flaw(said, self._said)
         if flaw is not None:
             raise ModelLoadFailedError(f"{self._model!r} is broken: {flaw}")
         if self._said is None:
             self._said = said
+
+    async def ask(self, model: ModelId) -> vllm_check.Said | None:
+        """Return what this model, or an adapter on it, says to the neuron's own question.
+
+        Returns:
+            `None` when it does nothing that can be checked.
+
+        Raises:
+            ModelLoadFailedError: there is no answer.
+        """
+        question = vllm_check.question(
+            model, self._info.capabilities, self._llm.model_config.max_logprobs
+        )
+        if question is None:
+            return None
+        route, body = question
+        try:
+            answer = await self.serve(route, body, RequestId("check"))
+            if not isinstance(answer.body, bytes):
+                raise ModelLoadFailedError(f"{model!r} answers with a stream")
+            return vllm_check.read_answer(route, answer.body)
+        except (RequestError, msgspec.DecodeError) as error:
+            raise ModelLoadFailedError(f"{model!r} does not answer: {str(error)[:200]}") from error
+
+    async def add_adapter(self, model: ModelId, folder: pathlib.Path) -> AdapterEngine:
+        """Add an adapter, which answers to `model` from here on.
+
+        Args:
+            model: id of the adapter.
+            folder: its files.
+
+        Raises:
+            ConflictError: this engine takes no adapters; with the cure.
+            RequestError: why this one cannot be added.
+        """
+        if self._is_closing or self.failure is not None:
+            raise EngineError(f"the engine of {self._model!r} is gone")
+        await self._adapters.add(model, folder, self._model)
+        return AdapterEngine(
+            model,
+            self,
+            check=functools.partial(self._check_adapter, model),
+            remove=functools.partial(self._remove_adapter, model),
+        )
+
+    async def _check_adapter(self, model: ModelId) -> None:
+        said = await self.ask(model)
+        flaw = None if said is None else vllm_check.flaw(said, None)
+        if flaw is not None:
+            raise ModelLoadFailedError(f"{model!r} is broken: {flaw}")
+
+    async def _remove_adapter(self, model: ModelId) -> None:
+        if not self._is_closing and self.failure is None:
+            await self._adapters.remove(model)
 
     async def sleep(self, level: int) -> None:
         """Give the device memory back; see `cortex_core.harness.Engine`."""
@@ -290,7 +336,7 @@ class VllmEngine:
                 processes.kill(left)
             shutil.rmtree(self._scratch, ignore_errors=True)
             # vLLM's objects hold each other and much memory; nothing of ours may hold them.
-            del self._llm, self._stack
+            del self._llm, self._stack, self._adapters
             self._on_closed()
 
 

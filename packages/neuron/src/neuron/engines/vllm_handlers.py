@@ -22,9 +22,22 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     """Reads a request without answering it; `None` where only the engine can tell."""
 
 
+def serving_models(llm: Any, model: str) -> Any:
+    """Return vLLM's `OpenAIServingModels`: the names that a loaded engine answers to.
+
+    Args:
+        llm: vLLM's `AsyncLLM`.
+        model: id that answers carry as `model`.
+    """
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+
+    paths = _model_paths(model, llm.model_config)
+    return OpenAIServingModels(engine_client=llm, base_model_paths=paths)
+
+
 def engine_handlers(
     llm: Any,
-    model: str,
+    models: Any,
     options: ServingOptions,
     reasoning_parser: str | None,
     tasks: tuple[str, ...],
@@ -33,15 +46,11 @@ def engine_handlers(
 
     Args:
         llm: vLLM's `AsyncLLM`.
-        model: id that answers carry as `model`.
+        models: see `serving_models`.
         options: how to serve; parsers are settled already.
         reasoning_parser: name of the reasoning parser, or `None`.
         tasks: what the engine supports, as vLLM names it.
     """
-    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-
-    paths = _model_paths(model, llm.model_config)
-    models = OpenAIServingModels(engine_client=llm, base_model_paths=paths)
     reading = _reading(options, reasoning_parser)
     renderer = _online_renderer(llm.model_config, llm.renderer, reading)
     handlers = _token_handlers(models, renderer, reading)

@@ -30,6 +30,7 @@ class Stack:
         modalities: media that the model takes beside text, as vLLM names them.
         media: what may be brought along of those.
         has_priorities: whether the engine schedules by them.
+        models: vLLM's own list of the names that the engine answers to; `None` without an engine.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Stack:
         media: MediaPolicy,
         *,
         has_priorities: bool = False,
+        models: Any = None,
     ) -> None:
         self._media = media
+        self.models = models
         self.modalities = modalities
         self._has_priorities = has_priorities
         self._handlers = handlers

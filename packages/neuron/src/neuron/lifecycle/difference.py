@@ -16,7 +16,7 @@ def difference(asked: ModelSpec, held: ModelSpec, devices: tuple[DeviceIndex, ..
         return _seat_difference(held)
     if asked.peers and asked.peers != held.peers:
         return f"peers are {_endpoints(held)} and {_endpoints(asked)} were asked for"
-    for name in ("harness", "quant"):
+    for name in ("harness", "base", "adapter", "quant"):
         mine, theirs = getattr(asked, name), getattr(held, name)
         if mine != theirs:
             return f"{name} is {theirs!r} and {mine!r} was asked for"

@@ -19,7 +19,7 @@ _SERVES = frozenset({ReplicaStatus.LOADED, ReplicaStatus.RECOVERING})
 def residents(
     states: Iterable[ReplicaState], still_wanted: Iterable[ModelSpec]
 ) -> tuple[ModelSpec, ...]:
-    """Return what a restart is to bring back, what was used last first.
+    """Return what a restart is to bring back, what was used last first, and adapters at the end.
 
     What sleeps gave its place to others, what failed would fail again, and a part of another
     node's copy comes back when that node asks for it.
@@ -30,7 +30,8 @@ def residents(
             in this order.
     """
     here = [state for state in states if state.status in _SERVES and not state.asked.is_follower]
-    here.sort(key=lambda state: state.last_used or 0.0, reverse=True)
+    # An adapter needs its base there before it.
+    here.sort(key=lambda state: (state.asked.base is None, state.last_used or 0.0), reverse=True)
     names = {state.asked.model for state in here}
     rest = [spec for spec in still_wanted if spec.model not in names]
     return (*(state.asked for state in here), *rest)

@@ -44,6 +44,7 @@ from neuron.lifecycle.events import (
 from neuron.lifecycle.recovery import Attempt, FailureKind
 from neuron.lifecycle.replica import ReplicaState, Step, step
 from neuron.lifecycle.selection import check_devices
+from neuron.supervisor.adapting import Adapting
 from neuron.supervisor.admission import Admission
 from neuron.supervisor.lease import Lease, NotAdmittedError, Wish
 from neuron.supervisor.life import Life, Refusal
@@ -73,14 +74,17 @@ class Supervisor:
         self._parts = parts
         self._clock = parts.clock
         self._on_change = on_change
+        self._lives: dict[ModelId, Life] = {}
+        self._leaving: dict[ModelId, Life] = {}
         self.watching = Watching(parts, self._died)
-        self._procedures = Procedures(parts, self._apply, self._closed, self.watching)
+        self._adapting = Adapting(parts, self._lives, self._apply, self.watching)
+        self._procedures = Procedures(
+            parts, self._apply, self._closed, self.watching, self._adapting
+        )
         self._recovering = Recovering(parts, self._procedures, self._apply)
         self.recycling = Recycling(parts, self._all_lives, self.unload, self._load_again)
         self._sleeping = Sleeping(parts, self._apply, self.watching.check)
         self._admission = Admission(parts, self._refusal, self._tell)
-        self._lives: dict[ModelId, Life] = {}
-        self._leaving: dict[ModelId, Life] = {}
         self.is_draining = False
         self._mending: asyncio.Task[None] | None = None
 
@@ -169,6 +173,7 @@ class Supervisor:
         await self.recycling.wait(self._parts.settings.memory_wait_s)
         life = self._life(model)
         self._check_draining()
+        self._adapting.check_none(model)
         asked = SleepAsked(level=level, now=self._clock.now(), drain_timeout_s=drain_timeout_s)
         after = _obeyed(step(life.state, asked))
         if life.state.info is not None and any(isinstance(e, StartSleep) for e in after.effects):
@@ -325,14 +330,17 @@ class Supervisor:
     def _perform(self, life: Life, effect: Effect) -> None:
         match effect:
             case CancelLoad():
+                self._adapting.unload_all(life, 0.0)
                 self._procedures.cancel(life)
             case StartSleep():
                 self._sleeping.fall_asleep(life, effect.level, effect.drain_timeout_s)
             case StartWake():
                 self._sleeping.wake(life)
             case StartUnload():
-                self._procedures.take_down(life, effect.drain_timeout_s)
+                adapters = self._adapting.unload_all(life, effect.drain_timeout_s)
+                self._procedures.take_down(life, effect.drain_timeout_s, adapters)
             case HastenDrain():
+                self._adapting.unload_all(life, effect.drain_timeout_s)
                 self._procedures.hasten(life, effect.drain_timeout_s)
             case DisposeEngine():
                 self._leaving[life.model] = life

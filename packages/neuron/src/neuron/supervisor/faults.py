@@ -88,7 +88,8 @@ class DeviceFaults:
         here = (
             (state.asked.model, self._supervisor.engine(state.asked.model))
             for state in self._supervisor.states()
-            if device in state.devices
+            # An adapter has the engine of its base.
+            if device in state.devices and state.asked.base is None
         )
         return [(model, engine) for model, engine in here if engine is not None]
 

@@ -18,7 +18,8 @@ from cortex_core.errors import (
     InvalidRequestError,
     RequestError,
 )
-from cortex_core.harness import Engine, Harness, ModelSpec, ProgressCallback, Seat
+from cortex_core.group import Seat
+from cortex_core.harness import Engine, Harness, ModelSpec, ProgressCallback
 from cortex_core.units import mib_from_bytes
 from cortex_core.wire.neuron import FollowerRequest
 from neuron.ports import Follower, Peers

@@ -6,7 +6,7 @@ what becomes of a replica.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -34,6 +34,7 @@ from neuron.lifecycle.events import (
     UnloadEnded,
 )
 from neuron.lifecycle.recovery import kind_of_error
+from neuron.supervisor.adapting import Adapting
 from neuron.supervisor.fitting import Fitting
 from neuron.supervisor.life import Life, Refusal
 from neuron.supervisor.parts import Parts
@@ -66,6 +67,7 @@ class Procedures:
         apply: takes the events with which they come back.
         on_closed: called when an engine that had served is gone and its memory free.
         watching: looks after engines.
+        adapting: brings up what lives on the engine of another model.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Procedures:
         apply: Callable[[Life, Event], None],
         on_closed: Callable[[], None],
         watching: Watching,
+        adapting: Adapting,
     ) -> None:
         self._parts = parts
+        self._adapting = adapting
         self._on_closed = on_closed
         self._watching = watching
         self._clock = parts.clock
@@ -94,11 +98,17 @@ class Procedures:
             self._memory.will_free(life.model)
         life.cancel_tasks()
 
-    def take_down(self, life: Life, drain_timeout_s: float) -> None:
-        """Give up what else is done with an engine, drain it and close it."""
+    def take_down(self, life: Life, drain_timeout_s: float, adapters: Collection[Life]) -> None:
+        """Give up what else is done with an engine, drain it and close it.
+
+        Args:
+            life: of the engine.
+            drain_timeout_s: how long requests may go on.
+            adapters: what lives on the engine, and is being taken down too; it goes first.
+        """
         self._memory.will_free(life.model)
         life.cancel_tasks()
-        work = self._take_down(life, drain_timeout_s)
+        work = self._take_down(life, drain_timeout_s, adapters)
         life.ending = self._parts.spawn(work, f"unload {life.model}")
 
     def hasten(self, life: Life, drain_timeout_s: float) -> None:
@@ -135,6 +145,12 @@ class Procedures:
         Raises:
             RequestError: why there is none; memory may be reserved all the same.
         """
+        if life.state.asked.base is not None:
+            return await self._adapting.load(
+                life,
+                lambda *news: self._fetching(life, *news),
+                lambda devices: self._place(life, devices),
+            )
         harness = self._parts.harnesses[life.state.asked.harness]
         await harness.fetch(life.state.asked, lambda *news: self._fetching(life, *news))
         spec = await harness.check(life.state.asked)
@@ -152,8 +168,7 @@ class Procedures:
             # given less from load to load.
             spec = msgspec.structs.replace(spec, vram_bytes=max(measured, spec.vram_bytes or 0))
         life.has_reserved = True
-        life.accepted.set()
-        self._apply(life, LoadPlaced(devices=devices, now=self._clock.now()))
+        self._place(life, devices)
         async with self._parts.lanes.hold(devices):
             before = await self._memory.used(life.model)
             engine = await self._parts.groups.load(
@@ -208,6 +223,10 @@ class Procedures:
             extra={"model": life.model, "outcome": outcome, "reason": error.message},
         )
 
+    def _place(self, life: Life, devices: tuple[DeviceIndex, ...]) -> None:
+        life.accepted.set()
+        self._apply(life, LoadPlaced(devices=devices, now=self._clock.now()))
+
     def _fetching(self, life: Life, stage: str, done: int | None, total: int | None) -> None:
         # It is known where the weights are; who does not wait for the load need not wait for them.
         life.accepted.set()
@@ -230,12 +249,16 @@ class Procedures:
         now = self._clock.now()
         self._apply(life, LoadProgressed(stage=stage, done_bytes=done, total_bytes=total, now=now))
 
-    async def _take_down(self, life: Life, drain_timeout_s: float) -> None:
+    async def _take_down(
+        self, life: Life, drain_timeout_s: float, adapters: Collection[Life]
+    ) -> None:
         try:
             if drain_timeout_s > 0:
                 await within(self._clock, drain_timeout_s, life.drained())
             life.cut(NoReplicaError(f"{life.model!r} was unloaded while it answered"))
             await within(self._clock, CUT_NOTICE_S, life.idle())
+            for adapter in adapters:
+                await adapter.gone.wait()
             await self._close_engine(life)
         finally:
             self._memory.release(life.model)

@@ -63,12 +63,7 @@ def model_report(
     state: ReplicaState, budget: Budget, *, is_pinned: bool, admission: AdmissionSettings
 ) -> ModelReport:
     """Return one model's report."""
-    holding = budget.holdings.get(state.asked.model)
-    # An estimate of nothing is no estimate, but what sleeps may well hold nothing.
-    is_known = holding is not None and (
-        holding.is_measured or holding.size_bytes > 0 or holding.awake_bytes is not None
-    )
-    size_bytes = holding.size_bytes if holding is not None and is_known else None
+    size_bytes = _size_bytes(state, budget)
     is_asleep = state.status is ReplicaStatus.SLEEPING
     refused = refusal(state.asked.model, state, is_draining=False)
     info = state.info
@@ -99,7 +94,21 @@ def model_report(
         recovery=_recovery(state.retry),
         peers=tuple(peer.endpoint for peer in state.asked.peers),
         head=state.asked.seat.head if state.asked.seat is not None else None,
+        base=state.asked.base,
     )
+
+
+def _size_bytes(state: ReplicaState, budget: Budget) -> int | None:
+    """Return the device memory that a model holds; `None` is not known."""
+    if state.asked.base is not None:
+        # What an adapter takes was its base's before it came.
+        return 0
+    holding = budget.holdings.get(state.asked.model)
+    # An estimate of nothing is no estimate, but what sleeps may well hold nothing.
+    is_known = holding is not None and (
+        holding.is_measured or holding.size_bytes > 0 or holding.awake_bytes is not None
+    )
+    return holding.size_bytes if holding is not None and is_known else None
 
 
 def measured(notes: Notes) -> tuple[Measured, ...]:

@@ -13,6 +13,7 @@ from cortex_core.errors import (
     NotFoundError,
     RequestError,
 )
+from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
 from cortex_core.units import MIB, bytes_from_mib
@@ -162,7 +163,7 @@ class Weights:
             name
             for state in self._states()
             if state.status is not ReplicaStatus.FAILED
-            for text in (state.asked.model, *_strings(state.asked.engine))
+            for text in _names(state.asked)
             for name in (text, stock.model_at(self._downloads.source.cache, text))
             if name is not None
         )
@@ -258,6 +259,11 @@ class Weights:
         if not is_under_way:
             del self._told[news.id]
         self._tell(news)
+
+
+def _names(spec: ModelSpec) -> Iterable[str]:
+    adapter = () if spec.adapter is None else (spec.adapter,)
+    return (spec.model, *adapter, *_strings(spec.engine))
 
 
 def _strings(node: object) -> Iterable[str]:

@@ -94,6 +94,11 @@ def hub_cache(setting: str | None, environ: Mapping[str, str]) -> pathlib.Path:
     return pathlib.Path(base) / "huggingface" / "hub"
 
 
+def is_adapter(folder: pathlib.Path) -> bool:
+    """Return whether a folder has a LoRA adapter alone, as the PEFT library writes them."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
 def is_complete(folder: pathlib.Path) -> bool:
     """Return whether a folder has a configuration and all weights that it names; never fails."""
     try:
@@ -104,6 +109,8 @@ def is_complete(folder: pathlib.Path) -> bool:
 
 
 def _is_complete(folder: pathlib.Path) -> bool:
+    if is_adapter(folder):
+        return (folder / "adapter_model.safetensors").is_file()
     if not (folder / "config.json").is_file():
         return False
     index = folder / "model.safetensors.index.json"
