@@ -42,6 +42,20 @@ async def ask(process: TokenProcess, body: bytes) -> bytes:
         return await process.ask(SPEC, folder, Route.TOKENIZE, body, RequestId("r"))
 
 
+async def test_process_is_told_no_secret(
+    process: TokenProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours: it needs neither the hub nor the fleet."""
+    for name in ("HF_TOKEN", "NEURON_FLEET_TOKEN"):
+        monkeypatch.setenv(name, "canary")
+
+    await ask(process, b"first")
+    known = await asyncio.to_thread(pathlib.Path(f"/proc/{process.pid}/environ").read_bytes)
+
+    assert b"PATH=" in known
+    assert b"canary" not in known
+
+
 async def test_answers_belong_to_their_questions(process: TokenProcess) -> None:
     """Ours: one process, whatever is asked at the same time, of whatever length."""
     bodies = [b"%d" % number * (1 + 9_000 * (number % 3)) for number in range(30)]

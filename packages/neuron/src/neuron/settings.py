@@ -18,6 +18,9 @@ KNOWN_HARNESSES = ("vllm", "simulated")
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Mib = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", f"{ENVIRONMENT_PREFIX}FLEET_TOKEN")
+"""Variables that are told to no process which can do without."""
+
 Whole = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 Period = Annotated[float, Meta(gt=0)]

@@ -13,7 +13,7 @@ from cortex_core.errors import EngineError, OverloadedError, UpstreamTimeoutErro
 from cortex_core.harness import ModelSpec, Route
 from cortex_core.ids import RequestId
 from neuron.engines.token_frames import HEAD_BYTES, Answer, Question, error_of, length_of, pack
-from neuron.settings import MediaSettings
+from neuron.settings import SECRETS, MediaSettings
 
 _IDLE_S = 300.0
 """Time without a question after which the process is ended; it holds half a gigabyte."""
@@ -165,7 +165,7 @@ class TokenProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 # The files are here; what is not is none of its business.
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                env=_environment(),
             )
         return self._process
 
@@ -186,3 +186,8 @@ class TokenProcess:
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+
+
+def _environment() -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    return {**known, "HF_HUB_OFFLINE": "1"}

@@ -18,6 +18,7 @@ from cortex_core.errors import (
     NotFoundError,
     RequestError,
 )
+from neuron.settings import SECRETS
 from neuron.weights.lines import Failed, Job, Line, Problem
 from neuron.weights.source import WeightSource
 
@@ -138,7 +139,7 @@ def error_of(line: Failed, model: str, missing_bytes: int) -> RequestError:
 
 def _environment(source: WeightSource) -> dict[str, str]:
     """Return the environment of the process: ours, without what would stop it or tell others."""
-    hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    hidden = (*SECRETS, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     environ = {name: value for name, value in os.environ.items() if name not in hidden}
     environ |= {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
