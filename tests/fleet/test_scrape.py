@@ -155,6 +155,8 @@ ANSWERED = (
     "neuron_event_loop_lag_seconds_count > 0",
     "neuron_requests_total{outcome='ok'} > 0",
     "cortex_replica_state{state='loaded'} == 1",
+    "cortex_open_connections > 0",
+    "neuron_open_connections > 0",
     "process_open_fds > 0",
 )
 """What a dashboard asks; none may say "no data"."""

@@ -30,6 +30,7 @@ class Server:
         self.shutdown = shutdown
         self.is_over = asyncio.Event()
         self.clients: list[Client] = []
+        self.listeners: list[Listener] = []
 
     async def connect(self, *, receive_buffer: int | None = None) -> "Client":
         sock = socket.socket()
@@ -74,10 +75,11 @@ async def serving(
     server = Server(listener, drain or Drain(), Shutdown())
     ready = asyncio.Event()
     stack = protect(app, drain=server.drain, limits=limits)
+    server.listeners = [Listener(app=stack, socket=listener, keep_alive_s=keep_alive_s)]
 
     async def life() -> None:
         await serve(
-            [Listener(app=stack, socket=listener, keep_alive_s=keep_alive_s)],
+            server.listeners,
             drain=server.drain,
             shutdown=server.shutdown,
             environ=environ or {},

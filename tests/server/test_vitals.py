@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from cortex_core.server.drain import Drain
 from cortex_core.server.vitals import BEAT_S, QUIET_S, STALL_S, Stalls, Vitals, lags_of, place_of
+from tests.server.harness import eventually, get, serving
+from tests.server.test_slow_reader import Firehose
 
 WAIT_S = 60.0
 
@@ -145,3 +147,27 @@ async def test_process_and_requests_are_shown() -> None:
     assert value("process_cpu_seconds_total") is not None
     assert value("neuron_open_requests") == 0
     assert value("neuron_event_loop_lag_seconds_count") == 0
+
+
+async def test_what_is_open_is_counted_and_not_afterwards() -> None:
+    """Ours: connections, idle ones too, their requests, and what a slow caller leaves to us."""
+    registry = CollectorRegistry()
+
+    def value(name: str) -> float:
+        return registry.get_sample_value(name) or 0
+
+    async with serving(Firehose(b"x" * 8192), keep_alive_s=WAIT_S) as server:
+        Vitals(registry, "cortex", server.drain).of(server.listeners)
+        await server.connect()
+        client = await server.connect(receive_buffer=4096)
+        await client.send(get())
+
+        await eventually(lambda: value("cortex_unsent_bytes") > 0)
+        assert value("cortex_open_requests") == 1
+        await eventually(lambda: value("cortex_open_connections") == 2)
+
+        for one in server.clients:
+            one.close()
+        await eventually(lambda: value("cortex_open_connections") == 0)
+        assert value("cortex_unsent_bytes") == 0
+        await eventually(lambda: value("cortex_open_requests") == 0)

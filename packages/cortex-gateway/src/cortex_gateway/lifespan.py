@@ -105,10 +105,12 @@ async def run_gateway(
                     _tell_start(configuration, api.address, metrics.address)
                     with _on_hangup(gateway.reloader.hang_up):
                         await serve(
-                            [
-                                _listener(gateway.app, api),
-                                _listener(protect(metrics_app(registry)), metrics),
-                            ],
+                            vitals.of(
+                                [
+                                    _listener(gateway.app, api),
+                                    _listener(protect(metrics_app(registry)), metrics),
+                                ]
+                            ),
                             drain=drain,
                             shutdown=shutdown,
                             environ=environ,

@@ -101,7 +101,9 @@ async def run(
         with vitals.running():
             async with _in_background(*works):
                 await serve(
-                    [Listener(app=app, socket=listener, keep_alive_s=NEURON_KEEP_ALIVE_S)],
+                    vitals.of(
+                        [Listener(app=app, socket=listener, keep_alive_s=NEURON_KEEP_ALIVE_S)]
+                    ),
                     drain=drain,
                     shutdown=shutdown,
                     environ=environ,

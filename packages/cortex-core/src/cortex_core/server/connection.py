@@ -99,6 +99,11 @@ class Connection(asyncio.Protocol):
         self._left = 0
         self._chunks: Chunks | None = None
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What was written and has not reached the kernel; read from any thread."""
+        return self._transport.get_write_buffer_size()
+
     def listen(self, listener: Listener) -> None:
         """Tell `listener` what comes of the request that is being served."""
         self._listener = listener

@@ -126,10 +126,11 @@ async def _serve_connection(
             keep_alive_s=config.keep_alive_timeout,
             flush_timeout_s=config.flush_timeout_s,
         )
-        config.connections.add(connection)
         try:
             writer.transport.set_protocol(connection)
             connection.connection_made(writer.transport)
+            # Not before: whoever counts them asks for what they hold.
+            config.connections.add(connection)
             await _hand_over(reader, connection)
             if config.is_ending:
                 connection.end()

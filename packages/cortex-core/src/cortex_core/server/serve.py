@@ -15,6 +15,7 @@ from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 from starlette.types import ASGIApp
 
 from cortex_core.errors import CortexError, SettingsError
+from cortex_core.server.connection import Connection
 from cortex_core.server.drain import Drain
 from cortex_core.server.failures import lone_error
 from cortex_core.server.hypercorn import take_over, tamed_config
@@ -42,6 +43,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     socket: ListeningSocket
     keep_alive_s: float
     """How long a connection may be idle; `PUBLIC_KEEP_ALIVE_S` or `NEURON_KEEP_ALIVE_S`."""
+    connections: set[Connection] = msgspec.field(default_factory=set)
+    """Those that are open; the server keeps them here."""
 
 
 class Shutdown:
@@ -175,6 +178,7 @@ async def _serve_one(
         graceful_s=graceful_s,
         flush_timeout_s=flush_timeout_s,
     )
+    config.connections = listener.connections
     # Hypercorn types scopes and messages more closely than Starlette does.
     app: Any = lifespan
 

@@ -11,13 +11,15 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import msgspec
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
 
+from cortex_core.server.connection import Connection
 from cortex_core.server.drain import Drain
+from cortex_core.server.serve import Listener
 from cortex_core.server.watchdog import Silence
 
 BEAT_S = 0.1
@@ -42,10 +44,10 @@ class Vitals:
     """The series of one process, and the watch over its loop.
 
     Args:
-        registry: gets the series: `process_*` as in every Prometheus client, the loop's lag and
-            the open requests.
+        registry: gets the series: `process_*` as in every Prometheus client, the loop's lag, and
+            what is open.
         prefix: of the other series' names: `cortex` or `neuron`.
-        drain: counts the requests.
+        drain: counts the requests. Connections are counted of the listeners given to `of`.
     """
 
     def __init__(self, registry: CollectorRegistry, prefix: str, drain: Drain) -> None:
@@ -62,6 +64,26 @@ class Vitals:
             registry=registry,
         )
         requests.set_function(lambda: float(drain.in_flight))
+        self._listeners: Sequence[Listener] = ()
+        connections = Gauge(
+            f"{prefix}_open_connections", "Connections of callers.", registry=registry
+        )
+        connections.set_function(lambda: float(len(self._connections())))
+        unsent = Gauge(
+            f"{prefix}_unsent_bytes",
+            "Bytes of answers that callers have yet to take.",
+            registry=registry,
+        )
+        unsent.set_function(lambda: float(sum(one.unsent_bytes for one in self._connections())))
+
+    def of(self, listeners: Sequence[Listener]) -> Sequence[Listener]:
+        """Show the connections of `listeners`, and return them."""
+        self._listeners = listeners
+        return listeners
+
+    def _connections(self) -> list[Connection]:
+        # Copied in one step, for this runs beside the loop.
+        return [one for listener in self._listeners for one in tuple(listener.connections)]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
