@@ -6,6 +6,8 @@ from functools import partial
 
 import pytest
 
+from cortex_core.ids import ModelId
+from neuron.models import BUILTIN
 from tests.e2e.adapters import write_adapter
 from tests.e2e.conftest import CHAT
 from tests.e2e.neuron_process import LOAD_S, NeuronProcess, kill, running, wait_for
@@ -151,6 +153,18 @@ def test_adapter_that_does_not_fit_leaves_the_others_alone(
     assert bench.daemon.unload("org/wide").status_code == 200
     assert (missing.status_code, no_adapter.status_code) == (404, 404)
     assert bench.say(TWO) == said
+
+
+def test_neither_is_taken_for_the_other(bench: Bench) -> None:
+    """Ours: 400 for an adapter without its base, and for a model that is said to be one."""
+    bench.load_base()
+
+    alone = bench.daemon.load(bench.paths[ONE])
+    model = bench.daemon.load("org/model", base=CHAT, adapter=str(BUILTIN[ModelId(CHAT)].path))
+
+    assert (alone.status_code, "load it with its `base`" in alone.text) == (400, True)
+    assert (model.status_code, "is no adapter" in model.text) == (400, True)
+    assert bench.say(CHAT)
 
 
 def test_unloading_the_base_unloads_its_adapters(bench: Bench) -> None:

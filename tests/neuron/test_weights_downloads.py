@@ -50,6 +50,17 @@ async def test_cache_is_one_that_the_library_knows(desk: Desk) -> None:
     assert {len(revision.refs) for revision in repo.revisions} == {1}
 
 
+async def test_adapter_is_downloaded_like_a_model(desk: Desk, hub: FakeHub) -> None:
+    """PEFT: it has no `config.json`, and is whole all the same; its pickled twin is left there."""
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": SHARD}
+    hub.models["org/adapter"] = {**files, "adapter_model.bin": SHARD, "README.md": b"# Adapter"}
+
+    folder = await desk.fetch("org/adapter")
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert await desk.fetch("org/adapter") == folder
+
+
 async def test_cut_connection_is_gone_on_with(desk: Desk, hub: FakeHub) -> None:
     """Ours: bytes that came are not asked for again."""
     hub.cuts["model.safetensors"] = [1_500_000, 1_500_000]

@@ -68,6 +68,19 @@ def test_folder_is_found_by_its_path(tmp_path: pathlib.Path) -> None:
     assert find_weights("/nowhere", tmp_path) is None
 
 
+def test_adapter_is_found_when_its_tensors_are_there(tmp_path: pathlib.Path) -> None:
+    """PEFT: an adapter has no `config.json`, and its weights have one name."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "other.safetensors").write_bytes(b"")
+    assert find_weights(str(folder), tmp_path) is None
+
+    write_safetensors(folder / "adapter_model.safetensors", {"x": 100})
+
+    assert find_weights(str(folder), tmp_path) == folder
+
+
 def test_folder_of_models_goes_before_the_cache(tmp_path: pathlib.Path) -> None:
     """Ours: `model_dirs`, in order; they have no revisions."""
     cache = tmp_path / "cache"
