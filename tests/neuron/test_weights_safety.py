@@ -81,7 +81,9 @@ ELSEWHERE = {"text_config": {"auto_map": {"AutoConfig": "org/other--configuratio
         (ELSEWHERE, ["model.safetensors"]),
         ({"auto_map": {"AutoTokenizer": [None, "org/x--t.T"]}}, ["model.safetensors"]),
         ({}, ["pytorch_model.bin"]),
+        ({"padding": "x" * (17 << 20), **LOCAL}, ["model.safetensors", "modeling.py"]),
     ],
+    ids=["its own", "elsewhere", "tokenizer", "pickle", "too large to look through"],
 )
 def test_model_that_would_run_code_is_refused(
     tmp_path: pathlib.Path, config: object, names: list[str]

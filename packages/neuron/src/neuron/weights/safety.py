@@ -113,13 +113,27 @@ def _is_pickle_alone(names: list[str]) -> bool:
 
 
 def _auto_map(path: pathlib.Path) -> list[str]:
-    """Return the classes that a configuration names under `auto_map`, wherever it stands."""
+    """Return the classes that a configuration names under `auto_map`, wherever it stands.
+
+    Raises:
+        InvalidRequestError: it is too large to be looked through.
+    """
     try:
         with path.open("rb") as file:
-            found = json.loads(file.read(MAX_CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError):
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError:
         return []
-    return list(_targets(found))
+    if len(raw) > MAX_CONFIG_BYTES:
+        # Whoever loads it would read all of it.
+        raise InvalidRequestError(
+            f"{path.name} is larger than any configuration; put the model under "
+            "harness.vllm.allow_code if you trust it",
+            param="model_id",
+        )
+    try:
+        return list(_targets(json.loads(raw)))
+    except (ValueError, RecursionError):
+        return []
 
 
 def _targets(node: object) -> Iterable[str]:
