@@ -111,6 +111,8 @@ def test_commands_look_as_the_contract_shows_them() -> None:
         "max_share": None,
         "automatic": False,
         "peers": None,
+        "base": None,
+        "adapter": None,
     }
     assert msgspec.json.decode(b'{"model_id": "org/a"}', type=UnloadRequest) == UnloadRequest(
         model_id="org/a"
