@@ -121,6 +121,19 @@ def test_a_slow_load_is_slow_on_the_node_that_is_named() -> None:
     assert run(machines, models(a=10_000), [asked(0, "a")]).result.load_device_s == 36.0
 
 
+def test_what_a_node_lost_is_unloaded_from_it_once() -> None:
+    """Ours: it begins anew between two looks, and is shown as it was when the model is idle."""
+    machines = FleetFile(
+        nodes=(NODE,),
+        eviction=EvictionTable(idle_unload_s=1.5),
+        outages=(Outage(node=NodeName("n"), at_s=13.0, for_s=0.3),),
+    )
+
+    ran = run(machines, models(a=10_000), [asked(0, "a")])
+
+    assert [deed.kind for deed in ran.deeds].count("retire") <= 1
+
+
 def test_a_node_that_goes_takes_its_requests_along_and_others_take_over() -> None:
     """Issue: what had begun is told that it was cut; what comes later is loaded elsewhere."""
     away = Outage(node=NodeName("big"), at_s=15.0, for_s=1000.0)

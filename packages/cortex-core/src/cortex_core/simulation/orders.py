@@ -13,6 +13,7 @@ from cortex_core.errors import (
 from cortex_core.fleet.reducers import (
     with_command,
     with_load_failure,
+    with_report,
     with_sleepless,
     with_swap,
     with_unloads,
@@ -160,9 +161,17 @@ class Orders:
         request = UnloadRequest(model_id=replica.model, drain_timeout_s=self._store.policy.drain_s)
 
         def told(error: RequestError | None) -> None:
-            answered(None if isinstance(error, NotFoundError) else error)
+            if isinstance(error, NotFoundError):
+                # A node that has just begun anew is shown as it was; who was not told better
+                # would plan the same again, in no time, for ever.
+                self._store.note(partial(self._reported, replica.node))
+                error = None
+            answered(error)
 
         self._to(replica.node, lambda neuron: neuron.unload(request, told), told)
+
+    def _reported(self, name: NodeName, state: FleetState) -> FleetState:
+        return with_report(state, name, self._neurons[name].report(), self._timeline.now)
 
     def _to(self, name: NodeName, send: Callable[[Neuron], None], answered: Answer) -> None:
         neuron = self._neurons[name]
