@@ -3,8 +3,7 @@
 import json
 import pathlib
 
-import numpy
-from safetensors.numpy import save_file
+import pytest
 
 from cortex_core.ids import ModelId
 from neuron.models import BUILTIN
@@ -26,6 +25,8 @@ def write_adapter(folder: pathlib.Path, *, seed: int | None = None, rank: int = 
         "q_proj": config["num_attention_heads"] * head,
         "v_proj": config["num_key_value_heads"] * head,
     }
+    numpy = pytest.importorskip("numpy")
+    save_file = pytest.importorskip("safetensors.numpy").save_file
     random = numpy.random.default_rng(seed or 0)
     size = 0.0 if seed is None else 1.0
     tensors = {}
