@@ -1,5 +1,6 @@
 """The pins say what is installed and not where from, and agree with each other."""
 
+import ast
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -58,3 +59,31 @@ def test_run_time_pins_cover_the_package(dist: str) -> None:
 def release(version: str) -> tuple[int, ...]:
     """Give the leading numbers of a version."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def test_tests_can_be_read_where_no_engine_is() -> None:
+    """Ours: on newer interpreters nothing of the engine is installed, and all tests are read."""
+    pins = {
+        stem: set(dict(PIN.findall((ROOT / "requirements" / f"{stem}.txt").read_text())))
+        for stem in ("engine-cpu", "runtime", "test")
+    }
+    only_engine = pins["engine-cpu"] - pins["runtime"] - pins["test"]
+    absent = {name.replace("-", "_") for name in only_engine} | {"PIL", "vllm"}
+
+    found = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "tests").glob("**/*.py")
+        for name in imported_at_once(path)
+        if name in absent
+    }
+
+    assert "numpy" in absent
+    assert found == set()
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Give the packages that a module imports when it is read."""
+    nodes = ast.parse(path.read_text()).body
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in modules}
