@@ -12,7 +12,8 @@ from cortex_core.ids import ModelId, NodeName
 from cortex_core.server.clock import SystemClock
 from cortex_core.server.drain import Drain
 from cortex_core.server.vitals import Vitals
-from cortex_gateway.metrics import FleetCollector, GatewayMetrics
+from cortex_gateway.fleet_metrics import FleetCollector
+from cortex_gateway.metrics import GatewayMetrics
 from neuron.engines.simulated import SimulatedHarness
 from neuron.metrics import NeuronMetrics
 from neuron.settings import SimulatedSettings
@@ -55,7 +56,7 @@ def test_gateway_series_are_all_documented() -> None:
     registry = CollectorRegistry()
     GatewayMetrics(registry)
     state = from_endpoints({NodeName("left"): "http://127.0.0.1:1"})
-    registry.register(FleetCollector(lambda: state))
+    registry.register(FleetCollector(lambda: state, dict, lambda: 0.0))
     Vitals(registry, "cortex", Drain())
 
     shown_here = documented("Gateway", "cortex_") + documented("Process", "process_")

@@ -3,11 +3,20 @@
 from prometheus_client import CollectorRegistry
 
 from cortex_core.device import Device, DeviceReading
-from cortex_core.fleet.reducers import from_endpoints, with_facts, with_miss, with_report
+from cortex_core.fleet.breaker import FAILURES_TO_EJECT
+from cortex_core.fleet.reducers import (
+    from_endpoints,
+    with_facts,
+    with_miss,
+    with_report,
+    with_request_failure,
+    with_request_success,
+)
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.replica import Replica, ReplicaStatus
-from cortex_gateway.metrics import UNKNOWN, FleetCollector, GatewayMetrics
+from cortex_gateway.fleet_metrics import FleetCollector
+from cortex_gateway.metrics import UNKNOWN, GatewayMetrics
 
 NODE = NodeName("beast")
 LABELS = {"model": "m", "node": NODE}
@@ -142,7 +151,7 @@ def test_fleet_gauges_follow_the_snapshot_and_leave_nothing_stale() -> None:
     state = from_endpoints({NODE: "http://h"})
     state = with_facts(state, NODE, NodeFacts(hostname="h", devices=(device,), harnesses=()))
     state = with_report(state, NODE, NodeReport(replicas=(replica,), devices=(reading,)), 0.0)
-    registry.register(FleetCollector(lambda: state))
+    registry.register(FleetCollector(lambda: state, dict, lambda: 0.0))
     memory = {"node": NODE, "device": "0", "kind": "used"}
     value = registry.get_sample_value
 
@@ -161,3 +170,23 @@ def test_fleet_gauges_follow_the_snapshot_and_leave_nothing_stale() -> None:
     assert value("cortex_replica_state", {**LABELS, "state": "loaded"}) is None
     assert value("cortex_replica_state", {**LABELS, "state": "unknown"}) == 1
     assert value("cortex_device_memory_bytes", memory) is None
+
+
+def test_breakers_and_waits_are_shown_as_they_are_at_the_scrape() -> None:
+    """Ours: a breaker that let go shows 0 until a request succeeds, then nothing."""
+    registry, now = CollectorRegistry(), 0.0
+    replica = ReplicaId(node=NODE, model=ModelId("m"))
+    state = from_endpoints({NODE: "http://h"})
+    for _ in range(FAILURES_TO_EJECT):
+        state = with_request_failure(state, replica, now)
+    registry.register(FleetCollector(lambda: state, lambda: {ModelId("m"): 2}, lambda: now))
+    value = registry.get_sample_value
+
+    assert value("cortex_requests_waiting", {"model": "m"}) == 2
+    assert value("cortex_breaker_open", LABELS) == 1
+
+    now = 1e6
+    assert value("cortex_breaker_open", LABELS) == 0
+
+    state = with_request_success(state, replica)
+    assert value("cortex_breaker_open", LABELS) is None

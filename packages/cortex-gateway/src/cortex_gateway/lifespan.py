@@ -49,7 +49,8 @@ from cortex_gateway.control.reconciler import Reconciler
 from cortex_gateway.control.roster import MakeClient, Roster
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.watcher import DEFAULT_PACE, WatchPace
-from cortex_gateway.metrics import FleetCollector, GatewayMetrics
+from cortex_gateway.fleet_metrics import FleetCollector
+from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.middleware import Origins
 from cortex_gateway.ports import Configured, Upstream
 from cortex_gateway.proxy.access import Access
@@ -166,7 +167,7 @@ async def open_gateway(
         ) as control,
     ):
         control.roster.set(settings.endpoints, settings.upstreams)
-        registry.register(FleetCollector(lambda: control.store.state))
+        registry.register(_gauges(control.store, clock))
         levers = Levers(control=control, live=live, accesses=accesses)
         upstream = HttpUpstream(session, live)
         proxy = levers.proxy(upstream, metrics, journal, clock, trace)
@@ -337,6 +338,11 @@ async def control_plane(
         finally:
             reconciling.cancel()
             roster.stop()
+
+
+def _gauges(store: FleetStore, clock: Clock) -> FleetCollector:
+    """Return the gauges of what is in `store`."""
+    return FleetCollector(lambda: store.state, store.waiting, clock.now)
 
 
 @contextmanager

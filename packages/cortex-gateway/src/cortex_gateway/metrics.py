@@ -1,13 +1,8 @@
 """The gateway's series. All of them live on the registry that the process was given."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-from cortex_core.fleet.state import FleetState, NodeState
 
 UNKNOWN = "unknown"
 """Label of a model or node that is in no catalogue and no fleet, so that callers add no series."""
@@ -29,18 +24,19 @@ _RATE_BUCKETS = (1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 # From a model that was there to one that is downloaded first.
 _LOAD_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
 
-_REPLICA = ("model", "node")
+REPLICA_LABELS = ("model", "node")
+"""Of whatever counts for a model on a node."""
 
 
 class _Counters:
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, labels: Sequence[str] = _REPLICA) -> Counter:
+        def counter(name: str, text: str, labels: Sequence[str] = REPLICA_LABELS) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
         self.requests = counter(
             "cortex_requests_total",
             "Requests, counted when they end, whatever becomes of them.",
-            (*_REPLICA, "outcome"),
+            (*REPLICA_LABELS, "outcome"),
         )
         self.errors = counter(
             "cortex_request_errors_total", "Requests that ended in an error answer or event."
@@ -72,7 +68,7 @@ class _Counters:
 class _Histograms:
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(name, text, _REPLICA, buckets=buckets, registry=registry)
+            return Histogram(name, text, REPLICA_LABELS, buckets=buckets, registry=registry)
 
         self.duration = histogram(
             "cortex_request_duration_seconds",
@@ -112,7 +108,7 @@ class GatewayMetrics:
         self._evictions = Counter(
             "cortex_evictions_total",
             "Replicas that were put to sleep or unloaded to make room.",
-            _REPLICA,
+            REPLICA_LABELS,
             registry=registry,
         )
         self._decisions = Counter(
@@ -207,56 +203,3 @@ class GatewayMetrics:
                 self._counters.rejections.labels(outcome).inc()
         if is_cold_start:
             self._counters.cold_starts.labels(model, node).inc()
-
-
-class FleetCollector(Collector):
-    """Gauges of nodes, devices and replicas, read from the snapshot when they are scraped.
-
-    What is not in the snapshot any more has no series, and what a node that cannot be reached
-    said last is not repeated as if it were true.
-    """
-
-    def __init__(self, read_state: Callable[[], FleetState]) -> None:
-        self._read_state = read_state
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield one family for each kind of gauge."""
-        up = GaugeMetricFamily(
-            "cortex_node_up", "1 when the node answers, else 0.", labels=("node",)
-        )
-        states = GaugeMetricFamily(
-            "cortex_replica_state",
-            "1 for the state in which a replica is; others have no series.",
-            labels=(*_REPLICA, "state"),
-        )
-        memory = GaugeMetricFamily(
-            "cortex_device_memory_bytes",
-            "Device memory: total, used and free, as the driver says.",
-            labels=("node", "device", "kind"),
-        )
-        busy = GaugeMetricFamily(
-            "cortex_device_utilization_ratio",
-            "Share of time in which the device was busy.",
-            labels=("node", "device"),
-        )
-        for node in self._read_state().nodes.values():
-            up.add_metric((node.name,), float(node.is_reachable))
-            for model, replica in node.replicas.items():
-                state = replica.status.value if node.is_reachable else "unknown"
-                states.add_metric((model, node.name, state), 1.0)
-            if node.is_reachable:
-                _add_devices(node, memory, busy)
-        yield from (up, states, memory, busy)
-
-
-def _add_devices(node: NodeState, memory: GaugeMetricFamily, busy: GaugeMetricFamily) -> None:
-    if node.facts is not None:
-        for device in node.facts.devices:
-            labels = (node.name, str(device.index), "total")
-            memory.add_metric(labels, float(device.vram_total_bytes))
-    for index, reading in node.readings.items():
-        for kind, size in (("used", reading.vram_used_bytes), ("free", reading.vram_free_bytes)):
-            if size is not None:
-                memory.add_metric((node.name, str(index), kind), float(size))
-        if reading.utilization_ratio is not None:
-            busy.add_metric((node.name, str(index)), reading.utilization_ratio)
