@@ -35,8 +35,7 @@ from cortex_core.server.listen import open_listener
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
 from cortex_gateway.api.openai import routes
-from cortex_gateway.clients.session import open_session
-from cortex_gateway.clients.upstream import HttpUpstream
+from cortex_gateway.clients.upstream import open_upstream
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
@@ -55,11 +54,11 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
     state = with_facts(from_endpoints({node: upstream_url}), node, facts)
     loaded = Replica(id=ReplicaId(node=node, model=MODEL), status=ReplicaStatus.LOADED)
     state = with_report(state, node, NodeReport(replicas=(loaded,)), clock.now())
-    async with open_session(timeouts) as session:
+    async with open_upstream(timeouts, timeouts) as nodes:
         metrics = GatewayMetrics(CollectorRegistry())
         proxy = Proxy(
             store=FleetStore(state, Catalogue()),
-            upstream=HttpUpstream(session, timeouts),
+            upstream=nodes,
             settings=GatewaySettings().proxy,
             metrics=metrics,
             clock=clock,

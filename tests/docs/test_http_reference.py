@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 
 import msgspec
 import pytest
@@ -114,9 +113,9 @@ GATEWAY: Sequence[type[msgspec.Struct]] = (
 class NoUpstream:
     """For an application that is asked for its paths alone."""
 
-    def post(
+    async def post(
         self, url: str, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> AbstractAsyncContextManager[UpstreamAnswer]:
+    ) -> UpstreamAnswer:
         raise NotImplementedError(url, headers, body)
 
 

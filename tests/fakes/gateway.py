@@ -26,8 +26,7 @@ from cortex_core.server.stack import protect
 from cortex_core.simulation.trace import Arrival
 from cortex_core.wire.admin import ConfigView, ReloadAnswer
 from cortex_gateway.clients.accesses import load_accesses
-from cortex_gateway.clients.session import open_session
-from cortex_gateway.clients.upstream import HttpUpstream
+from cortex_gateway.clients.upstream import open_upstream
 from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.control import Control, open_control
 from cortex_gateway.control.journal import Journal
@@ -172,11 +171,11 @@ async def gateway(
         gateway=ApiSettings(timeouts=timeouts, queue=queue or QueueSettings()),
         upstreams=tuple(upstreams),
     )
-    recorder, drain = Recorder(), Drain()
-    async with open_session(timeouts) as session, control_without_nodes(store) as control:
+    recorder, drain, opened = Recorder(), Drain(), open_upstream(timeouts, timeouts)
+    async with opened as upstream, control_without_nodes(store) as control:
         proxy = Proxy(
             store=store,
-            upstream=HttpUpstream(session, timeouts),
+            upstream=upstream,
             settings=settings.proxy,
             metrics=recorder,
             clock=SystemClock(),

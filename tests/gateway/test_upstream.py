@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 
 from cortex_core.routing.retry import Failure
-from cortex_gateway.clients.session import open_session
-from cortex_gateway.clients.upstream import HttpUpstream
-from cortex_gateway.ports import UpstreamFailure
+from cortex_gateway.clients.upstream import HttpUpstream, open_upstream
+from cortex_gateway.ports import UpstreamAnswer, UpstreamFailure
 from cortex_gateway.settings import Timeouts
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -67,8 +66,24 @@ def says(*pieces: bytes, then_wait: bool = False) -> Script:
 
 @asynccontextmanager
 async def upstream(timeouts: Timeouts = HASTY) -> AsyncIterator[HttpUpstream]:
-    async with asyncio.timeout(5), open_session(timeouts) as session:
-        yield HttpUpstream(session, timeouts)
+    async with asyncio.timeout(5), open_upstream(timeouts, timeouts) as client:
+        yield client
+
+
+@asynccontextmanager
+async def posted(
+    client: HttpUpstream, url: str, body: bytes = b"{}"
+) -> AsyncIterator[UpstreamAnswer]:
+    answer = await client.post(url, JSON, body)
+    with closing(answer):
+        yield answer
+
+
+async def body_of(answer: UpstreamAnswer) -> bytes:
+    body = b""
+    while piece := await answer.read():
+        body += piece
+    return body
 
 
 async def failure_of(script: Script) -> tuple[Failure, list[bytes]]:
@@ -76,9 +91,9 @@ async def failure_of(script: Script) -> tuple[Failure, list[bytes]]:
     chunks: list[bytes] = []
 
     async def read(url: str) -> None:
-        async with upstream() as client, client.post(url, JSON, b"{}") as answer:
-            async for chunk in answer.chunks():
-                chunks.append(chunk)  # noqa: PERF401 - it fails on the way
+        async with upstream() as client, posted(client, url) as answer:
+            while chunk := await answer.read():
+                chunks.append(chunk)
 
     async with serving(script) as url:
         with pytest.raises(UpstreamFailure) as caught:
@@ -95,8 +110,7 @@ async def test_refused_connection_is_told_as_such() -> None:
 
     async with upstream() as client:
         with pytest.raises(UpstreamFailure) as caught:
-            async with client.post(f"http://127.0.0.1:{port}/", JSON, b"{}"):
-                pass
+            await client.post(f"http://127.0.0.1:{port}/", JSON, b"{}")
 
     assert caught.value.failure is Failure.CONNECT
 
@@ -105,8 +119,7 @@ async def test_name_that_does_not_resolve_is_a_failed_connection() -> None:
     """RFC 6761: `.invalid` never resolves."""
     async with upstream(Timeouts(connect_s=4)) as client:
         with pytest.raises(UpstreamFailure) as caught:
-            async with client.post("http://node.invalid:1/", JSON, b"{}"):
-                pass
+            await client.post("http://node.invalid:1/", JSON, b"{}")
 
     assert caught.value.failure is Failure.CONNECT
 
@@ -156,9 +169,9 @@ async def test_answer_comes_as_it_was_sent() -> None:
     async with (
         serving(script) as url,
         upstream() as client,
-        client.post(url, JSON, b"{}") as answer,
+        posted(client, url) as answer,
     ):
-        body = b"".join([chunk async for chunk in answer.chunks()])
+        body = await body_of(answer)
 
     assert (answer.status, body) == (307, b"abc")
     assert [pair for pair in answer.headers if pair[0] == "x-a"] == [("x-a", "1"), ("x-a", "2")]
@@ -175,9 +188,8 @@ async def test_request_has_the_given_headers_and_none_of_the_library() -> None:
     async with (
         serving(script) as url,
         upstream() as client,
-        client.post(url, [*JSON, ("traceparent", "00-ab")], b"{}"),
     ):
-        pass
+        (await client.post(url, [*JSON, ("traceparent", "00-ab")], b"{}")).close()
 
     head = heads[0].lower()
     assert b"traceparent: 00-ab" in head
@@ -198,7 +210,7 @@ async def test_body_arrives_whole(size: int) -> None:
     async with (
         serving(script) as url,
         upstream(Timeouts()) as client,
-        client.post(url, JSON, body[:size]),
+        posted(client, url, body[:size]),
     ):
         pass
 
@@ -216,9 +228,8 @@ async def test_leaving_early_closes_the_connection() -> None:
         closed.set()
 
     async with serving(script) as url, upstream(Timeouts()) as client:
-        async with client.post(url, JSON, b"{}") as answer:
-            async for _ in answer.chunks():
-                break
+        async with posted(client, url) as answer:
+            await answer.read()
         await closed.wait()
 
 
@@ -232,16 +243,12 @@ async def test_cancelling_before_the_answer_closes_the_connection() -> None:
         await reader.read()
         closed.set()
 
-    async def ask(client: HttpUpstream, url: str) -> None:
-        async with client.post(url, JSON, b"{}"):
-            pass
-
     async with (
         serving(script) as url,
         upstream(Timeouts()) as client,
         asyncio.TaskGroup() as tasks,
     ):
-        task = tasks.create_task(ask(client, url))
+        task = tasks.create_task(client.post(url, JSON, b"{}"))
         await arrived.wait()
         task.cancel()
         await closed.wait()
@@ -260,8 +267,8 @@ async def test_connection_of_a_finished_answer_is_used_again() -> None:
 
     async with serving(script) as url, upstream(Timeouts()) as client:
         for _ in range(3):
-            async with client.post(url, JSON, b"{}") as answer:
-                assert [chunk async for chunk in answer.chunks()] == [b"ok"]
+            async with posted(client, url) as answer:
+                assert await body_of(answer) == b"ok"
 
     assert connections == 1
 
@@ -280,8 +287,8 @@ async def test_slow_stream_outlives_the_limits_on_silence() -> None:
     async with (
         serving(script) as url,
         upstream() as client,
-        client.post(url, JSON, b"{}") as answer,
+        posted(client, url) as answer,
     ):
-        body = b"".join([chunk async for chunk in answer.chunks()])
+        body = await body_of(answer)
 
     assert body == b"aaaa"

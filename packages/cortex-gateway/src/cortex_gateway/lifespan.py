@@ -41,7 +41,7 @@ from cortex_gateway.api.documents import find_pdf_reader
 from cortex_gateway.app import build_app
 from cortex_gateway.clients.node import node_client_maker
 from cortex_gateway.clients.session import open_session
-from cortex_gateway.clients.upstream import HttpUpstream
+from cortex_gateway.clients.upstream import open_upstream
 from cortex_gateway.control.commands import Commands
 from cortex_gateway.control.control import Control, open_control
 from cortex_gateway.control.journal import Journal
@@ -155,6 +155,7 @@ async def open_gateway(
     journal = Journal(clock, metrics.decided)
     async with (
         open_session(settings.gateway.timeouts) as session,
+        open_upstream(settings.gateway.timeouts, live) as upstream,
         _trace(settings.trace, metrics) as trace,
         control_plane(
             configuration.catalogue,
@@ -169,7 +170,6 @@ async def open_gateway(
         control.roster.set(settings.endpoints, settings.upstreams)
         registry.register(_gauges(control.store, clock))
         levers = Levers(control=control, live=live, accesses=accesses)
-        upstream = HttpUpstream(session, live)
         proxy = levers.proxy(upstream, metrics, journal, clock, trace)
         reloader = Reloader(configuration, file=file, read=read, apply=levers.apply, clock=clock)
         keeps = settings.gateway.responses

@@ -1,6 +1,6 @@
 """What the rooms of the gateway need of each other, as protocols."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -110,11 +110,39 @@ class UpstreamAnswer(Protocol):
         """Header pairs in order, names in lower case, as the node sent them."""
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body's bytes as they come; whatever is buffered comes at once.
+    async def read(self) -> bytes:
+        """Return what of the body has come, all at once; waits if there is nothing yet.
+
+        Returns:
+            Bytes, none at the end of the body and ever after.
 
         Raises:
             UpstreamFailure: cut, or silent for longer than the idle limit.
+        """
+        ...
+
+    async def pass_to(self, take: Callable[[bytes], bool]) -> None:
+        """Give the rest of the body to `take` in pieces, as they come; returns at its end.
+
+        `take` is called from where the bytes arrive, so that no task has to wake up for it, and
+        first of all with what `read` would return. It answers whether it takes more: after a
+        `False` the node is not read until `resume` is called, and that time counts as no
+        silence. What `take` raises ends this call, which raises it, and the answer.
+
+        Raises:
+            UpstreamFailure: as in `read`.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Read the node again after `take` has refused more; else nothing."""
+        ...
+
+    def close(self) -> None:
+        """Have done with the answer: one that has not ended is aborted, so that the work ends.
+
+        The connection of an answer that was read to its end is used again. Must be called, and
+        may be called twice.
         """
         ...
 
@@ -122,10 +150,12 @@ class UpstreamAnswer(Protocol):
 class Upstream(Protocol):
     """Sends requests to neurons' inference paths."""
 
-    def post(
+    async def post(
         self, url: str, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> AbstractAsyncContextManager[UpstreamAnswer]:
-        """Send a request; leaving the context early closes the connection and aborts it.
+    ) -> UpstreamAnswer:
+        """Send a request and return its answer once the head is there; close it afterwards.
+
+        Being cancelled closes the connection, which aborts the request.
 
         Raises:
             UpstreamFailure: no answer began.

@@ -2,14 +2,16 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 import aiohttp
 
 from cortex_core.routing.retry import Failure
+from cortex_gateway.clients.session import open_session
 from cortex_gateway.ports import UpstreamAnswer, UpstreamFailure
+from cortex_gateway.settings import Timeouts
 
 # aiohttp warns when it is given more than this as plain bytes, and sends files in pieces.
 _PIECEWISE_BYTES = 1 << 20
@@ -32,33 +34,40 @@ class Patience(Protocol):
 class HttpUpstream:
     """`Upstream` over aiohttp."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeouts: Patience) -> None:
+    def __init__(self, session: aiohttp.ClientSession, patience: Patience) -> None:
         self._session = session
-        self._timeouts = timeouts
+        self._patience = patience
 
-    @asynccontextmanager
     async def post(
         self, url: str, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> AsyncIterator[UpstreamAnswer]:
+    ) -> UpstreamAnswer:
         """Send a request; see `Upstream.post`."""
         data = body if len(body) <= _PIECEWISE_BYTES else io.BytesIO(body)
         with _as_failures():
-            async with asyncio.timeout(self._timeouts.first_byte_s):
+            async with asyncio.timeout(self._patience.first_byte_s):
                 response = await self._session.post(
                     url, headers=headers, data=data, allow_redirects=False
                 )
-        try:
-            yield _Answer(response, self._timeouts.idle_s)
-        finally:
-            # Closing, not releasing: a neuron must see at once that nobody reads any more. The
-            # connection of an answer that was read to its end is back in the pool already.
-            response.close()
+        return _Answer(response, self._patience.idle_s)
+
+
+@asynccontextmanager
+async def open_upstream(timeouts: Timeouts, patience: Patience) -> AsyncIterator[HttpUpstream]:
+    """Open the connections to nodes; they are closed when the context ends.
+
+    Args:
+        timeouts: for connecting and for idle connections.
+        patience: with silent nodes; asked anew for each request.
+    """
+    async with open_session(timeouts) as session:
+        yield HttpUpstream(session, patience)
 
 
 class _Answer:
     def __init__(self, response: aiohttp.ClientResponse, idle_s: float) -> None:
         self._response = response
         self._idle_s = idle_s
+        self._is_wanted = asyncio.Event()
 
     @property
     def status(self) -> int:
@@ -71,18 +80,29 @@ class _Answer:
             for name, value in self._response.raw_headers
         ]
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def read(self) -> bytes:
         content = self._response.content
-        while True:
-            with _as_cuts():
-                # What is there already needs no timer.
-                chunk = content.read_nowait()
-                if not chunk:
-                    async with asyncio.timeout(self._idle_s):
-                        chunk = await content.readany()
+        with _as_cuts():
+            # What is there already needs no timer.
+            chunk = content.read_nowait()
             if not chunk:
-                return
-            yield chunk
+                async with asyncio.timeout(self._idle_s):
+                    chunk = await content.readany()
+        return chunk
+
+    async def pass_to(self, take: Callable[[bytes], bool]) -> None:
+        while chunk := await self.read():
+            self._is_wanted.clear()
+            if not take(chunk):
+                await self._is_wanted.wait()
+
+    def resume(self) -> None:
+        self._is_wanted.set()
+
+    def close(self) -> None:
+        # Closing, not releasing: a neuron must see at once that nobody reads any more. The
+        # connection of an answer that was read to its end is back in the pool already.
+        self._response.close()
 
 
 @contextmanager

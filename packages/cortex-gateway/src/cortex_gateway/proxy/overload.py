@@ -1,7 +1,5 @@
 """A neuron that has no place for a request: nothing is wrong with it, and it may have one soon."""
 
-from collections.abc import AsyncIterator
-
 from cortex_core.errors import OverloadedError
 from cortex_core.server.clock import Clock
 from cortex_core.translate.refusal import read_refusal
@@ -28,7 +26,7 @@ async def overload_of(answer: UpstreamAnswer) -> OverloadedError | None:
     """
     if answer.status != 503:
         return None
-    body = await _body(answer.chunks())
+    body = await _body(answer)
     # Other reasons for a 503 mean the same to `read_refusal`.
     if body is None or f'"{OverloadedError.code}"'.encode() not in body:
         return None
@@ -65,9 +63,9 @@ class BackOff:
         await self._clock.sleep(pause_s)
 
 
-async def _body(chunks: AsyncIterator[bytes]) -> bytes | None:
+async def _body(answer: UpstreamAnswer) -> bytes | None:
     body = b""
-    async for chunk in chunks:
+    while chunk := await answer.read():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             return None

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import msgspec
 
@@ -101,9 +101,8 @@ class Relay:
     async def _stream(self, answer: UpstreamAnswer) -> None:
         reply, account, watch = self._reply, self._account, StreamWatch(self._dialect)
         silence = Silence(account.now)
-        chunks = answer.chunks()
         try:
-            events = await _first_events(chunks, watch)
+            events = await _first_events(answer, watch)
             await self._pulse.stop()
             await reply.begin_stream(self._headers(answer, without=_STREAM_OWN))
             # This is the hot loop: one pass for each token of every stream.
@@ -118,14 +117,12 @@ class Relay:
                     await reply.write(out)
                 elif silence.is_long():
                     await reply.write(self._keep_alive())
-                events = watch.feed(await anext(chunks))
-                while not events:
-                    events = watch.feed(await anext(chunks))
-        except StopAsyncIteration:
-            await self._ended(watch)
-        else:
+                events = await _more_events(answer, watch)
+                if not events:
+                    await self._ended(watch)
+                    return
             await self._finish(out)
-            await _linger(chunks)
+            await _linger(answer)
         finally:
             # Also for a caller that left: what the last events told is worth keeping.
             account.findings = watch.findings()
@@ -165,7 +162,7 @@ class Relay:
     async def _rewritten(self, answer: UpstreamAnswer, is_encoded: bool) -> None:
         """Read an answer whole and pass on what it comes to for the caller."""
         assert self._answer is not None
-        parts, is_whole = await _collect(answer.chunks(), REWRITTEN_BYTES)
+        parts, is_whole = await _collect(answer, REWRITTEN_BYTES)
         body = b"".join(parts)
         await self._pulse.stop()
         if is_encoded or not is_whole:
@@ -181,8 +178,7 @@ class Relay:
     async def _plain(
         self, answer: UpstreamAnswer, headers: dict[str, str], whole_bytes: int
     ) -> None:
-        chunks = answer.chunks()
-        parts, is_whole = await _collect(chunks, whole_bytes)
+        parts, is_whole = await _collect(answer, whole_bytes)
         body = b"".join(parts)
         await self._pulse.stop()
         if is_whole:
@@ -197,14 +193,14 @@ class Relay:
         known = [] if length is None else [("content-length", length)]
         await self._reply.begin(answer.status, [*self._headers(answer), *known])
         await self._reply.write(body)
-        async for chunk in chunks:
+        while chunk := await answer.read():
             await self._reply.write(chunk)
         self._account.succeed()
         await self._reply.end()
 
     async def _refusal(self, answer: UpstreamAnswer, kind: str, is_encoded: bool) -> None:
         """Pass on a status that is no success, if it comes with an error object."""
-        parts, is_whole = await _collect(answer.chunks(), MAX_ERROR_BYTES)
+        parts, is_whole = await _collect(answer, MAX_ERROR_BYTES)
         body = b"".join(parts)
         await self._pulse.stop()
         is_ours = kind.startswith("application/json") and not is_encoded and _is_json(body)
@@ -262,26 +258,33 @@ class Silence:
         return True
 
 
-async def _first_events(chunks: AsyncIterator[bytes], watch: StreamWatch) -> bytes:
+async def _first_events(answer: UpstreamAnswer, watch: StreamWatch) -> bytes:
     """Return the first whole events that are more than a node's own heartbeat.
 
     Raises:
         UpstreamFailure: the stream ended without any.
     """
-    async for chunk in chunks:
-        events = watch.feed(chunk)
-        if events and not is_only_comments(events):
+    while events := await _more_events(answer, watch):
+        if not is_only_comments(events):
             return events
     if rest := watch.end():
         return rest
     raise UpstreamFailure(Failure.CUT_BEFORE_ANSWER, "the stream ended before it began")
 
 
-async def _collect(chunks: AsyncIterator[bytes], limit_bytes: int) -> tuple[list[bytes], bool]:
+async def _more_events(answer: UpstreamAnswer, watch: StreamWatch) -> bytes:
+    """Return the next whole events; none at the end of the answer."""
+    while chunk := await answer.read():
+        if events := watch.feed(chunk):
+            return events
+    return b""
+
+
+async def _collect(answer: UpstreamAnswer, limit_bytes: int) -> tuple[list[bytes], bool]:
     """Return what came until the end or until `limit_bytes` were passed, and whether it ended."""
     parts: list[bytes] = []
     size = 0
-    async for chunk in chunks:
+    while chunk := await answer.read():
         parts.append(chunk)
         size += len(chunk)
         if size > limit_bytes:
@@ -289,11 +292,11 @@ async def _collect(chunks: AsyncIterator[bytes], limit_bytes: int) -> tuple[list
     return parts, True
 
 
-async def _linger(chunks: AsyncIterator[bytes]) -> None:
+async def _linger(answer: UpstreamAnswer) -> None:
     """Take the end of an answer that is complete; more data than that is dropped with it."""
-    with contextlib.suppress(UpstreamFailure, TimeoutError, StopAsyncIteration):
+    with contextlib.suppress(UpstreamFailure, TimeoutError):
         async with asyncio.timeout(LINGER_S):
-            await anext(chunks)
+            await answer.read()
 
 
 def _is_delimited(headers: dict[str, str]) -> bool:

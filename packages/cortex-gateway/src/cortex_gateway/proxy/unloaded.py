@@ -1,5 +1,6 @@
 """Questions about the tokens of a model that is not loaded: its files answer them, at some node."""
 
+import contextlib
 import logging
 from base64 import b64encode
 
@@ -88,11 +89,11 @@ class FilesWalk:
         self._account.ignored = sent.ignored
         access = doors.accesses.get(node.name, NEURON)
         headers = headers_for(access, self._call.onward, [*sent.headers, spec])
-        post = doors.upstream.post(node.endpoint + sent.path, headers, sent.body)
         pulse = Pulse(None, doors.settings.heartbeat_s, "")
         relay = Relay(self._reply, self._account, pulse, self._asked, sent, Dialect.OPENAI)
         try:
-            async with pulse, post as answer:
+            answer = await doors.upstream.post(node.endpoint + sent.path, headers, sent.body)
+            with contextlib.closing(answer):
                 if is_refusal(answer):
                     return False
                 await relay.run(answer)

@@ -192,10 +192,10 @@ class Walk:
         try:
             with doors.in_flight.attempt(replica, is_retry=is_retry):
                 async with pulse, contextlib.AsyncExitStack() as open_answer:
-                    post = self._post(serve.endpoint, access, outbound)
                     # Once the answer flows it proves by itself that the node lives.
                     async with doors.store.while_up(replica.node):
-                        answer = await open_answer.enter_async_context(post)
+                        answer = await self._post(serve.endpoint, access, outbound)
+                        open_answer.callback(answer.close)
                     if access.is_neuron and has_died(answer):
                         raise UpstreamFailure(Failure.ENGINE_DIED, "its engine died")
                     if access.is_neuron and is_refusal(answer):
@@ -212,11 +212,9 @@ class Walk:
         self._answered(replica, began)
         return True
 
-    def _post(
-        self, endpoint: str, access: Access, outbound: Outbound
-    ) -> contextlib.AbstractAsyncContextManager[UpstreamAnswer]:
+    async def _post(self, endpoint: str, access: Access, outbound: Outbound) -> UpstreamAnswer:
         headers = headers_for(access, self._call.onward, outbound.headers)
-        return self._doors.upstream.post(endpoint + outbound.path, headers, outbound.body)
+        return await self._doors.upstream.post(endpoint + outbound.path, headers, outbound.body)
 
     async def _show_wait(self, text: str, is_load: bool) -> None:
         """Show a streaming caller what it waits for, as reasoning if it wants that."""
