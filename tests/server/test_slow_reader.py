@@ -49,6 +49,61 @@ async def test_stalled_reader_is_dropped_and_held_little() -> None:
         await eventually(lambda: in_use() == (tasks, sockets + 1))
 
 
+class Pump:
+    """Writes for ever without waiting, whenever it may."""
+
+    def __init__(self, piece: bytes) -> None:
+        self.piece = piece
+        self.taken_bytes = 0
+        self.pauses = 0
+        self.cuts: list[Cut | None] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        exchange = exchange_of(scope)
+
+        def pump() -> None:
+            while exchange.write(self.piece):
+                self.taken_bytes += len(self.piece)
+            self.pauses += 1
+
+        exchange.on_writable = pump
+        try:
+            await send(START)
+            pump()
+            await asyncio.Event().wait()
+        finally:
+            exchange.on_writable = None
+            self.cuts.append(exchange.cut)
+
+
+async def test_reader_that_stalls_before_who_does_not_wait_is_dropped_too() -> None:
+    """Ours: `write` is held to the same bounds as `send`."""
+    app = Pump(b"x" * 8192)
+    async with serving(app, limits=Limits(write_stall_s=0.3), flush_timeout_s=60) as server:
+        client = await server.connect(receive_buffer=4096)
+        await client.send(get())
+
+        await eventually(lambda: app.cuts == [Cut.STALLED])
+        assert 0 < app.taken_bytes < BUFFERED_BYTES
+
+
+async def test_who_does_not_wait_is_told_when_to_go_on() -> None:
+    """Ours: a reader that goes on after a pause gets every byte."""
+    app = Pump(b"x" * 8192)
+    async with serving(app) as server:
+        client = await server.connect(receive_buffer=4096)
+        await client.send(get())
+        await eventually(lambda: app.pauses == 1)
+        paused_at = app.taken_bytes
+        while app.taken_bytes < paused_at + 4 * BUFFERED_BYTES:
+            assert await client.more(), "the answer was cut"
+
+        assert app.pauses > 1
+        assert app.cuts == []
+
+
 async def test_one_large_answer_that_is_not_read_is_dropped_too() -> None:
     """Ours: a single `send` of megabytes is timed piece by piece."""
     app = Firehose(b"x" * 8_000_000)

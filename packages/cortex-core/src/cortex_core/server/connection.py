@@ -51,6 +51,9 @@ class Listener(Protocol):
     def leave(self) -> None:
         """Take note that the caller has left, or has its answer."""
 
+    def go_on(self) -> None:
+        """Take note that more may be written."""
+
 
 class Connection(asyncio.Protocol):
     """Reads requests, and gives each to the app in a task of its own when its turn has come.
@@ -177,6 +180,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Let senders go on."""
         self._is_writable.set()
+        if self._listener is not None:
+            self._listener.go_on()
 
     # Requests.
 
@@ -297,15 +302,29 @@ class Connection(asyncio.Protocol):
             return
         if message["type"] != "http.response.body":
             raise AnswerError(f"{message['type']} is no part of an answer")
-        is_last = not message.get("more_body", False)
-        data = self._held + self._answer.piece(message.get("body", b""), is_last=is_last)
-        self._held = b""
-        if data:
-            self._transport.write(data)
-        if not self._is_writable.is_set():
+        body = message.get("body", b"")
+        if not self.write(body, is_last=not message.get("more_body", False)):
             await self._is_writable.wait()
         if self._answer.is_complete and not self._is_closing:
             self._turn()
+
+    def write(self, body: bytes, *, is_last: bool = False) -> bool:
+        """Write a piece of the answer's body.
+
+        Returns:
+            Whether more may be written; if not, the listener is told when it may.
+
+        Raises:
+            AnswerError: it is not what can be said now.
+        """
+        if self._is_closing:
+            return True
+        data = self._answer.piece(body, is_last=is_last)
+        if self._held:
+            data, self._held = self._held + data, b""
+        if data:
+            self._transport.write(data)
+        return self._is_writable.is_set()
 
     def _flush(self) -> None:
         data, self._held = self._held, b""

@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+from collections.abc import Callable
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope, Send
@@ -15,8 +16,8 @@ from cortex_core.server.request_id import response_headers
 
 SCOPE_KEY = "cortex.exchange"
 
-# A piece of a large body is timed by itself, so that a slow reader of a long answer is told
-# from one that has stopped reading.
+# Each piece of this size that a caller takes is timed by itself, so that a slow reader of a long
+# answer is told from one that has stopped reading.
 _PIECE_BYTES = 256 * 1024
 # `send` does not suspend while the socket takes everything, and then nobody else would run,
 # not even the task that would notice that the caller has left.
@@ -47,6 +48,13 @@ class Connection(Protocol):
 
     def listen(self, listener: Listener, /) -> None:
         """Tell `listener` from now on, and at once, what has come after the request's head."""
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was written and has not reached the kernel."""
+
+    def write(self, data: bytes) -> bool:
+        """Write a piece of the body; False asks for no more until the listener's `go_on`."""
 
     def abort(self) -> None:
         """Drop it at once, with what has not been sent."""
@@ -79,10 +87,12 @@ class Exchange:
         "_sending_since",
         "_sends",
         "_task",
+        "_unsent",
         "cut",
         "is_complete",
         "is_last",
         "is_started",
+        "on_writable",
         "request_id",
     )
 
@@ -105,6 +115,8 @@ class Exchange:
         """The answer's last byte was handed over."""
         self.is_last = False
         """The connection ends with this answer."""
+        self.on_writable: Callable[[], object] | None = None
+        """Called when more may be written, after `write` has asked for no more."""
         self._limits = limits
         self._scope, self._send = scope, send
         self._connection = connection
@@ -120,9 +132,10 @@ class Exchange:
         self._discard_from: int | None = None
         self._failure: RequestError | None = None
         self._is_gone = self._is_over = False
-        self._cancels = 0
-        self._sends = 0
+        self._cancels = self._sends = 0
         self._sending_since: float | None = None
+        self._unsent = 0
+        """The most that was left to be sent since then."""
 
     async def run(self, app: ASGIApp) -> None:
         """Run `app` to its end, or until the caller leaves, stalls, or the drain cuts it."""
@@ -164,7 +177,7 @@ class Exchange:
             now: the loop's time.
         """
         limits = self._limits
-        if self._sending_since is not None and now - self._sending_since > limits.write_stall_s:
+        if self._sending_since is not None and now - self._taken_at(now) > limits.write_stall_s:
             self._sending_since = None
             self.cancel(Cut.STALLED)
             self.abort()
@@ -174,6 +187,15 @@ class Exchange:
             wanted = late * limits.min_body_bytes_per_s
             if age > limits.body_timeout_s or (late > 0 and self._received < wanted):
                 self._fail(RequestTimeoutError("the request body came too slowly"))
+
+    def _taken_at(self, now: float) -> float:
+        """Return when the caller was last known to take a piece of what is being sent."""
+        assert self._sending_since is not None
+        unsent = self._connection.unsent_bytes
+        if self._unsent - unsent >= _PIECE_BYTES:
+            self._sending_since, self._unsent = now, unsent
+        self._unsent = max(self._unsent, unsent)
+        return self._sending_since
 
     # What the app is given.
 
@@ -243,18 +265,29 @@ class Exchange:
         await self._pass(message)
 
     async def _pass(self, message: Message) -> None:
-        body = message.get("body", b"")
-        while len(body) > _PIECE_BYTES:
-            piece = {"type": "http.response.body", "body": body[:_PIECE_BYTES], "more_body": True}
-            await self._timed(piece)
-            body = body[_PIECE_BYTES:]
-            message = {**message, "body": body}
-        await self._timed(message)
-
-    async def _timed(self, message: Message) -> None:
         self._sending_since = self._loop.time()
+        self._unsent = 0
         await self._send(message)
         self._sending_since = None
+
+    def write(self, data: bytes) -> bool:
+        """Pass a piece of an answer on whose head is out; for who is called with each piece.
+
+        Unlike `send` it never waits, so that no task need be woken for a piece.
+
+        Returns:
+            Whether the caller's side takes more; if not, `on_writable` is called when it does.
+
+        Raises:
+            ClientGoneError: nobody is there any more.
+        """
+        if self._is_gone or self.cut is Cut.STALLED:
+            raise ClientGoneError("the caller has left")
+        if self._connection.write(data):
+            return True
+        self._sending_since = self._loop.time()
+        self._unsent = 0
+        return False
 
     # What comes from the connection.
 
@@ -288,6 +321,12 @@ class Exchange:
         self._news.set()
         if not self.is_complete:
             self.cancel(Cut.CLIENT_GONE)
+
+    def go_on(self) -> None:
+        """Let whoever writes without waiting write again."""
+        if self.on_writable is not None:
+            self._sending_since = None
+            self.on_writable()
 
     def _fail(self, error: RequestError) -> None:
         self._failure = error

@@ -7,6 +7,8 @@ there gets its twin, on the level of bytes: answers are long and nothing else ch
 import re
 
 _NAMES = (b"reasoning", b"reasoning_content")
+_MARK = b'"reasoning'
+"""Part of both."""
 
 # In JSON a quote within a string has a backslash before it, so a quote after a brace, a comma or
 # a blank opens a string, and one that a colon follows was a key.
@@ -27,6 +29,8 @@ def with_reasoning_alias(data: bytes) -> bytes:
     Args:
         data: chat completions as JSON, or whole server-sent events that carry them.
     """
+    if _MARK not in data:
+        return data
     has_short, has_long = (b'"%b"' % name in data for name in _NAMES)
     if has_short and has_long:
         if data.lstrip()[:1] == b"{":

@@ -40,11 +40,23 @@ class Growing(Protocol):
 
 
 class Unattended:
-    """Stands in for the exchange of a request that has no connection."""
+    """Stands in for the exchange of a request that has no connection.
 
-    def __init__(self, request_id: RequestId) -> None:
+    Args:
+        request_id: of the request.
+        take: gets what a caller would get after the head.
+    """
+
+    def __init__(self, request_id: RequestId, take: Callable[[bytes], None]) -> None:
         self.request_id = request_id
         self.cut: Cut | None = None
+        self.on_writable: Callable[[], object] | None = None
+        self._take = take
+
+    def write(self, data: bytes) -> bool:
+        """Take a piece of the answer, and more at any time."""
+        self._take(data)
+        return True
 
 
 class Run:
@@ -79,7 +91,10 @@ class Run:
                 for name, value in message["headers"]
             )
             return
-        data = message.get("body", b"")
+        self.write(message.get("body", b""))
+
+    def write(self, data: bytes) -> None:
+        """Take a piece of what a caller would get."""
         if not self.is_stream:
             self.body += data
             return
@@ -196,7 +211,7 @@ class Background:
             raise OverloadedError("too many responses are being made in the background")
         run = Run(growing)
         self._runs[growing.response.id] = run
-        lonely = {**scope, SCOPE_KEY: Unattended(scope[SCOPE_KEY].request_id)}
+        lonely = {**scope, SCOPE_KEY: Unattended(scope[SCOPE_KEY].request_id, run.write)}
         run.task = self._group.create_task(self._run(run, serve, lonely, body, end))
         return run
 

@@ -100,7 +100,7 @@ class Proxy:
         exchange = exchange_of(scope)
         doors, request_id = self._doors, exchange.request_id
         account = Account(doors.metrics, doors.clock, request_id=request_id, path=scope["path"])
-        reply = Reply(send, scope, request_id)
+        reply = Reply(send, scope, exchange)
         try:
             with self.in_flight.request():
                 await self._serve(scope, receive, reply, account, read)

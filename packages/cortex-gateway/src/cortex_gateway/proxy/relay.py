@@ -99,33 +99,54 @@ class Relay:
         return self._asked.is_stream or not self._outbound.is_translated
 
     async def _stream(self, answer: UpstreamAnswer) -> None:
-        reply, account, watch = self._reply, self._account, StreamWatch(self._dialect)
-        silence = Silence(account.now)
+        watch = StreamWatch(self._dialect)
         try:
             events = await _first_events(answer, watch)
             await self._pulse.stop()
-            await reply.begin_stream(self._headers(answer, without=_STREAM_OWN))
-            # This is the hot loop: one pass for each token of every stream.
-            while True:
-                if account.awaits_token and watch.has_content:
-                    account.first_token()
-                out = events if self._answer is None else self._answer.feed(events)
-                if watch.is_done or self._has_failed():
-                    break
-                if out:
-                    silence.end()
-                    await reply.write(out)
-                elif silence.is_long():
-                    await reply.write(self._keep_alive())
-                events = await _more_events(answer, watch)
-                if not events:
-                    await self._ended(watch)
-                    return
+            await self._reply.begin_stream(self._headers(answer, without=_STREAM_OWN))
+            try:
+                out = await self._pass_on(answer, watch, events)
+            except _EndedError:
+                await self._ended(watch)
+                return
             await self._finish(out)
             await _linger(answer)
         finally:
             # Also for a caller that left: what the last events told is worth keeping.
-            account.findings = watch.findings()
+            self._account.findings = watch.findings()
+
+    async def _pass_on(self, answer: UpstreamAnswer, watch: StreamWatch, events: bytes) -> bytes:
+        """Pass events on to the last one of the stream, for which it returns what is to be sent.
+
+        Raises:
+            _EndedError: the node ended the stream without it.
+        """
+        reply, account, read = self._reply, self._account, self._answer
+        silence = Silence(account.now)
+
+        def take(data: bytes) -> bool:
+            # This is the hot path: one call for each token of every stream.
+            events = watch.feed(data)
+            return not events or give(events)
+
+        def give(events: bytes) -> bool:
+            if account.awaits_token and watch.has_content:
+                account.first_token()
+            out = events if read is None else read.feed(events)
+            if watch.is_done or self._has_failed():
+                raise _Last(out)
+            if out:
+                silence.end()
+                return reply.write(out)
+            return not silence.is_long() or reply.write(self._keep_alive())
+
+        reply.on_writable(answer.resume)
+        try:
+            give(events)
+            await answer.pass_to(take)
+        except _Last as last:
+            return last.out
+        raise _EndedError
 
     async def _finish(self, out: bytes) -> None:
         """Send the last bytes of a stream that came to its end."""
@@ -133,13 +154,10 @@ class Relay:
             out += self._answer.end()
         if self._has_failed():
             self._account.outcome = FAILED_AT_NODE
-            await self._reply.end(out)
-            return
-        await self._asked.settle()
-        if out:
-            await self._reply.write(out)
-        self._account.succeed()
-        await self._reply.end()
+        else:
+            await self._asked.settle()
+            self._account.succeed()
+        await self._reply.end(out)
 
     async def _ended(self, watch: StreamWatch) -> None:
         """Finish a stream whose node has ended it without a terminator so far."""
@@ -192,9 +210,9 @@ class Relay:
         length = headers.get("content-length")
         known = [] if length is None else [("content-length", length)]
         await self._reply.begin(answer.status, [*self._headers(answer), *known])
-        await self._reply.write(body)
-        while chunk := await answer.read():
-            await self._reply.write(chunk)
+        self._reply.on_writable(answer.resume)
+        self._reply.write(body)
+        await answer.pass_to(self._reply.write)
         self._account.succeed()
         await self._reply.end()
 
@@ -230,6 +248,18 @@ class Relay:
             if name not in without and not name.startswith("x-cortex-")
         ]
         return theirs + self._account.answer_headers()
+
+
+class _EndedError(Exception):
+    """A node ended its stream without the terminator."""
+
+
+class _Last(Exception):  # noqa: N818 - nothing went wrong
+    """Ends the passing of events: the terminator came, or the stream cannot be read on."""
+
+    def __init__(self, out: bytes) -> None:
+        super().__init__()
+        self.out = out
 
 
 class Silence:

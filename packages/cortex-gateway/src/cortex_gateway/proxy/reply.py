@@ -1,10 +1,12 @@
 """The answer to one caller as it grows: head, heartbeats, content, and an end of some kind."""
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from starlette.types import Scope, Send
 
 from cortex_core.errors import RequestError
+from cortex_core.ids import RequestId
 from cortex_core.server.failures import rendered
 from cortex_core.sse import encode_comment
 from cortex_gateway.proxy.asked import EVENT_STREAM
@@ -16,14 +18,25 @@ _STREAM_HEADERS = (
 )
 
 
+class Pipe(Protocol):
+    """Where bytes go on without a wait: `cortex_core.server.exchange.Exchange` is one."""
+
+    request_id: RequestId
+    on_writable: Callable[[], object] | None
+    """Called when more may be written, after `write` has asked for no more."""
+
+    def write(self, data: bytes) -> bool:
+        """Write a piece of an answer whose head is out; False asks for no more."""
+
+
 class Reply:
     """Owns `send` of one request, and knows how far its answer is.
 
     The guard around the application adds the request's id to the head.
     """
 
-    def __init__(self, send: Send, scope: Scope, request_id: str) -> None:
-        self.request_id = request_id
+    def __init__(self, send: Send, scope: Scope, pipe: Pipe) -> None:
+        self.request_id = pipe.request_id
         self.stream_type = EVENT_STREAM
         """`content-type` of the answer, should it be a stream."""
         self.failed: Callable[[RequestError], bytes] = lambda error: b""
@@ -37,6 +50,7 @@ class Reply:
         self.is_complete = False
         self._send = send
         self._scope = scope
+        self._pipe = pipe
 
     async def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Send the head of an answer that comes in pieces."""
@@ -61,10 +75,18 @@ class Reply:
         if chunk:
             await self._body(chunk)
 
-    async def write(self, chunk: bytes) -> None:
-        """Send bytes of a node's answer; returns when the caller's side took them."""
+    def write(self, chunk: bytes) -> bool:
+        """Send bytes of a node's answer, after its head; False asks for no more just now.
+
+        Raises:
+            ClientGoneError: nobody is there any more.
+        """
         self.has_content = True
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        return self._pipe.write(chunk)
+
+    def on_writable(self, resume: Callable[[], object]) -> None:
+        """Have `resume` called when more may be written, after `write` has asked for no more."""
+        self._pipe.on_writable = resume
 
     async def end(self, chunk: bytes = b"") -> None:
         """End the answer with the last bytes."""
