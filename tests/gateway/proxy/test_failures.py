@@ -255,7 +255,7 @@ async def test_nothing_follows_the_terminator() -> None:
     [
         b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc",
         b"SSH-2.0-OpenSSH\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 9000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 40_000 + b"\r\n\r\n",
     ],
 )
 async def test_what_is_no_http_answer_is_a_bad_gateway(reply: bytes) -> None:

@@ -127,7 +127,7 @@ class UpstreamAnswer(Protocol):
         `take` is called from where the bytes arrive, so that no task has to wake up for it, and
         first of all with what `read` would return. It answers whether it takes more: after a
         `False` the node is not read until `resume` is called, and that time counts as no
-        silence. What `take` raises ends this call, which raises it, and the answer.
+        silence. What `take` raises ends this call, which raises it; the rest can be read.
 
         Raises:
             UpstreamFailure: as in `read`.

@@ -32,6 +32,7 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 _BODILESS = frozenset((204, 304))
 
 Pairs = list[tuple[bytes, bytes]]
+Malformed = Callable[[str], Exception]
 
 
 class Request(msgspec.Struct, kw_only=True, gc=False):
@@ -98,23 +99,24 @@ def target_of(head: bytes) -> tuple[str, bytes]:
     return (match[1].decode(), match[2]) if match else ("GET", b"/")
 
 
-def parse_fields(lines: Sequence[bytes]) -> Pairs:
+def parse_fields(lines: Sequence[bytes], malformed: Malformed = MalformedRequestError) -> Pairs:
     """Split header lines.
 
     Args:
         lines: without control characters.
+        malformed: makes the error.
 
     Raises:
-        MalformedRequestError: one is no header; a folded line is none.
+        MalformedRequestError: one is no header; a folded line is none. Or whatever is made.
     """
     parts = [line.split(b":", 1) for line in lines]
     try:
         names = [name for name, _ in parts]
     except ValueError:
-        raise MalformedRequestError("a header needs a colon") from None
+        raise malformed("a header needs a colon") from None
     joined = b":".join(names)
     if b"" in names or joined.translate(None, _TOKEN + b":"):
-        raise MalformedRequestError("malformed name of a header")
+        raise malformed("malformed name of a header")
     lowered = joined.lower().split(b":")
     return [(name, part[1].strip(b" \t")) for name, part in zip(lowered, parts)]  # noqa: B905 - as many
 
@@ -162,20 +164,31 @@ def has_token(values: Iterable[bytes], token: bytes) -> bool:
 
 
 class Chunks:
-    """Takes a body in chunks apart (RFC 9112, section 7.1); extensions and trailers are dropped."""
+    """Takes a body in chunks apart (RFC 9112, section 7.1); extensions and trailers are dropped.
 
-    def __init__(self) -> None:
+    Args:
+        malformed: makes the error.
+    """
+
+    def __init__(self, malformed: Malformed = MalformedRequestError) -> None:
         self.is_done = False
+        self._malformed = malformed
         self._left = 0
         """Bytes that are missing of the chunk."""
         self._trailer_bytes = 0
         self._step: Callable[[bytearray, int, list[bytes]], int] = self._size
 
+    @property
+    def is_between(self) -> bool:
+        """Whether a chunk would begin with the next byte."""
+        return self._step == self._size
+
     def feed(self, buffer: bytearray) -> bytes:
         """Take from `buffer` what belongs to the body, and return what it carries.
 
         Raises:
-            MalformedRequestError: it is not in chunks, or could be read in two ways.
+            MalformedRequestError: it is not in chunks, or could be read in two ways. Or whatever
+                is made.
         """
         position = 0
         pieces: list[bytes] = []
@@ -190,12 +203,12 @@ class Chunks:
     # Each returns where it stopped, or -1 if more is needed.
 
     def _size(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
-        line, after = _line(buffer, start)
+        line, after = self._line(buffer, start)
         if after < 0:
             return -1
         match = _CHUNK.fullmatch(line)
         if match is None or line.translate(None, _PLAIN):
-            raise MalformedRequestError("malformed chunk in the request body")
+            raise self._malformed("malformed chunk in the body")
         self._left = int(match[1], 16)
         self._step = self._data if self._left else self._trailer
         return after
@@ -213,35 +226,34 @@ class Chunks:
     def _end(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
         mark = buffer[start : start + 2]
         if not b"\r\n".startswith(mark):
-            raise MalformedRequestError("a chunk of the request body is longer than it says")
+            raise self._malformed("a chunk of the body is longer than it says")
         if len(mark) < 2:
             return -1
         self._step = self._size
         return start + 2
 
     def _trailer(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
-        line, after = _line(buffer, start)
+        line, after = self._line(buffer, start)
         if after < 0:
             return -1
         self.is_done = not line
         self._trailer_bytes += len(line)
         if self._trailer_bytes > _MAX_TRAILER_BYTES:
-            raise MalformedRequestError("the trailers of the request body are too large")
+            raise self._malformed("the trailers of the body are too large")
         if line.translate(None, _PLAIN):
-            raise MalformedRequestError("control character in a trailer")
-        if line and parse_fields([line])[0][0] in _FRAMING:
-            raise MalformedRequestError("a trailer cannot say where the body ends")
+            raise self._malformed("control character in a trailer")
+        if line and parse_fields([line], self._malformed)[0][0] in _FRAMING:
+            raise self._malformed("a trailer cannot say where the body ends")
         return after
 
-
-def _line(buffer: bytearray, start: int) -> tuple[bytes, int]:
-    """Return the line that begins at `start` and where the next one does; -1 if it has no end."""
-    end = buffer.find(b"\r\n", start, start + _MAX_LINE_BYTES + 2)
-    if end >= 0:
-        return bytes(buffer[start:end]), end + 2
-    if len(buffer) - start > _MAX_LINE_BYTES + 1:
-        raise MalformedRequestError("a line between chunks of the request body is too long")
-    return b"", -1
+    def _line(self, buffer: bytearray, start: int) -> tuple[bytes, int]:
+        """Return the line at `start` and where the next one begins; -1 if it has no end."""
+        end = buffer.find(b"\r\n", start, start + _MAX_LINE_BYTES + 2)
+        if end >= 0:
+            return bytes(buffer[start:end]), end + 2
+        if len(buffer) - start > _MAX_LINE_BYTES + 1:
+            raise self._malformed("a line between chunks of the body is too long")
+        return b"", -1
 
 
 class AnswerError(RuntimeError):

@@ -1,1 +1,5 @@
-"""The only rooms that speak HTTP as a client: to neurons, through aiohttp."""
+"""The only rooms that speak HTTP as a client.
+
+Requests of callers go to nodes over connections of our own (`upstream`); what the control plane
+asks of neurons, which is seldom, goes through aiohttp (`node`).
+"""

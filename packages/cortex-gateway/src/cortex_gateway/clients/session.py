@@ -1,4 +1,4 @@
-"""The one HTTP client session of the process, with settings that suit long streams."""
+"""The HTTP client session of the control plane, with settings that suit long streams."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,20 +1,19 @@
-"""Requests to the inference paths of neurons."""
+"""Requests to the inference paths of nodes, over a client of our own.
 
-import asyncio
-import io
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+aiohttp is left to what is asked seldom: the control API of neurons.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
+from urllib.parse import quote, urlsplit
 
-import aiohttp
-
-from cortex_core.routing.retry import Failure
-from cortex_gateway.clients.session import open_session
-from cortex_gateway.ports import UpstreamAnswer, UpstreamFailure
+from cortex_gateway.clients.pool import Pool
+from cortex_gateway.ports import UpstreamAnswer
 from cortex_gateway.settings import Timeouts
 
-# aiohttp warns when it is given more than this as plain bytes, and sends files in pieces.
-_PIECEWISE_BYTES = 1 << 20
+_MAX_URLS = 1024
+"""Remembered ones. There are a few for each node, and more only while the fleet changes."""
 
 
 class Patience(Protocol):
@@ -31,106 +30,108 @@ class Patience(Protocol):
         ...
 
 
+class Place:
+    """One URL: the connections to its host, and the lines that each request to it begins with."""
+
+    __slots__ = ("head", "pool")
+
+    def __init__(self, pool: Pool, head: str) -> None:
+        self.pool = pool
+        self.head = head
+
+
 class HttpUpstream:
-    """`Upstream` over aiohttp."""
+    """`Upstream` over connections of our own.
 
-    def __init__(self, session: aiohttp.ClientSession, patience: Patience) -> None:
-        self._session = session
-        self._patience = patience
-
-    async def post(
-        self, url: str, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> UpstreamAnswer:
-        """Send a request; see `Upstream.post`."""
-        data = body if len(body) <= _PIECEWISE_BYTES else io.BytesIO(body)
-        with _as_failures():
-            async with asyncio.timeout(self._patience.first_byte_s):
-                response = await self._session.post(
-                    url, headers=headers, data=data, allow_redirects=False
-                )
-        return _Answer(response, self._patience.idle_s)
-
-
-@asynccontextmanager
-async def open_upstream(timeouts: Timeouts, patience: Patience) -> AsyncIterator[HttpUpstream]:
-    """Open the connections to nodes; they are closed when the context ends.
+    A request is written to a connection once and never again, not even if that was idle and
+    turns out to be closed: it may have been begun, and whether it is sent to another replica is
+    decided by who knows all of them (`routing.retry`). That this is rare is seen to elsewhere:
+    an idle connection is read, so that its end is known before the next request, it is left alone
+    before the node's own patience ends, and a fresh one is used when that has happened.
 
     Args:
         timeouts: for connecting and for idle connections.
         patience: with silent nodes; asked anew for each request.
     """
-    async with open_session(timeouts) as session:
-        yield HttpUpstream(session, patience)
 
-
-class _Answer:
-    def __init__(self, response: aiohttp.ClientResponse, idle_s: float) -> None:
-        self._response = response
-        self._idle_s = idle_s
-        self._is_wanted = asyncio.Event()
+    def __init__(self, timeouts: Timeouts, patience: Patience) -> None:
+        self._timeouts = timeouts
+        self._patience = patience
+        self._pools: dict[tuple[str, str, int], Pool] = {}
+        self._places: dict[str, Place] = {}
 
     @property
-    def status(self) -> int:
-        return self._response.status
+    def connections(self) -> int:
+        """Open connections, idle ones included."""
+        return sum(len(pool.connections) for pool in self._pools.values())
 
-    @property
-    def headers(self) -> Sequence[tuple[str, str]]:
-        return [
-            (name.decode("latin-1").lower(), value.decode("latin-1"))
-            for name, value in self._response.raw_headers
-        ]
+    async def post(
+        self, url: str, headers: Sequence[tuple[str, str]], body: bytes
+    ) -> UpstreamAnswer:
+        """Send a request; see `Upstream.post`."""
+        place = self._places.get(url) or self._place(url)
+        head = _head(place, headers, len(body))
+        connection = place.pool.take() or await place.pool.connect()
+        patience = self._patience
+        return await connection.ask(
+            head, body, first_byte_s=patience.first_byte_s, idle_s=patience.idle_s
+        )
 
-    async def read(self) -> bytes:
-        content = self._response.content
-        with _as_cuts():
-            # What is there already needs no timer.
-            chunk = content.read_nowait()
-            if not chunk:
-                async with asyncio.timeout(self._idle_s):
-                    chunk = await content.readany()
-        return chunk
+    async def close(self) -> None:
+        """Reset all connections; returns when they are gone."""
+        for pool in self._pools.values():
+            await pool.close()
 
-    async def pass_to(self, take: Callable[[bytes], bool]) -> None:
-        while chunk := await self.read():
-            self._is_wanted.clear()
-            if not take(chunk):
-                await self._is_wanted.wait()
+    def _place(self, url: str) -> Place:
+        parts = urlsplit(url)
+        name = (parts.hostname or "").encode("idna").decode()
+        default = 443 if parts.scheme == "https" else 80
+        port = parts.port or default
+        key = (parts.scheme, name, port)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(
+                *key,
+                connect_s=self._timeouts.connect_s,
+                keep_alive_s=self._timeouts.keep_alive_s,
+            )
+        shown = f"[{name}]" if ":" in name else name
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+        if len(self._places) >= _MAX_URLS:
+            self._places.clear()
+        place = self._places[url] = Place(
+            pool,
+            f"POST {target} HTTP/1.1\r\n"
+            f"host: {shown if port == default else f'{shown}:{port}'}\r\n"
+            "accept-encoding: identity\r\n",
+        )
+        return place
 
-    def resume(self) -> None:
-        self._is_wanted.set()
 
-    def close(self) -> None:
-        # Closing, not releasing: a neuron must see at once that nobody reads any more. The
-        # connection of an answer that was read to its end is back in the pool already.
-        self._response.close()
+@asynccontextmanager
+async def open_upstream(timeouts: Timeouts, patience: Patience) -> AsyncIterator[HttpUpstream]:
+    """Open the way to nodes; its connections are closed when the context ends.
 
-
-@contextmanager
-def _as_failures() -> Iterator[None]:
-    """Turn what goes wrong before an answer has begun into an `UpstreamFailure`."""
+    Args:
+        timeouts: for connecting and for idle connections.
+        patience: with silent nodes; asked anew for each request.
+    """
+    upstream = HttpUpstream(timeouts, patience)
     try:
-        yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise UpstreamFailure(Failure.CONNECT, _reason(error)) from None
-    except TimeoutError:
-        raise UpstreamFailure(Failure.TIMEOUT, "no answer began in time") from None
-    except aiohttp.ClientConnectionError as error:
-        raise UpstreamFailure(Failure.CUT_BEFORE_ANSWER, _reason(error)) from None
-    except aiohttp.ClientError as error:
-        raise UpstreamFailure(Failure.BAD_ANSWER, _reason(error)) from None
+        yield upstream
+    finally:
+        await upstream.close()
 
 
-@contextmanager
-def _as_cuts() -> Iterator[None]:
-    """Turn what goes wrong within an answer into an `UpstreamFailure`."""
-    try:
-        yield
-    except TimeoutError:
-        raise UpstreamFailure(Failure.TIMEOUT, "silent within its answer") from None
-    except aiohttp.ClientError as error:
-        raise UpstreamFailure(Failure.CUT_MID_ANSWER, _reason(error)) from None
+def _head(place: Place, headers: Sequence[tuple[str, str]], length: int) -> bytes:
+    """Return the head of a request.
 
-
-def _reason(error: Exception) -> str:
-    # Some of aiohttp's errors have an empty text.
-    return str(error) or type(error).__name__
+    Raises:
+        ValueError: a header has more than one line, or is no text that HTTP/1 can carry.
+    """
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers) or "\0" in lines:
+        raise ValueError("a header of the request has more than one line")
+    return f"{place.head}{lines}content-length: {length}\r\n\r\n".encode("latin-1")
