@@ -55,7 +55,8 @@ _RATE_LIMITS = ("anthropic-ratelimit-", "x-ratelimit-")
 
 def request_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the caller's headers that go upstream, in order, names in lower case."""
-    return [(name.lower(), value) for name, value in headers if name.lower() in REQUEST_ALLOWED]
+    pairs = [(name.lower(), value) for name, value in headers]
+    return [pair for pair in pairs if pair[0] in REQUEST_ALLOWED]
 
 
 def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -64,18 +65,20 @@ def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]
     Names that the upstream lists in `Connection` are hop-by-hop too (RFC 9110 section 7.6.1).
     """
     pairs = [(name.lower(), value) for name, value in headers]
+    kept = [
+        pair
+        for pair in pairs
+        if pair[0] not in _RESPONSE_DROPPED and not pair[0].startswith(_RATE_LIMITS)
+    ]
+    if len(kept) == len(pairs):
+        return kept
     named = {
         token.strip().lower()
         for name, value in pairs
         if name == "connection"
         for token in value.split(",")
     }
-    dropped = _RESPONSE_DROPPED | named
-    return [
-        (name, value)
-        for name, value in pairs
-        if name not in dropped and not name.startswith(_RATE_LIMITS)
-    ]
+    return [pair for pair in kept if pair[0] not in named] if named else kept
 
 
 def combined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

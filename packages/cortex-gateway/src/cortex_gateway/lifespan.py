@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
-from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from cortex_core.catalogue import Catalogue
@@ -37,6 +36,7 @@ from cortex_core.server.stack import protect
 from cortex_core.server.vitals import Vitals
 from cortex_core.units import bytes_from_mib
 from cortex_gateway.api.background import Background
+from cortex_gateway.api.direct import Direct
 from cortex_gateway.api.documents import find_pdf_reader
 from cortex_gateway.app import build_app
 from cortex_gateway.clients.node import node_client_maker
@@ -255,7 +255,7 @@ async def open_api(
     clock: Clock,
     drain: Drain,
     version: str,
-) -> AsyncIterator[Starlette]:
+) -> AsyncIterator[ASGIApp]:
     """Yield the routes, with what lets requests through, keeps and makes responses behind them.
 
     Raises:
@@ -266,7 +266,7 @@ async def open_api(
         Background(keeps.background_limit) as background,
         proxy.lines.running(),
     ):
-        yield build_app(
+        app = build_app(
             control=control,
             configured=configured,
             proxy=proxy,
@@ -278,6 +278,7 @@ async def open_api(
             background=background,
             new_id=lambda: secrets.token_hex(16),
         )
+        yield Direct(app)
 
 
 @asynccontextmanager

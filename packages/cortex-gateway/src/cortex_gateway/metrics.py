@@ -1,6 +1,8 @@
 """The gateway's series. All of them live on the registry that the process was given."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -100,10 +102,17 @@ class _Histograms:
         )
 
 
+_KEPT = 4096
+"""Series that are found without a search; a fleet has a few for each of its replicas."""
+
+
 class GatewayMetrics:
     """The counters and histograms; the rooms above write to them through its methods."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        # The client checks and turns all labels into text each time, which costs more than to
+        # count does.
+        self._of = functools.lru_cache(maxsize=_KEPT)(_labelled)
         self._counters = _Counters(registry)
         self._evictions = Counter(
             "cortex_evictions_total",
@@ -132,11 +141,11 @@ class GatewayMetrics:
 
     def began(self, model: str) -> None:
         """Count a request whose model is known as in flight; `ended` follows without fail."""
-        self._in_flight.labels(model).inc()
+        self._of(self._in_flight, model).inc()
 
     def attempted(self, outcome: str) -> None:
         """Count one attempt at a node: `ok` or a `Failure`'s value."""
-        self._counters.attempts.labels(outcome).inc()
+        self._of(self._counters.attempts, outcome).inc()
 
     def trace_lost(self, lines: int) -> None:
         """Count lines of the trace that were lost."""
@@ -144,15 +153,15 @@ class GatewayMetrics:
 
     def loaded(self, *, model: str, node: str, load_s: float) -> None:
         """Count a load that this gateway asked for and that succeeded."""
-        self._histograms.load.labels(model, node).observe(load_s)
+        self._of(self._histograms.load, model, node).observe(load_s)
 
     def decided(self, kind: str) -> None:
         """Count a decision."""
-        self._decisions.labels(kind).inc()
+        self._of(self._decisions, kind).inc()
 
     def evicted(self, *, model: str, node: str) -> None:
         """Count a replica that gave way to another model."""
-        self._evictions.labels(model, node).inc()
+        self._of(self._evictions, model, node).inc()
 
     def ended(
         self,
@@ -173,7 +182,7 @@ class GatewayMetrics:
     ) -> None:
         """Count one request at its end; for the arguments see `RequestMetrics.ended`."""
         if has_begun:
-            self._in_flight.labels(model).dec()
+            self._of(self._in_flight, model).dec()
         self._count(model, node, outcome, is_cold_start=is_cold_start)
         counters, histograms = self._counters, self._histograms
         for counter, tokens in (
@@ -182,7 +191,7 @@ class GatewayMetrics:
             (counters.completion_tokens, completion_tokens),
         ):
             if tokens is not None:
-                counter.labels(model, node).inc(tokens)
+                self._of(counter, model, node).inc(tokens)
         generation_s = duration_s - (queue_s + load_s if ttft_s is None else ttft_s)
         rate = completion_tokens / generation_s if completion_tokens and generation_s > 0 else None
         for histogram, value in (
@@ -193,13 +202,18 @@ class GatewayMetrics:
             (histograms.rate, rate),
         ):
             if value is not None:
-                histogram.labels(model, node).observe(value)
+                self._of(histogram, model, node).observe(value)
 
     def _count(self, model: str, node: str, outcome: str, *, is_cold_start: bool) -> None:
-        self._counters.requests.labels(model, node, outcome).inc()
+        self._of(self._counters.requests, model, node, outcome).inc()
         if outcome not in (OK, CLIENT_GONE):
-            self._counters.errors.labels(model, node).inc()
+            self._of(self._counters.errors, model, node).inc()
             if node == UNKNOWN:
-                self._counters.rejections.labels(outcome).inc()
+                self._of(self._counters.rejections, outcome).inc()
         if is_cold_start:
-            self._counters.cold_starts.labels(model, node).inc()
+            self._of(self._counters.cold_starts, model, node).inc()
+
+
+def _labelled(metric: Any, *labels: str) -> Any:
+    """Return the series of a metric, which is of one of the client's kinds, with these labels."""
+    return metric.labels(*labels)

@@ -6,7 +6,7 @@ import msgspec
 
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.placement.steps import Evict, Hold, Load, Recycle, Retire, Step, Wake, parting_of
-from cortex_core.routing.route import Candidate, Decision, Refuse, Serve, Wait
+from cortex_core.routing.route import Decision, Refuse, Serve, Wait
 
 
 class DecisionKind(enum.StrEnum):
@@ -83,32 +83,31 @@ class DecisionsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The newest first."""
 
 
+def kind_of(decision: Decision) -> DecisionKind:
+    """Return what a decision about a request is."""
+    match decision:
+        case Serve():
+            return DecisionKind.ROUTE
+        case Wait():
+            return DecisionKind.WAIT
+        case Refuse():
+            return DecisionKind.REFUSE
+
+
 def record_of_request(decision: Decision, model: ModelId, request_id: str, at: float) -> Record:
     """Return the record of a decision about one request."""
-
-    def told(
-        kind: DecisionKind, reason: str, candidates: tuple[Candidate, ...], node: NodeName | None
-    ) -> Record:
-        return Record(
-            at=at,
-            kind=kind,
-            model=model,
-            node=node,
-            request_id=request_id,
-            reason=reason,
-            considered=tuple(
-                Considered(node=one.replica.node, rejected=one.rejected, score=one.score)
-                for one in candidates
-            ),
-        )
-
-    match decision:
-        case Serve(replica=replica, reason=reason, candidates=candidates):
-            return told(DecisionKind.ROUTE, reason, candidates, replica.node)
-        case Wait(reason=reason, candidates=candidates):
-            return told(DecisionKind.WAIT, reason, candidates, None)
-        case Refuse(error=error, candidates=candidates):
-            return told(DecisionKind.REFUSE, error.message, candidates, None)
+    return Record(
+        at=at,
+        kind=kind_of(decision),
+        model=model,
+        node=decision.replica.node if isinstance(decision, Serve) else None,
+        request_id=request_id,
+        reason=decision.error.message if isinstance(decision, Refuse) else decision.reason,
+        considered=tuple(
+            Considered(node=one.replica.node, rejected=one.rejected, score=one.score)
+            for one in decision.candidates
+        ),
+    )
 
 
 def record_of_command(kind: DecisionKind, target: ReplicaId, at: float) -> Record:

@@ -4,6 +4,7 @@ Every line ends with CR LF, every length is one number, and a message that two p
 could read differently is refused. What the grammar allows and nobody sends is refused as well.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -20,7 +21,7 @@ _MAX_TRAILER_BYTES = 8 * 1024
 
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # RFC 9110, section 5.5: no control character but the tab.
-_PLAIN = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
+PLAIN = bytes(byte for byte in range(256) if byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
 _REQUEST_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 _LENGTH = re.compile(rb"\d{1,18}")
 # Sixteen digits would be more than 2 ** 63 bytes.
@@ -79,7 +80,7 @@ def parse_head(head: bytes) -> Request:
         MalformedRequestError: it is not one, or could be read in two ways.
     """
     lines = head.split(b"\r\n")
-    if head.translate(None, _PLAIN) != b"\r\n" * (len(lines) - 1):
+    if head.translate(None, PLAIN) != b"\r\n" * (len(lines) - 1):
         raise MalformedRequestError("control character in the head of the request")
     match = _REQUEST_LINE.fullmatch(lines[0])
     if match is None:
@@ -207,7 +208,7 @@ class Chunks:
         if after < 0:
             return -1
         match = _CHUNK.fullmatch(line)
-        if match is None or line.translate(None, _PLAIN):
+        if match is None or line.translate(None, PLAIN):
             raise self._malformed("malformed chunk in the body")
         self._left = int(match[1], 16)
         self._step = self._data if self._left else self._trailer
@@ -240,7 +241,7 @@ class Chunks:
         self._trailer_bytes += len(line)
         if self._trailer_bytes > _MAX_TRAILER_BYTES:
             raise self._malformed("the trailers of the body are too large")
-        if line.translate(None, _PLAIN):
+        if line.translate(None, PLAIN):
             raise self._malformed("control character in a trailer")
         if line and parse_fields([line], self._malformed)[0][0] in _FRAMING:
             raise self._malformed("a trailer cannot say where the body ends")
@@ -258,6 +259,14 @@ class Chunks:
 
 class AnswerError(RuntimeError):
     """The app's answer is none that HTTP/1 can carry; a bug of ours."""
+
+
+@functools.lru_cache(maxsize=256)
+def _lowered(name: bytes) -> bytes:
+    """Return the name of an answer's header in lower case; there are few of them."""
+    if not name or name.translate(None, _TOKEN):
+        raise AnswerError(f"{name!r} is no name of a header")
+    return name.lower()
 
 
 class Answer:
@@ -318,9 +327,7 @@ class Answer:
 
     def _is_sent(self, name: bytes, value: bytes) -> bool:
         """Take note of a header of the app's; return whether it goes out as it is."""
-        if not name or name.translate(None, _TOKEN):
-            raise AnswerError(f"{name!r} is no name of a header")
-        known = name.lower()
+        known = _lowered(name)
         if known == b"content-length":
             self._left = int(value)
         elif known == b"connection" and has_token((value,), b"close"):

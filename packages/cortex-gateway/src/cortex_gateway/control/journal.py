@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -12,11 +13,12 @@ from cortex_core.placement.steps import Hold, Step
 from cortex_core.routing.record import (
     DecisionKind,
     Record,
+    kind_of,
     record_of_command,
     record_of_request,
     record_of_step,
 )
-from cortex_core.routing.route import Decision
+from cortex_core.routing.route import Decision, Serve
 from cortex_core.server.clock import Clock
 
 T = TypeVar("T")
@@ -37,15 +39,17 @@ class Journal:
     def __init__(self, clock: Clock, count: Callable[[DecisionKind], None]) -> None:
         self._clock = clock
         self._count = count
-        self._requests: deque[Record] = deque(maxlen=KEPT_REQUESTS)
+        self._requests: deque[Record | partial[Record]] = deque(maxlen=KEPT_REQUESTS)
         self._steps: deque[Record] = deque(maxlen=KEPT_STEPS)
         self._holds: dict[ModelId, str] = {}
 
     def request(self, decision: Decision, model: ModelId, request_id: str) -> None:
         """Note what was decided about a request."""
-        self._note(
-            self._requests, record_of_request(decision, model, request_id, self._clock.wall())
-        )
+        record = partial(record_of_request, decision, model, request_id, self._clock.wall())
+        # Nearly all are of this kind, and hardly one is ever looked at. Others may carry an error,
+        # and with it whatever raised it.
+        self._requests.append(record if isinstance(decision, Serve) else record())
+        self._count(kind_of(decision))
 
     def step(self, step: Step, *, by_operator: bool = False) -> None:
         """Note a step of a plan; a `Hold` that says what the last one said is none."""
@@ -123,7 +127,8 @@ class Journal:
         self._count(record.kind)
 
     def _newest(self) -> Iterator[Record]:
-        rings = [reversed(self._requests), reversed(self._steps)]
+        requests = (one() if isinstance(one, partial) else one for one in reversed(self._requests))
+        rings = [requests, iter(reversed(self._steps))]
         heads = [next(ring, None) for ring in rings]
         while any(head is not None for head in heads):
             at = [-1.0 if head is None else head.at for head in heads]

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from types import TracebackType
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.errors import ModelLoadingError
@@ -197,21 +198,9 @@ class FleetStore:
         await self._wanted.wait()
         self._wanted.clear()
 
-    @asynccontextmanager
-    async def while_up(self, node: NodeName) -> AsyncIterator[None]:
+    def while_up(self, node: NodeName) -> "WhileUp":
         """Run a block that is cancelled when `node` goes down; see `Store`."""
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                self._limits[node].add(limit)
-                try:
-                    yield
-                finally:
-                    self._limits[node].discard(limit)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise UpstreamFailure(Failure.CUT_BEFORE_ANSWER, "its node went down") from None
+        return WhileUp(self._limits[node])
 
     def _cut_waits(self, before: FleetState) -> None:
         for name, limits in self._limits.items():
@@ -229,6 +218,34 @@ class FleetStore:
         asked = self._refreshes[node]
         await asked.wait()
         asked.clear()
+
+
+class WhileUp:
+    """A block that is cancelled when a node goes down.
+
+    Args:
+        limits: of all such blocks with that node.
+    """
+
+    def __init__(self, limits: set[asyncio.Timeout]) -> None:
+        self._limits = limits
+        self._limit = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+        self._limits.add(self._limit)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._limits.discard(self._limit)
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise UpstreamFailure(Failure.CUT_BEFORE_ANSWER, "its node went down") from None
 
 
 class _Rates(Mapping[ModelId, float]):

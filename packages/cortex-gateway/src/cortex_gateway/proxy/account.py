@@ -1,5 +1,6 @@
 """What one request came to: one log line and the series, whatever became of it."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ class Account:
             headers.append(("x-cortex-node", self._node))
         if self._model is not None:
             # What a node calls a model may have characters that a header must not.
-            headers.append(("x-cortex-model", quote(self._model, safe=_PRINTABLE)))
+            headers.append(("x-cortex-model", _quoted(self._model)))
         if self.is_cold_start:
             headers.append(("x-cortex-cold-start", "true"))
         if self._dispatched_at is not None:
@@ -235,6 +236,11 @@ class Account:
         if ttft_s is None or completion_tokens is None or completion_tokens < 2:
             return None
         return (duration_s - ttft_s) / (completion_tokens - 1)
+
+
+@functools.lru_cache(maxsize=1024)
+def _quoted(model: str) -> str:
+    return quote(model, safe=_PRINTABLE)
 
 
 def _ms(seconds: float | None) -> int | None:

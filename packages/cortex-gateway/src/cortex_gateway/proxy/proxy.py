@@ -93,7 +93,7 @@ class Proxy:
 
     def endpoint(self, read: ReadAsked) -> ASGIApp:
         """Return an ASGI application that serves the requests which `read` reads."""
-        return _Endpoint(self, read)
+        return Endpoint(self, read)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, read: ReadAsked) -> None:
         """Serve one request, and account for it."""
@@ -197,12 +197,18 @@ class Proxy:
                     await store.changed(state.revision)
 
 
-class _Endpoint:
-    """Starlette mounts an object that is no function as an ASGI application."""
+class Endpoint:
+    """One path of the proxy's; Starlette mounts an object that is no function as an ASGI app.
+
+    Args:
+        proxy: serves the requests.
+        read: reads them.
+    """
 
     def __init__(self, proxy: Proxy, read: ReadAsked) -> None:
         self._proxy = proxy
         self._read = read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
         await self._proxy.serve(scope, receive, send, self._read)

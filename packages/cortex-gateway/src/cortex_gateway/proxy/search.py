@@ -50,7 +50,9 @@ class Search:
     @property
     def hints(self) -> RouteHints:
         """What is known about where it may go."""
-        return msgspec.structs.replace(self._hints, has_turn=self.has_begun)
+        if not self.has_begun:
+            return self._hints
+        return msgspec.structs.replace(self._hints, has_turn=True)
 
     def decide(
         self,

@@ -1,6 +1,5 @@
 """From a request that was read to an answer: route, wait, attempt, try again."""
 
-import contextlib
 import logging
 
 import msgspec
@@ -191,25 +190,34 @@ class Walk:
         pulse = Pulse(beat, doors.settings.heartbeat_s, f"waiting for {replica.model} to begin")
         try:
             with doors.in_flight.attempt(replica, is_retry=is_retry):
-                async with pulse, contextlib.AsyncExitStack() as open_answer:
-                    # Once the answer flows it proves by itself that the node lives.
-                    async with doors.store.while_up(replica.node):
-                        answer = await self._post(serve.endpoint, access, outbound)
-                        open_answer.callback(answer.close)
-                    if access.is_neuron and has_died(answer):
-                        raise UpstreamFailure(Failure.ENGINE_DIED, "its engine died")
-                    if access.is_neuron and is_refusal(answer):
-                        self._overload = await overload_of(answer)
-                        self._refused(replica)
+                async with pulse:
+                    if not await self._send(serve, access, outbound, pulse):
                         return False
-                    relay = Relay(
-                        self._reply, account, pulse, self._asked, outbound, access.dialect
-                    )
-                    await relay.run(answer)
         except UpstreamFailure as failure:
             self._failed(replica, failure, access)
             return False
         self._answered(replica, began)
+        return True
+
+    async def _send(self, serve: Serve, access: Access, outbound: Outbound, pulse: Pulse) -> bool:
+        """Post the request and pass on its answer; False if the node refused it before any work."""
+        answer = None
+        try:
+            # Once the answer flows it proves by itself that the node lives.
+            async with self._doors.store.while_up(serve.replica.node):
+                answer = await self._post(serve.endpoint, access, outbound)
+            if access.is_neuron and answer.status >= 400:
+                if has_died(answer):
+                    raise UpstreamFailure(Failure.ENGINE_DIED, "its engine died")
+                if is_refusal(answer):
+                    self._overload = await overload_of(answer)
+                    self._refused(serve.replica)
+                    return False
+            relay = Relay(self._reply, self._account, pulse, self._asked, outbound, access.dialect)
+            await relay.run(answer)
+        finally:
+            if answer is not None:
+                answer.close()
         return True
 
     async def _post(self, endpoint: str, access: Access, outbound: Outbound) -> UpstreamAnswer:
