@@ -23,8 +23,8 @@ _HEAD = re.compile(
 )
 _FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")
 _START = b"HTTP/1."
-# The end of a line that no CR begins.
-_BARE_LF = re.compile(rb"(?<!\r)\n")
+# Half of the end of a line.
+_BARE = re.compile(rb"(?<!\r)\n|\r[^\n]")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _WATCHED = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding"))
@@ -169,7 +169,7 @@ def end_of_head(buffer: bytes | bytearray, start: int) -> int:
     if end < 0:
         begins = buffer.startswith(_START) or _START.startswith(buffer)
         # A head whose lines end in another way would be waited for until the time is up.
-        if not begins or _BARE_LF.search(buffer, max(0, start - 1)):
+        if not begins or _BARE.search(buffer, max(0, start - 1)):
             raise MalformedAnswerError("this is not HTTP/1")
         if len(buffer) >= MAX_HEAD_BYTES:
             raise MalformedAnswerError(f"at most {MAX_HEAD_BYTES} bytes of head are taken")
