@@ -208,14 +208,17 @@ async def test_simulated_adapter_answers_as_a_model_of_its_own(start: Start) -> 
     """Ours: over HTTP, listed with its base, which is listed with none."""
     async with start() as neuron:
         await neuron.load("base")
+        adapter = {"model_id": "a", "harness": "simulated", "base": "base"}
+        refused, _, _ = await neuron.post("/models/load", adapter)
+        await neuron.post("/models/unload", {"model_id": "base"})
+        await neuron.load("base", engine={"enable_lora": True})
         await neuron.load("a", base="base")
         chat = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
         status, answer, _ = await neuron.post("/v1/chat/completions", chat)
+        fit, _, _ = await neuron.post("/models/fit", adapter)
         base, adapter = await neuron.model("base"), await neuron.model("a")
-        load = {"model_id": "a", "harness": "simulated", "base": "base"}
-        fit, _, _ = await neuron.post("/models/fit", load)
 
-    assert (status, answer["model"]) == (200, "a")
+    assert (refused, status, answer["model"]) == (409, 200, "a")
     assert (adapter["base"], adapter["vram_used_mb"], adapter["devices"]) == ("base", 0, [0])
     assert base["base"] is None
     assert fit == 400

@@ -2,10 +2,13 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 
+from cortex_core.catalogue import Profile
 from cortex_core.codec import encode_json
 from cortex_core.fleet.feasibility import share_bytes
+from cortex_core.simulation.machines import FleetFile
 from cortex_core.simulation.optimum import find_optimum
 from cortex_core.simulation.run import Run, simulate
 from cortex_core.units import MIB
@@ -54,6 +57,37 @@ def test_nothing_goes_on_when_nobody_asks_any_more(world: World) -> None:
 
 
 @given(worlds())
+def test_adapters_are_on_their_bases_and_no_more_than_these_take(world: World) -> None:
+    """Ours: from when one is there until it has gone, whatever else happens to the two."""
+    ran = run(world)
+
+    for span in ran.spans:
+        base = world.catalogue.profiles[span.model].base
+        if base is None or span.begin == span.end:
+            continue
+        under = [one for one in ran.spans if (one.model, one.node) == (base, span.node)]
+        covered = sum(max(0.0, min(a.end, span.end) - max(a.begin, span.begin)) for a in under)
+        assert covered == pytest.approx(span.end - span.begin)
+        beside = {
+            one.model
+            for one in ran.spans
+            if one.node == span.node
+            and world.catalogue.profiles[one.model].base == base
+            and one.begin <= span.begin < one.end
+        }
+        assert len(beside) <= world.catalogue.profiles[base].adapter_places
+
+
+def _fits(fleet: FleetFile, profile: Profile) -> bool:
+    need = share_bytes(profile)
+    able = (
+        [device for device in node.devices if device.vram_total_mb * MIB >= need]
+        for node in fleet.nodes
+    )
+    return any(len(devices) >= profile.min_devices for devices in able)
+
+
+@given(worlds())
 def test_who_is_pinned_stays(world: World) -> None:
     """Issue: never evicted, and nowhere else."""
     ran = run(world)
@@ -77,16 +111,13 @@ def test_everybody_who_can_be_served_is_within_a_bounded_time(world: World) -> N
     load_s = max(
         node.load_s + node.unload_s + 30_000 / node.load_mb_per_s for node in world.fleet.nodes
     )
-    turn_s = world.fleet.eviction.min_residency_s + 2 * load_s
+    # An adapter comes after its base, and each of the two has been there for a while then.
+    turn_s = 2 * (world.fleet.eviction.min_residency_s + 2 * load_s)
     assert ran.result.longest_wait_s <= (len(world.arrivals) + 1) * turn_s + work_s
     unservable = {
         model
         for model, profile in world.catalogue.profiles.items()
-        if not any(
-            len([d for d in node.devices if d.vram_total_mb * MIB >= share_bytes(profile)])
-            >= profile.min_devices
-            for node in world.fleet.nodes
-        )
+        if not _fits(world.fleet, world.catalogue.host(profile))
     }
     refused = [
         arrival

@@ -26,6 +26,10 @@ NODES = tuple(NodeName(f"node-{number}") for number in range(3))
 
 MODELS = tuple(ModelId(f"model-{letter}") for letter in "abcdef")
 
+ADAPTERS = tuple(ModelId(f"adapter-{letter}") for letter in "pqrs")
+
+BASES = MODELS[:2]
+
 CALLERS = ("ann", "bob", "runaway")
 
 HERE = frozenset({"loading", "reloading", "loaded"})
@@ -92,16 +96,30 @@ def profiles(draw: st.DrawFn, model: ModelId, *, is_plain: bool) -> Profile:
         min_devices=draw(st.sampled_from([1, 1, 1, 2])),
         pinned_on=() if is_plain else draw(st.sampled_from([(), (), (NODES[0],)])),
         residency_priority=None if is_plain else draw(st.sampled_from([None, None, 50, 200])),
+        engine={"enable_lora": True, "max_loras": draw(st.integers(1, 3))},
     )
 
 
 @st.composite
-def arrivals(draw: st.DrawFn) -> tuple[Arrival, ...]:
+def adapters(
+    draw: st.DrawFn, model: ModelId, bases: Sequence[ModelId], *, is_plain: bool
+) -> Profile:
+    return Profile(
+        id=model,
+        harness="simulated",
+        vram_mb=0,
+        base=draw(st.sampled_from(bases)),
+        residency_priority=None if is_plain else draw(st.sampled_from([None, None, 50, 200])),
+    )
+
+
+@st.composite
+def arrivals(draw: st.DrawFn, asked_for: Sequence[ModelId] = MODELS) -> tuple[Arrival, ...]:
     count = draw(st.integers(0, 40))
     drawn = [
         Arrival(
             at=draw(st.floats(0, 200)),
-            model=draw(st.sampled_from(MODELS)),
+            model=draw(st.sampled_from(asked_for)),
             caller=draw(st.sampled_from(CALLERS)),
             prompt_tokens=draw(st.integers(0, 5_000)),
             completion_tokens=draw(st.integers(0, 500)),
@@ -156,12 +174,14 @@ def worlds(draw: st.DrawFn, *, is_plain: bool = False) -> World:
     """Draw a world; a plain one has no faults, pins and priorities."""
     names = NODES[: draw(st.integers(1, 3))]
     wanted = MODELS[: draw(st.integers(1, 6))]
+    known = {model: draw(profiles(model, is_plain=is_plain)) for model in wanted}
+    on_bases = ADAPTERS[: draw(st.integers(0, 4))]
+    bases = wanted[: len(BASES)]
+    known |= {model: draw(adapters(model, bases, is_plain=is_plain)) for model in on_bases}
     return World(
         fleet=draw(fleets(names, wanted, is_plain=is_plain)),
-        catalogue=Catalogue(
-            profiles={model: draw(profiles(model, is_plain=is_plain)) for model in wanted}
-        ),
-        arrivals=draw(arrivals()),
+        catalogue=Catalogue(profiles=known),
+        arrivals=draw(arrivals((*MODELS, *on_bases))),
         strategy=draw(st.sampled_from(Strategy)),
     )
 

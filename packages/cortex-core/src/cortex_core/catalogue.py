@@ -68,8 +68,23 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How long one waits there before it is refused, in seconds; none takes the neuron's."""
     max_share: Annotated[float, Meta(gt=0, le=1)] | None = None
     """Part of the places and of the queue there that one caller has; none takes the neuron's."""
+    base: ModelId | None = None
+    """Model of this catalogue on whose engine it lives; only a LoRA adapter has one."""
+    adapter: str | None = None
+    """Where the adapter is: a hub id, or the absolute path of a folder; none is `id`."""
     engine: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Options passed to the engine under their own names."""
+
+    @property
+    def adapter_places(self) -> int:
+        """How many adapters its engine keeps at once; 0 where it takes none.
+
+        Source: vLLM 0.32, `LoRAConfig`, where `max_cpu_loras` is `max_loras` unless it is given.
+        """
+        if self.engine.get("enable_lora") is not True:
+            return 0
+        places = self.engine.get("max_cpu_loras", self.engine.get("max_loras", 1))
+        return places if isinstance(places, int) else 1
 
     @property
     def vram_bytes(self) -> int | None:
@@ -117,7 +132,22 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             SettingsError: an id is malformed or there twice, or an alias cannot work.
         """
         _check(file, source)
-        return cls(profiles={profile.id: profile for profile in file.models}, aliases=file.aliases)
+        profiles = {profile.id: profile for profile in file.models}
+        _check_adapters(file, profiles, source)
+        for profile in file.models:
+            if profile.base is not None:
+                profiles[profile.id] = _completed(profile, profiles[profile.base])
+        return cls(profiles=profiles, aliases=file.aliases)
+
+    def host(self, profile: Profile) -> Profile:
+        """Return the profile of the engine that a model needs: its own, or that of its base.
+
+        The base is where the adapter may be.
+        """
+        if profile.base is None:
+            return profile
+        base = self.profiles[profile.base]
+        return msgspec.structs.replace(base, pinned_on=profile.pinned_on or base.pinned_on)
 
 
 def load_catalogue(path: pathlib.Path, environ: Mapping[str, str] | None = None) -> Catalogue:
@@ -131,6 +161,61 @@ def load_catalogue(path: pathlib.Path, environ: Mapping[str, str] | None = None)
         SettingsError: with file, TOML path, what is wrong and what would be right.
     """
     return Catalogue.from_file(to_settings(load_toml(path), CatalogueFile, str(path)), str(path))
+
+
+def _completed(adapter: Profile, base: Profile) -> Profile:
+    """Return an adapter with what it takes from its base, in whose memory it is."""
+    idle_s = base.idle_unload_s if adapter.idle_unload_s is None else adapter.idle_unload_s
+    return msgspec.structs.replace(adapter, vram_mb=0, idle_unload_s=idle_s)
+
+
+_OF_THE_BASE = (
+    ("quant", None),
+    ("vram_mb", None),
+    ("min_devices", 1),
+    ("pipeline_parallel", 1),
+    ("nodes", ()),
+    ("min_device_vram_mb", 0),
+)
+"""What an adapter does not say, and what it is then."""
+
+
+def _check_adapters(
+    catalogue: CatalogueFile, profiles: Mapping[ModelId, Profile], source: str
+) -> None:
+    for position, profile in enumerate(catalogue.models):
+        where = f"{source}: models[{position}]"
+        if profile.base is not None:
+            _check_adapter(profile, profiles.get(profile.base), where)
+        elif profile.adapter is not None:
+            raise SettingsError(f"{where}.adapter: name the `base` of {profile.id!r}")
+
+
+def _check_adapter(profile: Profile, base: Profile | None, where: str) -> None:
+    if base is None or base.base is not None or base.nodes:
+        raise SettingsError(
+            f"{where}.base: {profile.base!r} is no base for {profile.id!r}; name another model "
+            "of this file that is no adapter and has no `nodes`"
+        )
+    said = [name for name, unsaid in _OF_THE_BASE if getattr(profile, name) != unsaid]
+    said += [f"engine.{name}" for name in profile.engine if name != "revision"]
+    if said:
+        raise SettingsError(
+            f"{where}.{said[0]}: the adapter {profile.id!r} takes it from {base.id!r}; leave it out"
+        )
+    if profile.harness != base.harness:
+        raise SettingsError(
+            f"{where}.harness: {base.id!r} has {base.harness!r}, so its adapter {profile.id!r} too"
+        )
+    if not base.adapter_places:
+        raise SettingsError(
+            f"{where}.base: {base.id!r} takes no adapters such as {profile.id!r}; give it "
+            "enable_lora = true under its `engine`"
+        )
+    if base.pinned_on and not set(profile.pinned_on) <= set(base.pinned_on):
+        raise SettingsError(
+            f"{where}.pinned_on: {base.id!r} is on {', '.join(base.pinned_on)} alone"
+        )
 
 
 def _check_nodes(profile: Profile, where: str) -> None:

@@ -360,7 +360,7 @@ class Harness(Protocol):
         """Return what the engine of `spec` would answer, without one; JSON.
 
         Args:
-            spec: not checked.
+            spec: not checked; of an adapter, with the options of its `base`.
             route: one of `FILES_ROUTES`.
             body: the caller's JSON, undecoded.
             request_id: for logs.

@@ -167,6 +167,7 @@ def _replica(node: NodeName, report: ModelReport) -> Replica:
         if servable is None or servable.ok
         else (servable.reason or "the neuron says that it takes no requests"),
         error=report.error,
+        base=None if report.base is None else ModelId(report.base),
     )
 
 

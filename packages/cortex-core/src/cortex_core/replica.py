@@ -5,7 +5,7 @@ import enum
 import msgspec
 
 from cortex_core.harness import Capabilities, Limit
-from cortex_core.ids import DeviceIndex, ReplicaId
+from cortex_core.ids import DeviceIndex, ModelId, ReplicaId
 
 
 class ReplicaStatus(enum.StrEnum):
@@ -79,6 +79,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """Why it takes no requests although its status is loaded; `None` when it does."""
     error: str | None = None
     """Short reason of the last failure."""
+    base: ModelId | None = None
+    """Model on whose engine it is, where it is an adapter."""
     endpoint: str | None = None
     """Base URL that takes its requests; `None` means its node's."""
 

@@ -32,6 +32,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     """For one that is nowhere: nodes that could ever hold it."""
     reason: str | None = None
     """For one that is nowhere: why."""
+    base: ModelId | None = None
+    """Model on whose engine it is, or would be, where it is an adapter."""
 
 
 # From the quickest answer to none.
@@ -52,6 +54,7 @@ def model_rows(overview: FleetOverview) -> tuple[ModelRow, ...]:
             size_bytes=model.vram_bytes,
             feasible_on=model.feasible_on,
             reason=model.reason,
+            base=model.base,
         )
         for model in overview.unloaded
     ]
@@ -94,6 +97,7 @@ def _placed(model: ModelId, places: list[tuple[NodeName, ReplicaView]]) -> Model
         ),
         size_bytes=max(sizes, default=None),
         reason=next((view.error for _, view in places if view.error), None),
+        base=next((view.base for _, view in places if view.base), None),
     )
 
 
@@ -107,6 +111,13 @@ def _where(place: Location) -> str:
 
 
 def _note(row: ModelRow) -> str:
+    note = _state(row)
+    if row.base is None:
+        return note
+    return f"on {row.base}; {note}" if note else f"on {row.base}"
+
+
+def _state(row: ModelRow) -> str:
     if row.locations:
         return row.reason or ""
     feasible = ", ".join(row.feasible_on)

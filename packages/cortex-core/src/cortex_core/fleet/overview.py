@@ -55,6 +55,8 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     """Host memory that it holds while it sleeps."""
     pinned: bool = False
     """Whether it stays there, by the catalogue or by an operator's word."""
+    base: ModelId | None = None
+    """Model on whose engine it is, where it is an adapter."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +93,8 @@ class UnloadedView(msgspec.Struct, frozen=True, kw_only=True):
     """The catalogue's estimate."""
     reason: str | None = None
     """Why its last load failed, else why no node could ever hold it."""
+    base: ModelId | None = None
+    """Model whose engine it needs, where it is an adapter; then the nodes are that one's."""
 
 
 class FleetOverview(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +128,7 @@ def fleet_overview(state: FleetState, catalogue: Catalogue) -> FleetOverview:
         revision=state.revision,
         nodes=tuple(_node_view(node, catalogue) for node in nodes),
         unloaded=tuple(
-            _unloaded_view(state, profile)
+            _unloaded_view(state, profile, catalogue.host(profile))
             for model, profile in sorted(catalogue.profiles.items())
             if model not in placed
         ),
@@ -197,11 +201,12 @@ def _replica_view(node: NodeState, replica: Replica, profile: Profile | None) ->
         sleep_level=replica.sleep_level,
         host_used_bytes=replica.host_used_bytes,
         pinned=replica.is_pinned or is_pinned,
+        base=replica.base,
     )
 
 
-def _unloaded_view(state: FleetState, profile: Profile) -> UnloadedView:
-    known = estimated(state, profile)
+def _unloaded_view(state: FleetState, profile: Profile, host: Profile) -> UnloadedView:
+    known = estimated(state, host)
     verdicts = {
         name: infeasible_reason(sized(state, known, node), node)
         for name, node in sorted(state.nodes.items())
@@ -221,6 +226,7 @@ def _unloaded_view(state: FleetState, profile: Profile) -> UnloadedView:
         feasible_on=feasible,
         vram_bytes=profile.vram_bytes,
         reason=reason,
+        base=profile.base,
     )
 
 

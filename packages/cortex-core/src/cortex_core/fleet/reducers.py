@@ -103,7 +103,9 @@ def _reported(
 ) -> NodeState:
     """Return a node after its report, which has these replicas."""
     has_freed = any(
-        before.holds_memory and not (model in replicas and replicas[model].holds_memory)
+        before.holds_memory
+        and before.base is None
+        and not (model in replicas and replicas[model].holds_memory)
         for model, before in node.replicas.items()
     )
     return msgspec.structs.replace(

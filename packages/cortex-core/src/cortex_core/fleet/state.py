@@ -95,7 +95,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         leaving: dict[DeviceIndex, int] = {}
         unsized = []
         for replica in self.replicas.values():
-            if not replica.holds_memory:
+            if not replica.holds_memory or replica.base is not None:
                 continue
             size = self.size_of(replica)
             if size is None:
@@ -150,6 +150,27 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def first_used(self) -> float:
         """When the resident was used that nobody has used for longest; infinite without one."""
         return min((resident.used for resident in self.residents.values()), default=math.inf)
+
+    @cached_property
+    def adapters(self) -> Mapping[ModelId, tuple[Replica, ...]]:
+        """Adapters that are on an engine or about to be, by its model; others are left out."""
+        found: dict[ModelId, tuple[Replica, ...]] = {}
+        for replica in self.replicas.values():
+            if replica.base is not None and replica.holds_memory:
+                found[replica.base] = (*found.get(replica.base, ()), replica)
+        return found
+
+    def with_adapters(self, replica: Replica) -> tuple[Replica, ...]:
+        """Return a replica with the adapters on its engine, which go when it goes."""
+        return (replica, *self.adapters.get(replica.id.model, ()))
+
+    def sharing(self, replica: Replica) -> tuple[Replica, ...]:
+        """Return all replicas on the engine of `replica`, which is one of them: a base and its adapters."""
+        if not self.adapters:
+            return (replica,)
+        base = replica.base or replica.id.model
+        there = self.replicas.get(base)
+        return (*(() if there is None else (there,)), *self.adapters.get(base, ()))
 
     def size_of(self, replica: Replica) -> int | None:
         """Return what a replica holds over all its devices, as the node has it now or measured it.

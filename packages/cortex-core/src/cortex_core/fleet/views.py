@@ -10,7 +10,7 @@ from cortex_core.fleet.feasibility import is_feasible
 from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, Known, NodeState
 from cortex_core.harness import Capabilities, Limit
-from cortex_core.ids import ModelId
+from cortex_core.ids import ModelId, NodeName
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.units import mib_from_bytes
 from cortex_core.wire.openai.models import ModelList, ModelLocation, ModelObject
@@ -70,27 +70,24 @@ def model_object(
 ) -> ModelObject:
     """Return one model as the list shows it."""
     profile = catalogue.profiles.get(model)
-    known = None if profile is None else estimated(state, profile)
+    host = None if profile is None else catalogue.host(profile)
     pairs = list(state.replicas_of(model))
-    # What runs says best what it can do; of others, their files.
-    files = state.known.get(model, Known())
-    limit = known_limit(replica for _, replica in pairs) or files.limit
+    bases = {replica.base for _, replica in pairs if replica.base is not None}
+    parent = min(bases, default=None) if profile is None else profile.base
+    # What runs says best what it can do; of others, their files; of adapters, their base.
+    telling = pairs or list(state.replicas_of(parent or model))
+    files = state.known.get(parent or model, Known())
+    limit = known_limit(replica for _, replica in telling) or files.limit
     context, output = (None, None) if limit is None else (limit.context, limit.output)
-    if context is None and profile is not None:
-        context = profile.context
+    if context is None and host is not None:
+        context = host.context
     return ModelObject(
         id=model,
         created=created,
         created_at=_rfc3339(created),
         display_name=model.rsplit("/", 1)[-1],
         loaded=any(node.is_reachable and replica.is_servable for node, replica in pairs),
-        feasible_on=tuple(
-            sorted(
-                node.name
-                for node in state.nodes.values()
-                if known is not None and is_feasible(sized(state, known, node), node)
-            )
-        ),
+        feasible_on=() if host is None else _feasible_on(state, host),
         locations=tuple(
             sorted(
                 (_location(state, node, replica, profile) for node, replica in pairs),
@@ -101,7 +98,8 @@ def model_object(
         max_model_len=context,
         max_input_tokens=context,
         max_tokens=output if output is not None else context,
-        capabilities=known_capabilities(replica for _, replica in pairs) or files.capabilities,
+        capabilities=known_capabilities(replica for _, replica in telling) or files.capabilities,
+        parent=parent,
         reason=_reason(state, model, pairs),
     )
 
@@ -135,6 +133,12 @@ def _known_models(state: FleetState, catalogue: Catalogue) -> list[ModelId]:
     for node in state.nodes.values():
         known.update(dict.fromkeys(node.replicas))
     return list(known)
+
+
+def _feasible_on(state: FleetState, profile: Profile) -> tuple[NodeName, ...]:
+    known = estimated(state, profile)
+    nodes = state.nodes.values()
+    return tuple(sorted(n.name for n in nodes if is_feasible(sized(state, known, n), n)))
 
 
 def _location(

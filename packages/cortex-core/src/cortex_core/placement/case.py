@@ -37,11 +37,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     wanted: frozenset[ModelId] = frozenset()
     """Models that callers wait for."""
 
-    def chance(self, model: ModelId) -> float:
-        """Return how likely a model is asked for within `HORIZON_S`, in [0, 1]."""
-        if model in self.wanted:
+    def chance(self, *models: ModelId) -> float:
+        """Return how likely one of the models is asked for within `HORIZON_S`, in [0, 1]."""
+        if not self.wanted.isdisjoint(models):
             return 1.0
-        return 1.0 - math.exp(-self.rates.get(model, 0.0) * HORIZON_S)
+        rate = math.fsum(self.rates.get(model, 0.0) for model in models)
+        return 1.0 - math.exp(-rate * HORIZON_S)
 
     def copies(self, model: ModelId) -> frozenset[NodeName]:
         """Return the nodes on which a copy serves and is to stay, or is under way."""
@@ -73,8 +74,23 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
             return False
         return len(self.copies(profile.id) - {replica.id.node}) < profile.replicas.min
 
+    def is_awaited(self, replica: Replica, node: NodeState) -> bool:
+        """Whether an adapter is on its way to the engine of a replica, so that it has to stay."""
+        model, profiles = replica.id.model, self.catalogue.profiles
+        for adapter in node.adapters.get(model, ()):
+            if adapter.status in UNDER_WAY:
+                return True
+        coming = self.state.commands_at.get(node.name, ())
+        return any(name in profiles and profiles[name].base == model for name in coming)
+
     def may_give_way(self, replica: Replica, wanting: Profile, node: NodeState) -> bool:
-        """Whether a replica could ever give way for `wanting`, whatever it does now."""
+        """Whether a replica could ever give way for `wanting`, whatever it does now.
+
+        Its adapters go with it, so that they must be free to go as well.
+        """
+        return all(self._may_go(one, wanting, node) for one in node.with_adapters(replica))
+
+    def _may_go(self, replica: Replica, wanting: Profile, node: NodeState) -> bool:
         profile = self.catalogue.profiles.get(replica.id.model)
         # What is in no catalogue was loaded by somebody else, and could not be brought back.
         if profile is None or replica.is_pinned or node.name in profile.pinned_on:

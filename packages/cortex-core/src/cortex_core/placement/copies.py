@@ -65,12 +65,11 @@ def weigh_copy(queue: Queue, copies: int, arrival_s: float, lost_s: float) -> Pu
     return Purchase(saved_s=without_it - before - after, cost_s=arrival_s + lost_s)
 
 
-def purchase_of(
-    case: Case, model: ModelId, step: Load | Wake | Evict, queue: Queue, copies: int
-) -> Purchase:
-    """Return what the copy of `model` that `step` leads to would bring."""
+def purchase_of(case: Case, step: Load | Wake | Evict, queue: Queue, copies: int) -> Purchase:
+    """Return what the copy that `step` leads to would bring; that of a base is one of its adapter."""
     state = case.state
     name = step.swap.node if isinstance(step, Evict) else step.replica.node
+    model = step.model if isinstance(step, Evict) else step.replica.model
     node = state.nodes[name]
     profile = sized(state, estimated(state, case.catalogue.profiles[model]), node)
     replica = node.replicas.get(model)

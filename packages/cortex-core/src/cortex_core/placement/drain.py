@@ -66,13 +66,15 @@ def _departure(
     def stays(reason: str) -> tuple[Departure, FleetState]:
         return Departure(model=model, outcome="stays", reason=reason), state
 
-    if replica.is_pinned or (profile is not None and node.name in profile.pinned_on):
-        return stays("it is pinned there")
+    pinned = [one.id.model for one in node.with_adapters(replica) if _is_pinned(one, case)]
+    if pinned:
+        return stays("it is pinned there" if model in pinned else f"{pinned[0]} is pinned there")
     if replica.status is ReplicaStatus.UNKNOWN:
         return stays("its state there is not known")
     if replica.status is ReplicaStatus.FOLLOWING:
         return stays("its head is another node; drain that one, or unload it there")
-    if not _is_in_use(state, replica, case):
+    # Whoever uses an adapter uses its base.
+    if not any(_is_in_use(state, one, case) for one in node.with_adapters(replica)):
         return Departure(model=model, outcome="unloaded", reason="nobody uses it now"), state
     other = _home(state, node, model)
     if other is not None:
@@ -92,6 +94,11 @@ def _moved(
         state=state, catalogue=case.catalogue, now=case.now, policy=case.policy, rates=case.rates
     )
     step = find_room(moment, model, Limits(barred=barred))
+    base = case.catalogue.profiles[model].base
+    to_base = None if base is None else _coming_home(state, node, base)
+    if isinstance(step, Hold) and to_base is not None:
+        reason = f"it is in use, and follows its base {base} to {to_base}"
+        return Departure(model=model, outcome="moved", to=to_base, reason=reason), state
     if isinstance(step, Hold):
         reason = f"it is in use, and cannot be loaded elsewhere: {_why(step, barred)}"
         return Departure(model=model, outcome="stays", reason=reason), state
@@ -106,6 +113,19 @@ def _moved(
         reason = f"it is in use, and {', '.join(victims)} give way to it on {to}"
         state = with_swap(state, model, step.swap)
     return Departure(model=model, outcome="moved", to=to, reason=reason, victims=victims), state
+
+
+def _is_pinned(replica: Replica, case: Draining) -> bool:
+    profile = case.catalogue.profiles.get(replica.id.model)
+    return replica.is_pinned or (profile is not None and replica.id.node in profile.pinned_on)
+
+
+def _coming_home(state: FleetState, node: NodeState, model: ModelId) -> NodeName | None:
+    """Return another node to which the model is about to come, or `None`."""
+    told = [target.node for target in state.commands if target.model == model]
+    swap = state.swaps.get(model)
+    told += [] if swap is None else [swap.node]
+    return next((name for name in told if name != node.name), _home(state, node, model))
 
 
 def _is_in_use(state: FleetState, replica: Replica, case: Draining) -> bool:

@@ -14,8 +14,9 @@ import msgspec
 
 from cortex_core.catalogue import Profile
 from cortex_core.fleet.sizes import sized
-from cortex_core.fleet.state import NodeState, Victim
+from cortex_core.fleet.state import NodeState, Victim, Way
 from cortex_core.ids import DeviceIndex
+from cortex_core.placement.adapters import find_giving_way
 from cortex_core.placement.case import Case
 from cortex_core.placement.fit import (
     READING_LAG_S,
@@ -28,7 +29,7 @@ from cortex_core.placement.host import can_sleep
 from cortex_core.placement.parting import part
 from cortex_core.placement.policy import Strategy, priority_of
 from cortex_core.placement.times import load_s, wake_s
-from cortex_core.placement.victims import Candidate, candidates
+from cortex_core.placement.victims import Candidate, candidates, lost_s
 from cortex_core.replica import ReplicaStatus
 
 
@@ -64,6 +65,8 @@ def find_eviction(case: Case, profile: Profile, node: NodeState) -> Eviction | L
     Returns:
         `None` when nobody who may give way makes enough room.
     """
+    if profile.base is not None:
+        return _place_eviction(case, profile, node)
     only = sleeper_devices(profile, node)
     if has_news(case, node):
         settled = settled_bytes(case.state, case.catalogue, node, case.now)
@@ -84,6 +87,24 @@ def find_eviction(case: Case, profile: Profile, node: NodeState) -> Eviction | L
         victims=parting.victims,
         lost_s=parting.lost_s,
         price=_price(case, profile, node, chosen, parting.lost_s),
+    )
+
+
+def _place_eviction(case: Case, adapter: Profile, node: NodeState) -> Eviction | Later | None:
+    """Return which adapters give way for one that finds no place with its base on `node`."""
+    found = find_giving_way(case, adapter, node)
+    if found is None:
+        return None
+    if isinstance(found, float):
+        return Later(at=found)
+    if not found:
+        return Later(at=math.inf, is_settling=True)
+    lost = math.fsum(lost_s(case, node, candidate, Way.UNLOAD) for candidate in found)
+    return Eviction(
+        devices=found[0].replica.devices,
+        victims=tuple(Victim(replica=one.replica.id, way=Way.UNLOAD) for one in found),
+        lost_s=lost,
+        price=_price(case, adapter, node, found, lost),
     )
 
 

@@ -20,7 +20,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceIndex, ...]
     """In rank order; empty on a node without devices."""
     free_bytes: int
-    """Free memory of these devices together, before the load."""
+    """Free memory of these devices together, before the load; for an adapter, which takes none, the
+    places that its base's engine has for adapters."""
 
 
 def find_fit(

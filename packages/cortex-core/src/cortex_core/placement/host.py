@@ -9,6 +9,8 @@ def can_sleep(node: NodeState, replica: Replica) -> bool:
     """Whether the replica could be put to sleep, room for it aside."""
     if node.sleep_budget_bytes is None or replica.id.model in node.sleepless:
         return False
+    if replica.id.model in node.adapters:
+        return False  # nothing sleeps under its adapters
     return replica.capabilities is not None and replica.capabilities.sleep
 
 

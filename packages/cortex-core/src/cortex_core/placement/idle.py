@@ -68,6 +68,8 @@ def _ends(case: Case, node: NodeState) -> Iterator[tuple[Replica, Profile, float
         replica, profile = node.replicas.get(model), case.catalogue.profiles.get(model)
         if replica is None or profile is None or replica.id in case.state.unloads:
             continue
+        if model in node.adapters or case.is_awaited(replica, node):
+            continue  # its adapters go first, each in its own time
         idle_s = profile.idle_unload_s
         if idle_s is None:
             idle_s = case.policy.idle_unload_s

@@ -1,6 +1,9 @@
 """What keeps a node from loading or waking a model now: found quickly, said in words when asked."""
 
 import enum
+import math
+
+import msgspec
 
 from cortex_core.catalogue import Profile
 from cortex_core.fleet.feasibility import (
@@ -12,6 +15,7 @@ from cortex_core.fleet.feasibility import (
 from cortex_core.fleet.sizes import resized
 from cortex_core.fleet.state import NodeState
 from cortex_core.ids import DeviceIndex, NodeName, ReplicaId
+from cortex_core.placement.adapters import places_left
 from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.fit import (
     Fit,
@@ -43,6 +47,9 @@ class Obstacle(enum.Enum):
     COMING = enum.auto()
     COOLING = enum.auto()
     PEER = enum.auto()
+    NO_BASE = enum.auto()
+    BASE_COMING = enum.auto()
+    BASE_GOING = enum.auto()
     NO_ROOM = enum.auto()
 
 
@@ -56,6 +63,9 @@ _BY_STATUS = {
 _NO_MATTER = frozenset({ReplicaStatus.FAILED, ReplicaStatus.FOLLOWING})
 """What another node of a copy may have of it already: an earlier part gives way to a new one."""
 
+_GOING = frozenset({ReplicaStatus.UNLOADING, ReplicaStatus.UNKNOWN})
+"""What a base may be of which the next report says where it is."""
+
 _WORDS = {
     Obstacle.AVOIDED: "it was tried for this request",
     Obstacle.BARRED: "a request that has waited for longer gets the next room there",
@@ -65,6 +75,9 @@ _WORDS = {
     Obstacle.POISONED: "its device there is poisoned",
     Obstacle.UNLOADING: "it is being unloaded there",
     Obstacle.COMING: "it is on its way there already",
+    Obstacle.NO_BASE: "its base is not there",
+    Obstacle.BASE_COMING: "its base is on its way there",
+    Obstacle.BASE_GOING: "its base is being unloaded there",
 }
 
 
@@ -76,7 +89,8 @@ def glance(case: Case, profile: Profile, node: NodeState) -> Fit | Obstacle:
         profile: with the size that it has there.
         node: any node of the fleet.
     """
-    if not is_feasible(profile, node):
+    is_adapter = profile.base is not None
+    if not is_feasible(_where(case, profile) if is_adapter else profile, node):
         return Obstacle.INFEASIBLE
     replica = node.replicas.get(profile.id)
     is_asleep = replica is not None and replica.status is ReplicaStatus.SLEEPING
@@ -89,6 +103,8 @@ def glance(case: Case, profile: Profile, node: NodeState) -> Fit | Obstacle:
         obstacle = _noted(case, profile, node)
     if obstacle is not None:
         return obstacle
+    if is_adapter:
+        return _on_base(case, profile, node)
     if any(isinstance(fit, str) for fit in peer_fits(case, profile).values()):
         return Obstacle.PEER
     only = replica.devices if replica is not None and is_asleep else ()
@@ -98,6 +114,31 @@ def glance(case: Case, profile: Profile, node: NodeState) -> Fit | Obstacle:
         return Obstacle.NO_ROOM
     free = free_bytes(case.state, case.catalogue, node)
     return find_fit(profile, node, free, only) or Obstacle.NO_ROOM
+
+
+def _where(case: Case, adapter: Profile) -> Profile:
+    """Return an adapter with the only nodes where it or its base may be."""
+    return msgspec.structs.replace(adapter, pinned_on=case.catalogue.host(adapter).pinned_on)
+
+
+def _on_base(case: Case, adapter: Profile, node: NodeState) -> Fit | Obstacle:
+    """Return the place of an adapter with its base on `node`, or what keeps it from one."""
+    assert adapter.base is not None
+    state, base = case.state, node.replicas.get(adapter.base)
+    swap = state.swaps.get(adapter.base)
+    is_told = adapter.base in state.commands_at.get(node.name, ())
+    if is_told or (swap is not None and swap.node == node.name):
+        return Obstacle.BASE_COMING
+    if base is None:
+        return Obstacle.NO_BASE
+    if base.status in UNDER_WAY:
+        return Obstacle.BASE_COMING
+    if base.id in state.unloads or base.status in _GOING:
+        return Obstacle.BASE_GOING
+    if not base.is_servable:
+        return Obstacle.NO_BASE
+    left = places_left(case, adapter, node)
+    return Fit(devices=base.devices, free_bytes=left) if left > 0 else Obstacle.NO_ROOM
 
 
 def peer_fits(case: Case, profile: Profile) -> dict[NodeName, Fit | str]:
@@ -168,8 +209,9 @@ def verdict_of(case: Case, profile: Profile, node: NodeState, obstacle: Obstacle
     is_permanent, retry_at = False, None
     match obstacle:
         case Obstacle.INFEASIBLE:
-            reason = infeasible_reason(profile, node) or "it could never hold it"
-            is_elsewhere = bool(profile.pinned_on) and node.name not in profile.pinned_on
+            where = profile if profile.base is None else _where(case, profile)
+            reason = infeasible_reason(where, node) or "it could never hold it"
+            is_elsewhere = bool(where.pinned_on) and node.name not in where.pinned_on
             is_permanent = node.facts is not None or is_elsewhere
         case Obstacle.UNREACHABLE:
             reason = f"the node is {node.health}"
@@ -188,6 +230,9 @@ def verdict_of(case: Case, profile: Profile, node: NodeState, obstacle: Obstacle
             reason = _no_room(case, profile, node)
         case Obstacle.BROKEN:
             reason = _broken(node)
+        case Obstacle.BASE_COMING | Obstacle.BASE_GOING:
+            # A change must come first, and is sure to come.
+            reason, retry_at = _WORDS[obstacle], math.inf
         case _:
             reason = _WORDS[obstacle]
     return NodeVerdict(
@@ -195,11 +240,15 @@ def verdict_of(case: Case, profile: Profile, node: NodeState, obstacle: Obstacle
         reason=reason,
         is_permanent=is_permanent,
         lacks_room=obstacle is Obstacle.NO_ROOM,
+        is_for_base=obstacle is Obstacle.NO_BASE,
         retry_at=retry_at,
     )
 
 
 def _no_room(case: Case, profile: Profile, node: NodeState) -> str:
+    if profile.base is not None:
+        places = case.catalogue.profiles[profile.base].adapter_places
+        return f"no place now: its base takes {places} adapter(s) there at once"
     free = free_bytes(case.state, case.catalogue, node).values()
     sizes = ", ".join(str(mib_from_bytes(size)) for size in free)
     return f"no room now: it takes {profile.vram_mb} MiB, free are {sizes} MiB"

@@ -19,6 +19,7 @@ from cortex_core.placement.evict import (
 )
 from cortex_core.placement.fit import Fit, needed_share
 from cortex_core.placement.obstacle import Obstacle, glance, peer_fits, verdict_of
+from cortex_core.placement.policy import priority_of
 from cortex_core.placement.steps import Evict, Hold, Load, NodeVerdict, Wake
 from cortex_core.placement.times import wake_s
 from cortex_core.replica import ReplicaStatus
@@ -38,6 +39,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 ANYWHERE = Limits()
 
+_NO_CHANCE = (Obstacle.CORDONED, Obstacle.INFEASIBLE, Obstacle.POISONED)
+"""What keeps an adapter from a node for as long as nobody does anything about it."""
+
 ENOUGH_NODES = 64
 """Of so many nodes, those on which the victims look cheapest, an eviction is the cheapest; what
 the others have is not looked at once one is found."""
@@ -50,16 +54,56 @@ def find_room(case: Case, model: ModelId, limits: Limits = ANYWHERE) -> Load | W
     free memory on the devices that it would take), one where the cheapest give way, of which
     those come first where it only needs to be woken. The node's name decides between equals.
 
-    A `Hold` with a `retry_at` says that somebody gives way when it has been there for longer.
+    For an adapter it is a node with its base, and where there is none, the step is its base's.
+
+    A `Hold` with a `retry_at` says that somebody gives way when it has been there for longer, or
+    that a base is on its way.
     """
     profile = case.catalogue.profiles.get(model)
     if profile is None:
         return Hold(model=model, verdicts=())
     survey = _Survey(case, profile, limits)
-    found = survey.fitting()
+    found = survey.fitting() or survey.evicting()
     if found is not None:
         return found
-    return survey.evicting() or survey.holding()
+    if profile.base is not None and survey.needs_base():
+        return _bring_base(case, profile, limits, survey)
+    return survey.holding()
+
+
+def _bring_base(
+    case: Case, adapter: Profile, limits: Limits, survey: "_Survey"
+) -> Load | Wake | Evict | Hold:
+    """Return what brings up the base of an adapter, as urgently as the more urgent of the two."""
+    base = case.catalogue.host(adapter)
+    urgency = max(priority_of(base), priority_of(adapter))
+    tried = frozenset(ReplicaId(node=one.node, model=base.id) for one in limits.avoid)
+    theirs = _Survey(
+        case,
+        msgspec.structs.replace(base, residency_priority=urgency),
+        msgspec.structs.replace(limits, avoid=tried),
+    )
+    found = theirs.fitting() or theirs.evicting()
+    return found or _without_base(adapter, survey.holding(), theirs.holding())
+
+
+def _without_base(adapter: Profile, own: Hold, base: Hold) -> Hold:
+    """Return why there is nothing to do for an adapter, where it is by its base's reasons."""
+    reasons = {verdict.node: verdict for verdict in base.verdicts}
+    verdicts = []
+    for verdict in own.verdicts:
+        theirs = reasons.get(verdict.node)
+        if theirs is not None and verdict.is_for_base:
+            reason = f"its base {adapter.base}: {theirs.reason}"
+            verdict = msgspec.structs.replace(theirs, reason=reason)
+        verdicts.append(verdict)
+    times = [hold.retry_at for hold in (own, base) if hold.retry_at is not None]
+    return msgspec.structs.replace(
+        own,
+        verdicts=tuple(verdicts),
+        retry_at=min(times, default=None),
+        awaited=own.awaited | base.awaited,
+    )
 
 
 def judge(case: Case, profile: Profile, node: NodeState) -> Fit | NodeVerdict:
@@ -157,6 +201,21 @@ class _Survey:
         _, name, eviction = best
         return self._evict(self._case.state.nodes[name], eviction)
 
+    def needs_base(self) -> bool:
+        """Whether its base is to be brought up, after `evicting` has found nothing for an adapter.
+
+        Not while one is on its way, nor beyond the copies that the base may have where the adapter
+        has its chance with one of them.
+        """
+        seen = {node.name: why for node, why in self._obstacles}
+        if self._waits or Obstacle.BASE_COMING in seen.values():
+            return False
+        base = self._case.catalogue.host(self._profile)
+        copies = self._case.copies(base.id)
+        has_chance = any(seen.get(name) not in _NO_CHANCE for name in copies & seen.keys())
+        is_meant = self._limits.only is not None
+        return is_meant or not has_chance or len(copies) < base.replicas.max
+
     def _crowded(self) -> list[tuple[tuple[float, ...], NodeState]]:
         """Return where others have the room, with what an eviction weighs there at least.
 
@@ -206,16 +265,19 @@ def _sleeps(node: NodeState, model: ModelId) -> bool:
 
 def load_request(profile: Profile, devices: tuple[DeviceIndex, ...] = ()) -> LoadRequest:
     """Return what a neuron is asked for; empty `devices` let it choose."""
-    stages = profile.pipeline_parallel
+    stages, is_adapter = profile.pipeline_parallel, profile.base is not None
     return LoadRequest(
         model_id=profile.id,
         harness=profile.harness,
         quant=profile.quant,
         tensor_parallel=profile.min_devices // stages if profile.min_devices > 1 else None,
         pipeline_parallel=stages if stages > 1 else None,
-        devices=devices or None,
+        # An adapter takes both from its base, as whose engine it was loaded.
+        devices=None if is_adapter else devices or None,
+        vram_mb=None if is_adapter else profile.vram_mb,
         engine=profile.engine,
-        vram_mb=profile.vram_mb,
+        base=profile.base,
+        adapter=profile.adapter,
         max_in_flight=profile.max_in_flight,
         max_queue=profile.max_queue,
         max_wait_s=profile.max_wait_s,

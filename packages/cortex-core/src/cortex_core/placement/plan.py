@@ -69,6 +69,9 @@ def plan(
         request_times=request_times or {},
     )
     wanted = frozenset(asked.demand) | {model for model, count in asked.waiting.items() if count}
+    # Who waits for an adapter waits for its base.
+    profiles = (catalogue.profiles[model] for model in wanted if model in catalogue.profiles)
+    wanted |= {profile.base for profile in profiles if profile.base is not None}
     case = Case(
         state=state, catalogue=catalogue, now=now, policy=policy, rates=rates, wanted=wanted
     )
@@ -146,8 +149,8 @@ class _Draft:
             if isinstance(step, Hold):
                 return  # nobody waits who would have to be told
             self._take(step, is_bound=True)
-            if isinstance(step, Evict):
-                return
+            if isinstance(step, Evict) or step.replica.model != profile.id:
+                return  # an adapter comes after its base
 
     def copy(self, model: ModelId, waiting: int, times: Mapping[ModelId, float]) -> None:
         """Have one more copy of a model that is served, if that is worth it."""
@@ -161,7 +164,7 @@ class _Draft:
         if isinstance(step, Hold):
             return
         queue = queue_of(case, model, waiting, times)
-        if purchase_of(case, model, step, queue, len(homes)).is_worth_it:
+        if purchase_of(case, step, queue, len(homes)).is_worth_it:
             self._take(step, is_bound=True)
 
     def tidy(self) -> None:

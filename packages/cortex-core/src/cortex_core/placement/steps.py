@@ -25,7 +25,10 @@ class NodeVerdict(msgspec.Struct, frozen=True, kw_only=True):
     lacks_room: bool = False
     """It would do if somebody gave way."""
     retry_at: float | None = None
-    """Monotonic seconds from which on it is tried again, where somebody else was quicker."""
+    """Monotonic seconds from which on it is tried again, where somebody else was quicker; infinite
+    where a change must come first, and will."""
+    is_for_base: bool = False
+    """What an adapter lacks there is its base."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

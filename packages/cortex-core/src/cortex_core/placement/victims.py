@@ -44,11 +44,11 @@ def candidates(case: Case, wanting: Profile, node: NodeState) -> tuple[list[Cand
     found, next_at = [], math.inf
     for model, replica in node.replicas.items():
         profile = case.catalogue.profiles.get(model)
-        if replica.status is not ReplicaStatus.LOADED or replica.id in case.state.unloads:
+        if profile is None or not _is_ready(case, replica, wanting, node):
             continue
-        if profile is None or not case.may_give_way(replica, wanting, node):
+        if case.is_awaited(replica, node):
             continue
-        stays_until = (node.residents.get(model) or OLD).since + case.policy.min_residency_s
+        stays_until = _stays_until(case, node, replica)
         if stays_until > case.now:
             next_at = min(next_at, stays_until)
             continue
@@ -59,6 +59,36 @@ def candidates(case: Case, wanting: Profile, node: NodeState) -> tuple[list[Cand
             profile = with_size(profile, sum(held.values()))
             found.append(_candidate(case, node, replica, profile, held))
     return sorted(found, key=lambda candidate: candidate.key), next_at
+
+
+def adapter_candidates(
+    case: Case, wanting: Profile, node: NodeState
+) -> tuple[list[Candidate], float]:
+    """Return which adapters of the same base may give way for the adapter `wanting`; see above."""
+    found, next_at = [], math.inf
+    for replica in node.adapters.get(wanting.base or wanting.id, ()):
+        profile = case.catalogue.profiles.get(replica.id.model)
+        if profile is None or not _is_ready(case, replica, wanting, node):
+            continue
+        stays_until = _stays_until(case, node, replica)
+        if stays_until > case.now:
+            next_at = min(next_at, stays_until)
+        else:
+            found.append(_candidate(case, node, replica, profile, {}))
+    return sorted(found, key=lambda candidate: candidate.key), next_at
+
+
+def _is_ready(case: Case, replica: Replica, wanting: Profile, node: NodeState) -> bool:
+    """Whether a replica is loaded and may give way, how long it has been there aside."""
+    if replica.status is not ReplicaStatus.LOADED or replica.id in case.state.unloads:
+        return False
+    return case.may_give_way(replica, wanting, node)
+
+
+def _stays_until(case: Case, node: NodeState, replica: Replica) -> float:
+    """Return until when a replica is left in peace: it, or the latest of its adapters, just came."""
+    came = (node.residents.get(one.id.model) or OLD for one in node.with_adapters(replica))
+    return max(resident.since for resident in came) + case.policy.min_residency_s
 
 
 def movable_sleepers(case: Case, wanting: Profile, node: NodeState) -> list[Candidate]:
@@ -83,7 +113,8 @@ def lost_s(case: Case, node: NodeState, candidate: Candidate, way: Way) -> float
     if candidate.is_spare:
         return 0.0
     back_s = comeback_s(node, candidate.profile, candidate.replica, way)
-    return case.chance(candidate.profile.id) * back_s
+    models = (one.id.model for one in node.with_adapters(candidate.replica))
+    return case.chance(*models) * back_s
 
 
 def _candidate(
@@ -93,17 +124,26 @@ def _candidate(
     profile: Profile,
     held: Mapping[DeviceIndex, int],
 ) -> Candidate:
-    resident = node.residents.get(profile.id) or OLD
+    # Whoever uses an adapter uses its base.
+    going = node.with_adapters(replica)
     candidate = Candidate(
         replica=replica,
         profile=profile,
         shares=held,
-        is_spare=case.is_spare(replica, profile),
+        is_spare=all(_is_spare(case, one) for one in going),
         # Nodes have clocks of their own, so that the gateway's comes first.
-        price=(resident.used, replica.last_used or 0.0),
+        price=max(
+            ((node.residents.get(one.id.model) or OLD).used, one.last_used or 0.0) for one in going
+        ),
     )
-    price = (float(replica.is_busy), *_weight(case, node, candidate), *candidate.price)
+    is_busy = any(one.is_busy for one in going)
+    price = (float(is_busy), *_weight(case, node, candidate), *candidate.price)
     return msgspec.structs.replace(candidate, price=price)
+
+
+def _is_spare(case: Case, replica: Replica) -> bool:
+    profile = case.catalogue.profiles.get(replica.id.model)
+    return profile is not None and case.is_spare(replica, profile)
 
 
 def _weight(case: Case, node: NodeState, candidate: Candidate) -> tuple[float, ...]:
@@ -112,9 +152,16 @@ def _weight(case: Case, node: NodeState, candidate: Candidate) -> tuple[float, .
         case Strategy.LRU:
             return (float(not candidate.is_spare),)
         case Strategy.PRIORITY:
-            return (float(not candidate.is_spare), float(priority_of(candidate.profile)))
+            return (float(not candidate.is_spare), _priority(case, node, candidate))
         case Strategy.COST:
             return (_likely_loss(case, node, candidate),)
+
+
+def _priority(case: Case, node: NodeState, candidate: Candidate) -> float:
+    """Return the highest residency priority of those that go."""
+    profiles = case.catalogue.profiles
+    going = (one.id.model for one in node.with_adapters(candidate.replica))
+    return max(float(priority_of(profiles[model])) for model in going if model in profiles)
 
 
 def _likely_loss(case: Case, node: NodeState, candidate: Candidate) -> float:

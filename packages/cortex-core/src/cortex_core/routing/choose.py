@@ -80,7 +80,14 @@ def has_place(
     if node.facts is None or resident is None:
         return True
     cap = capacity(catalogue, replica, default)
-    return depth(replica, in_flight) < ceiling(cap, now - resident.since)
+    if depth(replica, in_flight) >= ceiling(cap, now - resident.since):
+        return False
+    if not node.adapters:
+        return True
+    # A base and its adapters have one engine, which runs so many requests whosever they are.
+    base = node.replicas.get(replica.base or replica.id.model, replica)
+    together = sum(depth(one, in_flight) for one in node.sharing(replica))
+    return together < capacity(catalogue, base, default)
 
 
 def choose(
@@ -130,7 +137,8 @@ def score(
     """
     scores = {}
     for node, replica in replicas:
-        work = depth(replica, in_flight) + 2 * replica.queued
+        sharing = node.sharing(replica)
+        work = sum(depth(one, in_flight) + 2 * one.queued for one in sharing)
         pressed = max(0.0, (replica.kv_cache_usage or 0.0) - KV_PRESSED) / (1 - KV_PRESSED)
         busy = work / capacity(catalogue, replica, default) + pressed
         sound = 0.5 + 0.5 / (1.0 + busy)

@@ -14,7 +14,7 @@ from cortex_core.placement.evict import Later, find_eviction
 from cortex_core.placement.fit import Fit
 from cortex_core.placement.place import find_room, judge
 from cortex_core.placement.policy import EvictionPolicy, Rates
-from cortex_core.placement.steps import Evict, Load, Wake, parting_of
+from cortex_core.placement.steps import Evict, Load, NodeVerdict, Wake, parting_of
 from cortex_core.placement.times import has_woken, load_s, measured_load_s, wake_s
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.route import RouteHints, Serve, route
@@ -146,6 +146,8 @@ def _outlook(case: Case, model: ModelId, profile: Profile | None, node: NodeStat
         reason = "the catalogue does not have it, so it is not loaded for anybody"
         return NodeOutlook(node=node.name, outcome=Outcome.REFUSE, reason=reason)
     verdict = judge(case, profile, node)
+    if isinstance(verdict, NodeVerdict) and (verdict.is_for_base or verdict.retry_at == math.inf):
+        return _without_base(case, profile, node)
     if isinstance(verdict, Fit):
         coming_s, how = _arrival(profile, node)
         is_wake = _sleeper(model, node) is not None
@@ -162,6 +164,17 @@ def _outlook(case: Case, model: ModelId, profile: Profile | None, node: NodeStat
     if not verdict.lacks_room:
         return NodeOutlook(node=node.name, outcome=Outcome.REFUSE, reason=verdict.reason)
     return _crowded(case, profile, node, verdict.reason)
+
+
+def _without_base(case: Case, adapter: Profile, node: NodeState) -> NodeOutlook:
+    """Return the outlook on a node where the base of an adapter must come first, or go."""
+    state, base = case.state, case.catalogue.host(adapter)
+    here = sized(state, estimated(state, base), node)
+    found = _outlook(case, base.id, here, node)
+    if found.outcome is Outcome.SERVE:
+        reason = f"its base {base.id} is about to give way there"
+        return NodeOutlook(node=node.name, outcome=Outcome.WAIT, reason=reason)
+    return msgspec.structs.replace(found, reason=f"its base {base.id}: {found.reason}")
 
 
 def _crowded(case: Case, profile: Profile, node: NodeState, why: str) -> NodeOutlook:

@@ -245,7 +245,22 @@ def _absent(
     step = find_room(case, model, Limits(avoid=hints.excluded))
     if isinstance(step, Hold) and step.retry_at is None:
         return _refusal(case.state, model, step, pairs, case.now)
-    return Wait(model=model, reason=_waiting_for(step))
+    base = _awaited_base(case, model, hints) if isinstance(step, Hold) else None
+    return base or Wait(model=model, reason=_waiting_for(step, model))
+
+
+def _awaited_base(case: Case, model: ModelId, hints: RouteHints) -> Wait | None:
+    """Return the wait for the base of an adapter, if that is under way."""
+    profile = case.catalogue.profiles.get(model)
+    if profile is None or profile.base is None:
+        return None
+    pairs = list(case.state.replicas_of(profile.base))
+    wait = _under_way(case.state, profile.base, pairs, hints)
+    if wait is None:
+        return None
+    # It is about to be loaded itself, whatever its base waits for.
+    reason = f"its base {profile.base}: {wait.reason}"
+    return msgspec.structs.replace(wait, model=model, reason=reason, is_load=True)
 
 
 def _under_way(
@@ -275,16 +290,21 @@ def _under_way(
     return None
 
 
-def _waiting_for(step: Load | Wake | Evict | Hold) -> str:
+def _waiting_for(step: Load | Wake | Evict | Hold, model: ModelId) -> str:
     match step:
         case Wake(replica=replica):
-            return f"it is about to be woken on {replica.node}"
+            return f"{_named(replica.model, model)} is about to be woken on {replica.node}"
         case Load(replica=replica):
-            return f"it is about to be loaded on {replica.node}"
-        case Evict(swap=swap):
-            return f"room is about to be made on {swap.node}"
+            return f"{_named(replica.model, model)} is about to be loaded on {replica.node}"
+        case Evict(model=wanting, swap=swap):
+            whose = "" if wanting == model else f" for its base {wanting}"
+            return f"room is about to be made{whose} on {swap.node}"
         case Hold():
             return "it waits for its turn where others are just now"
+
+
+def _named(moved: ModelId, model: ModelId) -> str:
+    return "it" if moved == model else f"its base {moved}"
 
 
 def _refusal(

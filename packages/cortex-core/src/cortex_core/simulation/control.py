@@ -100,7 +100,10 @@ class Control:
         for step in steps:
             self._begin(step)
         self._set_alarm(steps)
-        return _waits(steps)
+        waits = _waits(steps)
+        # What is done for a base is done for who waits for its adapters.
+        profiles = store.catalogue.profiles
+        return waits | {m for m in store.waiting if m in profiles and profiles[m].base in waits}
 
     def _reported(self, name: NodeName, state: FleetState) -> FleetState:
         neuron, now = self._neurons[name], self._timeline.now

@@ -27,6 +27,12 @@ class Work(msgspec.Struct, kw_only=True, eq=False):
     is_cut: bool = False
 
 
+class _Prefill(msgspec.Struct, kw_only=True):
+    """The one prompt at a time that an engine reads, for whichever of its models."""
+
+    free_at: float = 0.0
+
+
 class Engine:
     """One model that a node has, in whatever state.
 
@@ -34,6 +40,7 @@ class Engine:
         replica: its name.
         profile: its model.
         devices: what it takes, in rank order.
+        base: whose prompts are read in turn with its own, where it is an adapter.
         speeds: the node's.
         timeline: virtual time.
         changed: called when what a report says of its load has changed.
@@ -45,6 +52,7 @@ class Engine:
         profile: Profile,
         devices: tuple[DeviceIndex, ...],
         *,
+        base: "Engine | None" = None,
         speeds: SimulatedNode,
         timeline: Timeline,
         changed: Action,
@@ -62,6 +70,8 @@ class Engine:
         """1 or 2 while it sleeps or is falling asleep."""
         self.when_ready: list[Callable[[RequestError | None], None]] = []
         """Who waits for the load or wake."""
+        self.when_gone: list[Callable[[RequestError | None], None]] = []
+        """Who waits for the unload that is under way."""
         self.will_fail = False
         """Whether the load that is under way does not work."""
         self.when_empty: Action | None = None
@@ -72,7 +82,7 @@ class Engine:
         self._timeline = timeline
         self._changed = changed
         self._limit = profile.max_in_flight or speeds.max_in_flight
-        self._prefill_free_at = 0.0
+        self._prefill: _Prefill = _Prefill() if base is None else base._prefill
         self._last_used: float | None = None
 
     @property
@@ -130,14 +140,15 @@ class Engine:
             host_used_bytes=self.host_bytes if is_asleep else None,
             max_in_flight=self._limit,
             progress=progress,
+            base=self.profile.base,
         )
 
     def _begin(self, work: Work) -> None:
         speeds, now = self._speeds, self._timeline.now
         arrival = work.arrival
-        begin = max(now, self._prefill_free_at)
+        begin = max(now, self._prefill.free_at)
         work.first_at = begin + arrival.prompt_tokens / speeds.prefill_tok_per_s
-        self._prefill_free_at = work.first_at
+        self._prefill.free_at = work.first_at
         self.running[id(work)] = work
         end = work.first_at + arrival.completion_tokens / speeds.decode_tok_per_s
         self._timeline.at(end, partial(self._end, work))

@@ -39,6 +39,9 @@ class News(enum.Enum):
     """Something is there or gone."""
 
 
+ADAPTER_S = 1.0
+"""What it takes to add an adapter: some megabytes are read, and one answer is given."""
+
 Changed = Callable[[NodeName, News], None]
 
 
@@ -148,21 +151,27 @@ class Neuron:
         if known is not None:
             self._join(known, answer)
             return
+        base = None if request.base is None else self._engines.get(ModelId(request.base))
+        if request.base is not None and not _is_loaded(base):
+            answer(ConflictError("its base is not loaded"))
+            return
+        devices = tuple(DeviceIndex(index) for index in request.devices or ())
         engine = Engine(
             ReplicaId(node=self.name, model=model),
             self._catalogue.profiles[model],
-            tuple(DeviceIndex(index) for index in request.devices or ()),
+            devices if base is None else base.devices,
+            base=base,
             speeds=self._node,
             timeline=self._timeline,
             changed=partial(self._changed, self.name, News.LOAD),
         )
-        if not self._has_room(engine, answer):
+        if base is None and not self._has_room(engine, answer):
             return
         self._engines[model] = engine
         self._counts.loads += 1
         tried = self._tried[model] = self._tried.get(model, 0) + 1
         fault = self._faults.get(model)
-        load_s = self._node.load_s + self.memory.read_s(engine)
+        load_s = self._node.load_s + self.memory.read_s(engine) if base is None else ADAPTER_S
         if fault is not None:
             load_s *= fault.slow
         engine.will_fail = fault is not None and tried <= fault.failures
@@ -190,9 +199,7 @@ class Neuron:
         elif engine.status is ReplicaStatus.SLEEPING:
             self._remove(engine, answer)
         elif engine.status is ReplicaStatus.LOADED:
-            self._counts.unloads += 1
-            remove = partial(self._remove, engine, answer)
-            self._drain(engine, request.drain_timeout_s, self._node.unload_s, remove)
+            self._take_off(engine, request.drain_timeout_s, answer)
         else:
             answer(ConflictError(f"it is {engine.status}"))
 
@@ -203,6 +210,8 @@ class Neuron:
             answer(NotFoundError("it is not there"))
         elif engine.status is not ReplicaStatus.LOADED:
             answer(ConflictError(f"it is {engine.status}"))
+        elif self._adapters_of(engine):
+            answer(ConflictError("it has adapters"))
         elif request.level == 1 and not self.memory.has_bed(engine):
             answer(ConflictError("the host has no memory for it to sleep in"))
         else:
@@ -290,6 +299,32 @@ class Neuron:
         for answer in waiting:
             answer(error)
 
+    def _take_off(self, engine: Engine, drain_s: float | None, answer: Answer) -> None:
+        """Unload a model that is loaded, after its adapters, whose requests end in the same drain."""
+        self._counts.unloads += 1
+        adapters = self._adapters_of(engine)
+        left = len(adapters) + 1
+
+        def emptied(_: RequestError | None = None) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._remove(engine, answer)
+
+        for adapter in adapters:
+            if adapter.status is ReplicaStatus.LOADED:
+                self._counts.unloads += 1
+                self._drain(adapter, drain_s, 0.0, partial(self._remove, adapter, emptied))
+            elif adapter.status is ReplicaStatus.LOADING:
+                self._remove(adapter, emptied)
+            else:
+                adapter.when_gone.append(emptied)
+        unload_s = 0.0 if engine.profile.base is not None else self._node.unload_s
+        self._drain(engine, drain_s, unload_s, emptied)
+
+    def _adapters_of(self, engine: Engine) -> list[Engine]:
+        return [one for one in self._engines.values() if one.profile.base == engine.id.model]
+
     def _drain(self, engine: Engine, drain_s: float | None, needs_s: float, then: Action) -> None:
         now = self._timeline.now
         self.memory.shift(engine, ReplicaStatus.UNLOADING, now)
@@ -320,7 +355,10 @@ class Neuron:
             del self._engines[engine.id.model]
             self.memory.drop(engine, self._timeline.now)
             self._changed(self.name, News.CHANGE)
-            answer(None)
+            for told in (answer, *engine.when_gone):
+                told(None)
+            for told in engine.when_ready:
+                told(ConflictError("it was unloaded"))
 
     def _lay_down(self, engine: Engine, answer: Answer) -> None:
         if self._is_here(engine):
@@ -331,3 +369,7 @@ class Neuron:
     def _is_here(self, engine: Engine) -> bool:
         """Whether it was not lost meanwhile."""
         return self._engines.get(engine.id.model) is engine
+
+
+def _is_loaded(engine: Engine | None) -> bool:
+    return engine is not None and engine.status is ReplicaStatus.LOADED

@@ -47,7 +47,7 @@ def find_optimum(fleet: FleetFile, catalogue: Catalogue, arrivals: Sequence[Arri
         catalogue: the models, each with its size.
         arrivals: in order.
     """
-    names = [catalogue.aliases.get(one.model, one.model) for one in arrivals]
+    names = [_hosting(catalogue, catalogue.aliases.get(one.model, one.model)) for one in arrivals]
     sizes = _sizes(fleet, catalogue)
     uses: dict[ModelId, list[int]] = {model: [] for model in sizes}
     for position, model in enumerate(names):
@@ -60,6 +60,12 @@ def find_optimum(fleet: FleetFile, catalogue: Catalogue, arrivals: Sequence[Arri
     return Optimum(
         hits=hits, hit_ratio=hits / requests, bound_hits=bound, bound_ratio=bound / requests
     )
+
+
+def _hosting(catalogue: Catalogue, model: ModelId) -> ModelId:
+    """Return the model whose memory serves `model`: of an adapter, its base."""
+    profile = catalogue.profiles.get(model)
+    return model if profile is None else catalogue.host(profile).id
 
 
 def _sizes(fleet: FleetFile, catalogue: Catalogue) -> dict[ModelId, int]:
@@ -112,12 +118,13 @@ def _bound(
     sizes: Mapping[ModelId, int],
     total: int,
 ) -> int:
+    kept = {catalogue.host(profile).id for profile in catalogue.kept}
     areas: list[float] = []
     for model, positions in uses.items():
         size = sizes[model]
         back_s = min(_back_s(node, size) for node in fleet.nodes)
         times = [arrivals[position].at for position in positions]
-        if times and catalogue.profiles[model].replicas.min:
+        if times and model in kept:
             # Loaded before anybody asks, so that its first request may find it there.
             areas.append(0.0)
         areas += [size * min(b - a, back_s) for a, b in pairwise(times)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 import msgspec
 
@@ -60,17 +61,31 @@ class Drainage:
         return departures(store.state, node, case)
 
     async def _empty(self, node: NodeName, planned: tuple[Departure, ...]) -> tuple[Departure, ...]:
-        """Do what is planned, all at once: each waits for its own load and its own requests."""
-        async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(self._leave(node, departure)) for departure in planned]
-        return tuple(task.result() for task in work)
+        """Do what is planned, all at once: each waits for its own load and its own requests.
 
-    async def _leave(self, node: NodeName, planned: Departure) -> Departure:
+        A base waits for its adapters as well, as they go when it does.
+        """
+        there = self._store.state.nodes[node].replicas
+        bases = {model: replica.base for model, replica in there.items()}
+        work: dict[ModelId, asyncio.Task[Departure]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            # Adapters first, so that a base finds the tasks of its own.
+            for departure in sorted(planned, key=lambda one: bases.get(one.model) is None):
+                model = departure.model
+                after = [task for name, task in work.items() if bases.get(name) == model]
+                work[model] = tasks.create_task(self._leave(node, departure, after))
+        return tuple(work[departure.model].result() for departure in planned)
+
+    async def _leave(
+        self, node: NodeName, planned: Departure, after: Sequence[asyncio.Task[Departure]]
+    ) -> Departure:
         if planned.outcome == "stays":
             return planned
         try:
             if planned.to is not None:
                 await self._load(planned.model, planned.to)
+            if after:
+                await asyncio.wait(after)
             await self._operations.act(Action.UNLOAD, ReplicaId(node=node, model=planned.model))
         except RequestError as error:
             return msgspec.structs.replace(planned, outcome="stays", reason=error.message)

@@ -51,7 +51,8 @@ async def _ask(
     except RequestError as error:
         return NodeFit(node=name, error=error.message)
     profile = store.catalogue.profiles.get(model)
-    profile = profile or _unknown(model, store.state.nodes[name])
+    # An adapter fits where its base does.
+    profile = store.catalogue.host(profile or _unknown(model, store.state.nodes[name]))
     request = msgspec.structs.replace(load_request(profile), peers=_peers(store, profile, name))
     try:
         return NodeFit(node=name, report=await operations.send(name, lambda: client.fit(request)))

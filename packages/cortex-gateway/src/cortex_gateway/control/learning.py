@@ -68,8 +68,8 @@ class Learning:
         """Yield what is not known, with whom to ask."""
         now = self._clock.now()
         for profile in self._store.catalogue.profiles.values():
-            if self._learnt.get(profile.id) == profile:
-                continue
+            if profile.base is not None or self._learnt.get(profile.id) == profile:
+                continue  # what an adapter can do is what its base can
             for node in self._store.state.nodes.values():
                 facts = node.facts
                 if facts is None or not node.takes_work or profile.harness not in facts.harnesses:

@@ -74,11 +74,13 @@ class FilesWalk:
             return False
         if isinstance(doors.lines.decide(model, hints), Serve):
             return False
-        spec = _spec_header(profile)
+        # An adapter's tokens are its base's.
+        host = doors.store.catalogue.host(profile)
+        spec = _spec_header(profile, host)
         if len(spec[1]) > _MAX_SPEC_CHARS:
             return False
         strangers = {name for name, access in doors.accesses.items() if not access.is_neuron}
-        for node in nodes_with_files(doors.store.state, profile, strangers):
+        for node in nodes_with_files(doors.store.state, host, strangers):
             if await self._ask(node, model, spec):
                 return True
         return False
@@ -105,8 +107,12 @@ class FilesWalk:
         return True
 
 
-def _spec_header(profile: Profile) -> tuple[str, str]:
+def _spec_header(profile: Profile, host: Profile) -> tuple[str, str]:
     request = LoadRequest(
-        model_id=profile.id, harness=profile.harness, quant=profile.quant, engine=profile.engine
+        model_id=profile.id,
+        harness=host.harness,
+        quant=host.quant,
+        engine=host.engine,
+        base=profile.base,
     )
     return SPEC_HEADER, b64encode(encode_json(request)).decode()

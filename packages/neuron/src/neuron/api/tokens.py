@@ -110,7 +110,7 @@ class TokenEndpoint:
     def _spec(self, model: ModelId, scope: Scope) -> ModelSpec | None:
         """Return how the model would be loaded, as far as anybody knows."""
         if self._supervisor.has(model):
-            return self._supervisor.state(model).asked
+            return self._asked(model)
         for name, value in scope["headers"]:
             if name == SPEC_HEADER.encode():
                 return _told(model, value)
@@ -125,13 +125,27 @@ class TokenEndpoint:
         harness = next(iter(self._parts.harnesses), None)
         return None if harness is None else ModelSpec(model=model, harness=harness)
 
+    def _asked(self, model: ModelId) -> ModelSpec:
+        """Return how a model was asked for; of an adapter, how its base was."""
+        spec = self._supervisor.state(model).asked
+        if spec.base is None or not self._supervisor.has(spec.base):
+            return spec
+        base = self._supervisor.state(spec.base).asked
+        return msgspec.structs.replace(base, model=model, base=base.model)
+
 
 def _told(model: ModelId, header: bytes) -> ModelSpec:
     try:
         told = _LOAD_REQUEST.decode(b64decode(header, validate=True))
     except (binascii.Error, msgspec.DecodeError) as error:
         raise InvalidRequestError(f"the header {SPEC_HEADER} cannot be read: {error}") from None
-    return ModelSpec(model=model, harness=told.harness, quant=told.quant, engine=told.engine)
+    return ModelSpec(
+        model=model,
+        harness=told.harness,
+        quant=told.quant,
+        engine=told.engine,
+        base=None if told.base is None else ModelId(told.base),
+    )
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

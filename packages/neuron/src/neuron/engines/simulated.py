@@ -8,7 +8,7 @@ import asyncio
 
 import msgspec
 
-from cortex_core.errors import InvalidRequestError, ModelLoadFailedError
+from cortex_core.errors import ConflictError, InvalidRequestError, ModelLoadFailedError
 from cortex_core.harness import Engine, Knowledge, ModelSpec, ProgressCallback, Route
 from cortex_core.ids import ModelId, RequestId
 from cortex_core.knowledge import ModelFacts
@@ -104,6 +104,8 @@ class SimulatedHarness:
 
     async def adapt(self, base: Engine, spec: ModelSpec) -> Engine:
         """Return a view of `base`, which answers to every name."""
+        if not (isinstance(base, SimulatedEngine) and base.takes_adapters):
+            raise ConflictError(f"{spec.base!r} was loaded without enable_lora = true")
         return AdapterEngine(spec.model, base, check=base.check_answer, remove=_nothing)
 
     async def answer_from_files(

@@ -213,9 +213,14 @@ class VllmHarness:
         self, spec: ModelSpec, route: Route, body: bytes, request_id: RequestId
     ) -> bytes:
         """Answer a request about tokens; see `cortex_core.harness.Harness`."""
-        spec = completed(spec, self._builtin)
-        folder = await self._in_thread(functools.partial(self._find_weights, spec))
-        return await self._tokens.ask(spec, folder, route, body, request_id)
+        # An adapter has the tokenizer of its base, and answers by its own name.
+        owner = msgspec.structs.replace(
+            spec, model=spec.base or spec.model, base=None, adapter=None
+        )
+        owner = completed(owner, self._builtin)
+        folder = await self._in_thread(functools.partial(self._find_weights, owner))
+        known = msgspec.structs.replace(owner, model=spec.model)
+        return await self._tokens.ask(known, folder, route, body, request_id)
 
     async def recycle(self) -> None:
         """Replace the fork server, where there is one."""

@@ -39,6 +39,8 @@ class ModelObject(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     capabilities: Capabilities | None = None
     alias_of: str | None = None
+    parent: str | None = None
+    """Its base, where it is an adapter; vLLM's name for it."""
     reason: str | None = None
     """Why it cannot be served now, when that is known."""
     object: Literal["model"] = "model"

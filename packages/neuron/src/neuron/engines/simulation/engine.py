@@ -53,6 +53,7 @@ class SimulatedEngine:
         options = options_of(spec)
         self._clock = clock
         self.info = info_of(spec, settings)
+        self.takes_adapters = options.enable_lora
         self._tokens = Tokens(spec, settings)
         self._context = self._tokens.context
         self._embeds = self._tokens.embeds

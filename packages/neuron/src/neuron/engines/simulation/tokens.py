@@ -23,6 +23,12 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Context in tokens."""
     max_num_seqs: int | None = None
     """Requests that run together."""
+    enable_lora: bool = False
+    """Whether it takes adapters."""
+    max_loras: int = 1
+    """How many adapters, as gateways count them; it takes any number itself."""
+    max_cpu_loras: int | None = None
+    """How many of them are kept, likewise; absent is `max_loras`."""
     runner: str | None = None
     """`generate` or `pooling`; absent goes by the name: a model called embed... embeds."""
 
