@@ -291,7 +291,7 @@ async def test_garbage_in_a_stream_is_an_error_not_an_answer() -> None:
 @pytest.mark.parametrize("step", range(1, 40, 7))
 async def test_events_survive_any_cut_of_the_bytes(step: int) -> None:
     """WHATWG HTML 9.2: an event is where its blank line is, not where a packet ends."""
-    events = words(3)
+    events = words(3)[:-1]
     whole = b"".join(f"data: {json.dumps(e)}\r\n\r\n".encode() for e in events) + DONE
 
     async def script(wire: Wire) -> None:

@@ -15,6 +15,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: Capabilities | None = None
     """`None` when nobody says; then nothing is refused for want of one."""
     limit: Limit = Limit()
+    tells_usage: bool = False
+    """Whether it is known to take a wish for the usage of a stream."""
 
 
 PdfReader = Callable[[bytes], str]

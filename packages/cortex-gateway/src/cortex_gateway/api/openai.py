@@ -11,7 +11,6 @@ from starlette.routing import Route
 from cortex_core.codec import decode_request, encode_json
 from cortex_core.dialect import Dialect, error_event
 from cortex_core.errors import InvalidRequestError, RequestError
-from cortex_core.sse import encode_comment, encode_event
 from cortex_core.translate.capability import refuse_other_kind, refuse_unable
 from cortex_core.translate.chat_normal import normalise, within
 from cortex_core.translate.chat_reader import ChatReader
@@ -19,25 +18,28 @@ from cortex_core.translate.chat_request import chat_to_messages
 from cortex_core.translate.chat_writer import ChatWriter
 from cortex_core.translate.messages_reader import MessagesReader
 from cortex_core.translate.parts import Reader, Translator, Writer
-from cortex_core.translate.reasoning_alias import with_reasoning_alias
 from cortex_core.translate.target import Target
 from cortex_core.wire.openai.chat import CHAT_REQUEST_DECODER
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER, Envelope
+from cortex_gateway.api.passage import ChatPassage, Passage
+from cortex_gateway.api.unasked import UsageHider, with_usage_asked
 from cortex_gateway.proxy.asked import EVENT_STREAM, Answering, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.proxy.rewrite import with_model
 
 CHAT_PATH = "/v1/chat/completions"
 
+COMPLETIONS_PATH = "/v1/completions"
+
 ENGINE_PATHS = (
-    "/v1/completions",
+    COMPLETIONS_PATH,
     "/v1/embeddings",
     "/v1/rerank",
     "/v1/score",
     "/tokenize",
     "/detokenize",
 )
-"""Paths whose requests and answers pass untouched; all but the first two are vLLM's own."""
+"""Paths whose requests and answers pass as they are; all but the first two are vLLM's own."""
 
 MESSAGES_PATH = "/v1/messages"
 
@@ -79,6 +81,8 @@ class EngineAsked:
         envelope = decode_request(body, ENVELOPE_DECODER)
         self.model = envelope.model
         self.is_stream = bool(envelope.stream)
+        self._counts = head.path == COMPLETIONS_PATH and is_to_be_counted(envelope)
+        """Whether it is a stream whose tokens are counted although the caller does not ask."""
         self._head = head
         self._body = body
 
@@ -94,7 +98,11 @@ class EngineAsked:
                 param="model",
             )
         refuse_other_kind(self._head.path, target.capabilities)
-        return Outbound(path=self._head.path, body=renamed(self._body, self.model, target.model))
+        path, body = self._head.path, renamed(self._body, self.model, target.model)
+        if self._counts and target.tells_usage:
+            answer = Passage(self._head.request_id, UsageHider())
+            return Outbound(path=path, body=with_usage_asked(body), answer=answer)
+        return Outbound(path=path, body=body)
 
     def failed(self, error: RequestError) -> bytes:
         """Return the error event that ends the stream."""
@@ -131,14 +139,14 @@ class ChatAsked:
         refuse_unable(self._normal.asks, target.capabilities)
         if dialect is Dialect.ANTHROPIC:
             return self._to_messages(target)
-        answer: Answering = ChatPassage(self._head.request_id, self.model, self._created)
+        body = renamed(within(self._normal, target.limit), self.model, target.model)
+        hider = None
+        if target.tells_usage and is_to_be_counted(self._envelope):
+            body, hider = with_usage_asked(body), UsageHider()
+        answer: Answering = ChatPassage(self._head.request_id, hider, self.model, self._created)
         if self._normal.legacy_functions:
             answer = self._translator(ChatReader(limit=target.limit))
-        return Outbound(
-            path=CHAT_PATH,
-            body=renamed(within(self._normal, target.limit), self.model, target.model),
-            answer=answer,
-        )
+        return Outbound(path=CHAT_PATH, body=body, answer=answer)
 
     def failed(self, error: RequestError) -> bytes:
         """Return the error event that ends the stream."""
@@ -172,46 +180,10 @@ class ChatAsked:
         )
 
 
-class ChatPassage:
-    """Chat answers as the engine wrote them, with thoughts under both names that clients read."""
-
-    def __init__(self, request_id: str, model: str, created: int) -> None:
-        self.failure: RequestError | None = None
-        self._request_id = request_id
-        self._model = model
-        self._created = created
-
-    def feed(self, data: bytes) -> bytes:
-        """Pass on whole events."""
-        return with_reasoning_alias(data)
-
-    def end(self) -> bytes:
-        """Nothing is held back."""
-        return b""
-
-    def whole(self, body: bytes) -> bytes:
-        """Pass on a whole answer."""
-        return with_reasoning_alias(body)
-
-    def fail(self, error: RequestError) -> bytes:
-        """Return the error event that ends the stream."""
-        return error_event(error, Dialect.OPENAI, self._request_id)
-
-    def keep_alive(self) -> bytes:
-        """Return a comment."""
-        return encode_comment("the answer is being made")
-
-    def thought(self, text: str) -> bytes:
-        """Return a chunk of reasoning, under both names that clients read."""
-        delta = {"role": "assistant", "reasoning": text, "reasoning_content": text}
-        chunk = {
-            "id": "chatcmpl-" + self._request_id.removeprefix("req_"),
-            "object": "chat.completion.chunk",
-            "created": self._created,
-            "model": self._model,
-            "choices": [{"index": 0, "delta": delta, "finish_reason": None}],
-        }
-        return encode_event(encode_json(chunk))
+def is_to_be_counted(envelope: Envelope) -> bool:
+    """Whether a request is for a stream and does not ask for its usage."""
+    options = envelope.stream_options
+    return bool(envelope.stream) and not (options and options.include_usage)
 
 
 def anew(before: Translator | None, reader: Reader, writer: Callable[[], Writer]) -> Translator:

@@ -1,4 +1,4 @@
-"""Another model's name in a request body, with every other byte as the caller wrote it."""
+"""Another value in a request body, with every other byte as the caller wrote it."""
 
 import re
 
@@ -18,15 +18,21 @@ _KEY = msgspec.json.Decoder(str)
 
 
 def with_model(body: bytes, model: str) -> bytes:
-    """Return `body` with `model` as the value of its top-level key `model`.
+    """Return `body` with `model` as the value of its top-level key `model`; see `with_member`."""
+    return with_member(body, "model", encode_json(model))
+
+
+def with_member(body: bytes, key: str, value: bytes) -> bytes:
+    """Return `body` with another value of a top-level key.
 
     Nested objects that have such a key, and strings that look like one, stay as they are. Where
     the key is there several times every occurrence is replaced, so that it does not matter which
     of them the next reader takes.
 
     Args:
-        body: a JSON object that was decoded before, with a string under `model`.
-        model: the name that the engine knows.
+        body: a JSON object that was decoded before, and has the key.
+        key: what is given another value.
+        value: as JSON.
 
     Raises:
         InvalidJsonError: the body is no JSON object after all.
@@ -36,23 +42,24 @@ def with_model(body: bytes, model: str) -> bytes:
         members = _MEMBERS.decode(body)
     except (msgspec.DecodeError, RecursionError):
         raise InvalidJsonError("the body is not a JSON object") from None
-    name = encode_json(model)
-    spans = _spans(body, members)
+    spans = _spans(body, members, key)
     if spans is None:
         # An object or array under a key that comes again has no span to skip it by. Every
         # decoder drops the earlier one, so nothing is lost by leaving it out.
-        members["model"] = msgspec.Raw(name)
+        members[key] = msgspec.Raw(value)
         return encode_json(members)
     pieces: list[bytes] = []
     position = 0
     for start, end in spans:
-        pieces += (body[position:start], name)
+        pieces += (body[position:start], value)
         position = end
     return b"".join((*pieces, body[position:]))
 
 
-def _spans(body: bytes, members: dict[str, msgspec.Raw]) -> list[tuple[int, int]] | None:
-    """Return where the values of `model` are, in order; `None` when the walk loses its way."""
+def _spans(
+    body: bytes, members: dict[str, msgspec.Raw], wanted: str
+) -> list[tuple[int, int]] | None:
+    """Return where the values of a key are, in order; `None` when the walk loses its way."""
     spans: list[tuple[int, int]] = []
     position = _after(body, 0) + 1  # over the opening brace
     for _ in range(MAX_MEMBERS):
@@ -64,7 +71,7 @@ def _spans(body: bytes, members: dict[str, msgspec.Raw]) -> list[tuple[int, int]
         end = _end_of_value(body, start, members[name])
         if end is None:
             return None
-        if name == "model":
+        if name == wanted:
             spans.append((start, end))
         position = _after(body, end) + 1  # over the comma or the closing brace
     if _STRING.match(body, _after(body, position)):

@@ -17,6 +17,7 @@ def target_of(state: FleetState, replica: ReplicaId, access: Access) -> Target:
         model=access.models.get(replica.model, replica.model),
         capabilities=None if known is None else known.capabilities,
         limit=(None if known is None else known.limit) or Limit(),
+        tells_usage=access.is_neuron,
     )
 
 
@@ -35,5 +36,6 @@ def foreseen_target(
         model=access.models.get(model, model),
         capabilities=known_capabilities(replicas),
         limit=known_limit(replicas) or Limit(),
+        tells_usage=access.is_neuron,
     )
     return target, access.dialect
