@@ -3,6 +3,7 @@
 import concurrent.futures
 import pathlib
 import random
+import threading
 
 import httpx
 import pytest
@@ -125,3 +126,40 @@ def test_who_uses_an_adapter_does_not_notice_that_its_node_is_drained(
         }
         assert answered
         assert (there(first), there(second)) == (set(), {BASE, "sim/a"})
+
+
+def test_who_asks_for_an_adapter_is_not_passed_over_by_those_who_ask_for_its_base(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Ours: they share the places of one engine, and whoever has waited for longest is next."""
+    one_place = CATALOGUE.replace("vram_mb = 14000", "vram_mb = 14000\nmax_in_flight = 1", 1)
+    is_over = threading.Event()
+    with (
+        simulated_neuron(tmp_path) as neuron,
+        gateway(tmp_path, one_place, sim=neuron.url) as door,
+        door.sdk() as client,
+        concurrent.futures.ThreadPoolExecutor(CALLERS) as pool,
+    ):
+        ask(client, "sim/a", is_stream=False)
+
+        def go_on() -> None:
+            while not is_over.is_set():
+                ask(client, BASE, is_stream=False)
+
+        busy = [pool.submit(go_on) for _ in range(CALLERS)]
+        try:
+            until(lambda: in_flight(neuron) > 0)
+            answered = [
+                client.with_options(timeout=30)
+                .chat.completions.create(
+                    model="sim/a", messages=[{"role": "user", "content": "Hi"}], max_tokens=5
+                )
+                .model
+                for _ in range(3)
+            ]
+        finally:
+            is_over.set()
+        for job in busy:
+            job.result(timeout=60)
+
+    assert answered == ["sim/a"] * 3

@@ -347,6 +347,14 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         node = self.nodes.get(replica.node)
         return None if node is None else node.residents.get(replica.model)
 
+    def sharing(self, replica: ReplicaId) -> tuple[ModelId, ...]:
+        """Return the models on the engine of a replica, its own among them."""
+        node = self.nodes.get(replica.node)
+        known = None if node is None else node.replicas.get(replica.model)
+        if node is None or known is None:
+            return (replica.model,)
+        return tuple(one.id.model for one in node.sharing(known))
+
     def is_served(self, model: ModelId) -> bool:
         """Whether a request for `model` has somewhere to go now."""
         return any(

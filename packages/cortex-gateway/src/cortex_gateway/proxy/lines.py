@@ -344,7 +344,15 @@ class Lines:
                     self._in_flight.observe(replica.id, replica.in_flight)
 
     def _freed(self, replica: ReplicaId) -> None:
-        self._let_through(replica.model)
+        # A place with an engine is next for whoever has waited for longest, for its base or for
+        # an adapter.
+        for model in sorted(self._store.state.sharing(replica), key=self._since):
+            self._let_through(model)
+
+    def _since(self, model: ModelId) -> float:
+        line = self._lines.get(model)
+        oldest = None if line is None else next(iter(line.places.values()), None)
+        return math.inf if oldest is None else oldest.ticket.entered_at
 
     def _let_through(self, model: ModelId) -> None:
         """Let as many through as there are places for, in the order of the queue."""
