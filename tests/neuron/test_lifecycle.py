@@ -26,7 +26,6 @@ from neuron.lifecycle.events import (
     Retry,
     SleepAsked,
     SleepEnded,
-    SleepFailed,
     StartLoad,
     StartRecovery,
     StartSleep,
@@ -36,7 +35,7 @@ from neuron.lifecycle.events import (
     UnloadEnded,
     WakeAsked,
     WakeEnded,
-    WakeFailed,
+    WakeRefused,
 )
 from neuron.lifecycle.recovery import Attempt, FailureKind
 from neuron.lifecycle.replica import ReplicaState, step
@@ -74,10 +73,9 @@ events: st.SearchStrategy[Event] = st.one_of(
         drain_timeout_s=st.sampled_from([0.0, 5.0]),
     ),
     st.builds(SleepEnded, host_used_bytes=st.integers(0, 9), now=st.just(3.6)),
-    st.builds(SleepFailed, error=st.just("no"), now=st.just(3.6)),
     st.builds(WakeAsked, now=st.just(3.7)),
     st.builds(WakeEnded, now=st.just(3.8)),
-    st.builds(WakeFailed, error=st.just("no"), now=st.just(3.8), is_refused=st.booleans()),
+    st.builds(WakeRefused, now=st.just(3.8)),
     st.builds(UnloadEnded),
     st.builds(EngineDied, error=st.just("dead"), now=st.just(5.0), retry=retries),
     st.builds(
@@ -283,20 +281,27 @@ def test_waiting_for_memory_is_not_counted_as_loading() -> None:
     assert (state.load_s, state.wake_s) == (2.0, 0.5)
 
 
-@pytest.mark.parametrize("is_refused", [True, False])
-def test_wake_that_finds_no_memory_leaves_the_model_asleep(is_refused: bool) -> None:
-    """Ours: a refusal says nothing of the engine; any other failure is the end of it."""
-    state, effects = _run(
-        [*ASLEEP, WakeAsked(now=5.0), WakeFailed(error="no", now=6.0, is_refused=is_refused)]
-    )
+def test_wake_that_finds_no_memory_leaves_the_model_asleep() -> None:
+    """Ours: a refusal says nothing of the engine."""
+    state, _ = _run([*ASLEEP, WakeAsked(now=5.0), WakeRefused(now=6.0)])
 
     assert state is not None
-    if is_refused:
-        assert (state.status, state.sleep_level) == (ReplicaStatus.SLEEPING, 1)
-        assert state.host_used_bytes == 7
-    else:
-        assert (state.status, state.error) == (ReplicaStatus.FAILED, "no")
-        assert effects[-1] == DisposeEngine(error="no")
+    assert (state.status, state.sleep_level) == (ReplicaStatus.SLEEPING, 1)
+    assert state.host_used_bytes == 7
+
+
+def test_engine_that_dies_asleep_is_gone_and_one_that_dies_waking_comes_back() -> None:
+    """Ours: decision 28; what sleeps is wanted by nobody yet, what wakes is."""
+    retry = Retry(attempt=Attempt(number=1, delay_s=1.0), at_epoch=6.0)
+    died = EngineDied(error="no", now=6.0, retry=retry)
+
+    asleep, closed = _run([*ASLEEP, died])
+    waking, replaced = _run([*ASLEEP, WakeAsked(now=5.0), died])
+
+    assert (asleep, closed[-1]) == (None, DisposeEngine(error="no"))
+    assert waking is not None
+    assert (waking.status, waking.sleep_level) == (ReplicaStatus.RECOVERING, None)
+    assert replaced[-2:] == [DisposeEngine(error="no"), StartRecovery(attempt=retry.attempt)]
 
 
 def test_unload_takes_over_from_a_sleep_and_a_wake_under_way() -> None:

@@ -200,7 +200,8 @@ async def test_fault_of_one_card_is_a_matter_of_that_card(start: Start, fault: F
         fault.happens(nvml, cards[0])
         device = await until_condition(neuron, 0, fault.condition)
         if not is_usable:
-            await _until_status(neuron, "on 0", lambda status: status != "loaded")
+            robbed = "failed" if fault.condition == "poisoned" else "recovering"
+            await _until_status(neuron, "on 0", lambda status: status == robbed)
         bystander = await neuron.model("on 1")
         status, answer, _ = await neuron.post(
             "/models/load",

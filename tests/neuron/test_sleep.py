@@ -206,7 +206,7 @@ async def test_unload_during_a_sleep_or_a_wake_ends_both(bench: Bench, doing: st
 async def test_engine_that_does_not_fall_asleep_is_closed(
     bench: Bench, error: Exception, kind: type[Exception]
 ) -> None:
-    """Ours: half asleep is of no use; the model is `failed` and can be loaded again."""
+    """Ours: half asleep is of no use; the model is gone and can be loaded again."""
     await bench.load(A)
     bench.harness.engines[0].sleep_error = error
 
@@ -215,7 +215,7 @@ async def test_engine_that_does_not_fall_asleep_is_closed(
 
     assert isinstance(outcome, kind)
     assert "secret" not in outcome.message
-    assert (bench.status(A), bench.held()) == (ReplicaStatus.FAILED, [0, 0])
+    assert (bench.supervisor.has(A), bench.held()) == (False, [0, 0])
     assert bench.memory.sleep_budget.used_bytes == 0
     assert bench.harness.engines[0].is_closed
     await bench.load(A)
@@ -235,17 +235,19 @@ async def test_engine_that_takes_too_long_to_fall_asleep_is_given_up(bench: Benc
 @pytest.mark.parametrize(
     "error", [InsufficientVramError("no", needed_bytes=1, free_bytes=0), ZeroDivisionError()]
 )
-async def test_engine_that_does_not_wake_is_closed(bench: Bench, error: Exception) -> None:
+async def test_engine_that_does_not_wake_is_replaced(bench: Bench, error: Exception) -> None:
     """Ours: also when it says that it has no memory: it has begun to take some."""
     await bench.load(A)
     await bench.supervisor.sleep(A, 1, 0)
     bench.harness.engines[0].wake_error = error
 
     assert await outcome_of(bench.wake(A)) is not None
+    recovering = bench.status(A)
     await bench.clock.advance(2)
 
-    assert (bench.status(A), bench.held()) == (ReplicaStatus.FAILED, [0, 0])
-    assert bench.harness.engines[0].is_closed
+    assert (recovering, bench.status(A)) == (ReplicaStatus.RECOVERING, ReplicaStatus.LOADED)
+    assert sum(bench.held()) == 10
+    assert [engine.is_closed for engine in bench.harness.engines] == [True, False]
 
 
 async def test_wrong_answer_after_a_wake_is_the_end_of_the_engine(bench: Bench) -> None:
@@ -255,10 +257,12 @@ async def test_wrong_answer_after_a_wake_is_the_end_of_the_engine(bench: Bench) 
     bench.harness.engines[0].check_error = ModelLoadFailedError("broken")
 
     assert isinstance(await outcome_of(bench.wake(A)), ModelLoadFailedError)
+    state = bench.supervisor.state(A)
     await bench.clock.advance(2)
 
-    assert (bench.status(A), bench.supervisor.state(A).error) == (ReplicaStatus.FAILED, "broken")
-    assert bench.harness.engines[0].is_closed
+    assert (state.status, state.error) == (ReplicaStatus.RECOVERING, "broken")
+    assert bench.status(A) is ReplicaStatus.LOADED
+    assert [engine.is_closed for engine in bench.harness.engines] == [True, False]
 
 
 async def test_wrong_answer_after_a_load_fails_the_load(bench: Bench) -> None:
@@ -292,8 +296,12 @@ async def test_engine_that_dies_at_any_point_of_its_sleep_is_noticed(
 
     outcome = await work
     assert isinstance(outcome, EngineError) == (doing != "asleep")
-    assert (bench.status(A), bench.supervisor.state(A).error) == (ReplicaStatus.FAILED, "killed")
-    assert (bench.held(), bench.memory.sleep_budget.used_bytes) == ([0, 0], 0)
+    assert outcome is None or "killed" in outcome.message
+    assert bench.supervisor.has(A) == (doing == "waking")
+    assert (sum(bench.held()), bench.memory.sleep_budget.used_bytes) == (
+        10 if doing == "waking" else 0,
+        0,
+    )
     assert engine.is_closed
 
 

@@ -74,6 +74,33 @@ def broken_devices(readings: Iterable[DeviceReading]) -> Mapping[DeviceIndex, st
     }
 
 
+def poisoned_devices(readings: Iterable[DeviceReading]) -> Mapping[DeviceIndex, str]:
+    """Return those of `broken_devices` that do not come back by themselves."""
+    return broken_devices(
+        reading for reading in readings if reading.condition is DeviceCondition.POISONED
+    )
+
+
+def hopeless(
+    spec: ModelSpec, devices: Sequence[Device], poisoned: Mapping[DeviceIndex, str]
+) -> str | None:
+    """Return why a model cannot come back, as every device that it may have is poisoned.
+
+    Args:
+        spec: fits a node with `devices`, were they all well.
+        devices: of the node.
+        poisoned: reasons, as `poisoned_devices` gives them.
+
+    Returns:
+        `None` while there may be a device for it.
+    """
+    try:
+        usable_devices(spec, devices, poisoned)
+    except ModelLoadFailedError as error:
+        return error.message
+    return None
+
+
 def usable_devices(
     spec: ModelSpec, devices: Sequence[Device], broken: Mapping[DeviceIndex, str]
 ) -> tuple[Device, ...]:

@@ -72,13 +72,6 @@ class SleepEnded(msgspec.Struct, frozen=True, kw_only=True):
     now: float
 
 
-class SleepFailed(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine neither sleeps nor works."""
-
-    error: str
-    now: float
-
-
 class WakeAsked(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody wants a model that sleeps."""
 
@@ -91,13 +84,10 @@ class WakeEnded(msgspec.Struct, frozen=True, kw_only=True):
     now: float
 
 
-class WakeFailed(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine does not wake."""
-
-    error: str
-    now: float
-    is_refused: bool = False
+class WakeRefused(msgspec.Struct, frozen=True, kw_only=True):
     """There was no memory for it, and nothing has been done to it: it sleeps on."""
+
+    now: float
 
 
 class UnloadAsked(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +134,7 @@ class RequestEnded(msgspec.Struct, frozen=True, kw_only=True):
 
 LoadEvent = LoadPlaced | LoadProgressed | LoadEnded | LoadFailed
 
-SleepEvent = SleepAsked | SleepEnded | SleepFailed | WakeAsked | WakeEnded | WakeFailed
+SleepEvent = SleepAsked | SleepEnded | WakeAsked | WakeEnded | WakeRefused
 
 Event = (
     LoadAsked

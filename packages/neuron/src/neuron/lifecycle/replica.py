@@ -34,7 +34,6 @@ from neuron.lifecycle.events import (
     SleepAsked,
     SleepEnded,
     SleepEvent,
-    SleepFailed,
     StartLoad,
     StartRecovery,
     StartSleep,
@@ -44,10 +43,10 @@ from neuron.lifecycle.events import (
     UnloadEnded,
     WakeAsked,
     WakeEnded,
-    WakeFailed,
+    WakeRefused,
 )
 from neuron.lifecycle.rate import Meter
-from neuron.lifecycle.recovery import FailureKind, kind_of_text
+from neuron.lifecycle.recovery import FailureKind
 
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +131,18 @@ def step(state: ReplicaState | None, event: Event) -> Step:
             return Step(state=None) if state is None else _sleep_event(state, event)
 
 
+def obeyed(after: Step) -> Step:
+    """Return `after` unless it refuses the command.
+
+    Raises:
+        RequestError: why it does.
+    """
+    for effect in after.effects:
+        if isinstance(effect, Refuse):
+            raise effect.error
+    return after
+
+
 def _load_asked(state: ReplicaState | None, event: LoadAsked) -> Step:
     if state is None or state.status is ReplicaStatus.FAILED:
         fresh = ReplicaState(
@@ -210,9 +221,9 @@ def _sleep_event(state: ReplicaState, event: SleepEvent) -> Step:
             return _sleep_asked(state, event)
         case WakeAsked():
             return _wake_asked(state, event.now)
-        case SleepEnded() | SleepFailed():
+        case SleepEnded():
             return _fell_asleep(state, event)
-        case WakeEnded() | WakeFailed():
+        case WakeEnded() | WakeRefused():
             return _woke(state, event)
         case _:
             assert_never(event)
@@ -239,11 +250,9 @@ def _sleep_asked(state: ReplicaState, event: SleepAsked) -> Step:
     return Step(state=falling, effects=(start,))
 
 
-def _fell_asleep(state: ReplicaState, event: SleepEnded | SleepFailed) -> Step:
+def _fell_asleep(state: ReplicaState, event: SleepEnded) -> Step:
     if not state.is_falling_asleep:
         return Step(state=state)
-    if isinstance(event, SleepFailed):
-        return _broken(state, event.error, kind_of_text(event.error), event.now)
     asleep = msgspec.structs.replace(
         _with_status(state, ReplicaStatus.SLEEPING, event.now),
         host_used_bytes=event.host_used_bytes,
@@ -268,7 +277,7 @@ def _wake_asked(state: ReplicaState, now: float) -> Step:
             return _refused(state, f"{_name(state)!r} is {state.status.value}; load it")
 
 
-def _woke(state: ReplicaState, event: WakeEnded | WakeFailed) -> Step:
+def _woke(state: ReplicaState, event: WakeEnded | WakeRefused) -> Step:
     if not state.is_waking:
         return Step(state=state)
     if isinstance(event, WakeEnded):
@@ -281,20 +290,22 @@ def _woke(state: ReplicaState, event: WakeEnded | WakeFailed) -> Step:
             error_kind=None,
         )
         return Step(state=awake)
-    if event.is_refused:
-        return Step(state=_with_status(state, ReplicaStatus.SLEEPING, event.now))
-    return _broken(state, event.error, kind_of_text(event.error), event.now)
+    return Step(state=_with_status(state, ReplicaStatus.SLEEPING, event.now))
 
 
 def _died(state: ReplicaState | None, event: EngineDied) -> Step:
     if state is None or (state.status is not ReplicaStatus.LOADED and state.sleep_level is None):
         return Step(state=state)
-    if state.status is not ReplicaStatus.LOADED or event.retry is None:
-        return _broken(state, event.error, event.kind, event.now)
+    dispose = DisposeEngine(error=event.error)
+    if event.retry is None:
+        failed = _as_failed(state, event.error, event.kind, event.now)
+        return Step(state=failed, effects=(dispose,))
+    if state.status is not ReplicaStatus.LOADED and not state.is_waking:
+        # Asleep, or on its way there: its memory is wanted for something else.
+        return Step(state=None, effects=(dispose,))
     coming = _as_coming(state, event.error, event.kind, event.retry, event.now)
     # Its requests belong to the engine that died, and end with it.
     coming = msgspec.structs.replace(coming, in_flight=0)
-    dispose = DisposeEngine(error=event.error)
     return Step(state=coming, effects=(dispose, StartRecovery(attempt=event.retry.attempt)))
 
 
@@ -304,11 +315,6 @@ def _recovery_failed(state: ReplicaState | None, event: RecoveryFailed) -> Step:
     if event.retry is None:
         return Step(state=_as_failed(state, event.error, event.kind, event.now))
     return Step(state=_as_coming(state, event.error, event.kind, event.retry, event.now))
-
-
-def _broken(state: ReplicaState, error: str, kind: FailureKind, now: float) -> Step:
-    dispose = DisposeEngine(error=error)
-    return Step(state=_as_failed(state, error, kind, now), effects=(dispose,))
 
 
 def _as_failed(state: ReplicaState, error: str, kind: FailureKind, now: float) -> ReplicaState:
@@ -330,6 +336,8 @@ def _as_coming(
         _with_status(state, ReplicaStatus.RECOVERING, now),
         info=None,
         placed_at=None,
+        sleep_level=None,
+        host_used_bytes=None,
         error=error,
         error_kind=kind,
         retry=retry,

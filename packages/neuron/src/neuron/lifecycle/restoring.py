@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
+from neuron.lifecycle.recovery import FailureKind
 from neuron.lifecycle.replica import ReplicaState
 
 _FIRST_RETRY_S = 5.0
@@ -21,20 +22,26 @@ def residents(
 ) -> tuple[ModelSpec, ...]:
     """Return what a restart is to bring back, what was used last first, and adapters at the end.
 
-    What sleeps gave its place to others, what failed would fail again, and a part of another
-    node's copy comes back when that node asks for it.
+    What sleeps gave its place to others, what failed would fail again unless it was its device
+    that did, and a part of another node's copy comes back when that node asks for it.
 
     Args:
         states: all models of the neuron.
         still_wanted: what an earlier life had and this one has not brought back yet; at the end,
             in this order.
     """
-    here = [state for state in states if state.status in _SERVES and not state.asked.is_follower]
+    here = [state for state in states if _is_wanted(state) and not state.asked.is_follower]
     # An adapter needs its base there before it.
     here.sort(key=lambda state: (state.asked.base is None, state.last_used or 0.0), reverse=True)
     names = {state.asked.model for state in here}
     rest = [spec for spec in still_wanted if spec.model not in names]
     return (*(state.asked for state in here), *rest)
+
+
+def _is_wanted(state: ReplicaState) -> bool:
+    is_robbed = state.status is ReplicaStatus.FAILED and state.error_kind is FailureKind.CUDA
+    # One that was never up here would fail as it did.
+    return state.status in _SERVES or (is_robbed and state.load_s is not None)
 
 
 def to_restore(

@@ -42,7 +42,7 @@ from neuron.lifecycle.events import (
     WakeAsked,
 )
 from neuron.lifecycle.recovery import Attempt, FailureKind
-from neuron.lifecycle.replica import ReplicaState, Step, step
+from neuron.lifecycle.replica import ReplicaState, obeyed, step
 from neuron.lifecycle.selection import check_devices
 from neuron.supervisor.adapting import Adapting
 from neuron.supervisor.admission import Admission
@@ -83,7 +83,7 @@ class Supervisor:
         )
         self._recovering = Recovering(parts, self._procedures, self._apply)
         self.recycling = Recycling(parts, self._all_lives, self.unload, self._load_again)
-        self._sleeping = Sleeping(parts, self._apply, self.watching.check)
+        self._sleeping = Sleeping(parts, self._apply, self.watching.check, self._died)
         self._admission = Admission(parts, self._refusal, self._tell)
         self.is_draining = False
         self._mending: asyncio.Task[None] | None = None
@@ -146,7 +146,7 @@ class Supervisor:
     ) -> Life:
         known = self._lives.get(spec.model)
         asked = LoadAsked(spec=spec, now=self._clock.now())
-        after = _obeyed(step(known.state if known is not None else None, asked))
+        after = obeyed(step(known.state if known is not None else None, asked))
         is_new = any(isinstance(effect, StartLoad) for effect in after.effects)
         if after.state is not None and is_new:
             if not is_new_taken:
@@ -175,7 +175,7 @@ class Supervisor:
         self._check_draining()
         self._adapting.check_none(model)
         asked = SleepAsked(level=level, now=self._clock.now(), drain_timeout_s=drain_timeout_s)
-        after = _obeyed(step(life.state, asked))
+        after = obeyed(step(life.state, asked))
         if life.state.info is not None and any(isinstance(e, StartSleep) for e in after.effects):
             self._parts.memory.hold_host(model, host_bytes(life.state.info, level))
         self._apply(life, asked)
@@ -195,7 +195,7 @@ class Supervisor:
         life = self._life(model)
         self._check_draining()
         asked = WakeAsked(now=self._clock.now())
-        _obeyed(step(life.state, asked))
+        obeyed(step(life.state, asked))
         self._apply(life, asked)
         return life
 
@@ -344,6 +344,8 @@ class Supervisor:
                 self._procedures.hasten(life, effect.drain_timeout_s)
             case DisposeEngine():
                 self._leaving[life.model] = life
+                if life.model not in self._lives:
+                    life.end_as_failed(effect.error)
                 self._procedures.dispose(life, effect.error)
             case StartRecovery():
                 self._recover(life, effect.attempt)
@@ -351,14 +353,20 @@ class Supervisor:
                 raise AssertionError("commands are answered where they are given")
 
     def _died(self, life: Life, error: str, kind: FailureKind) -> None:
+        if self._lives.get(life.model) is not life:
+            return
         # The head of an engine over several nodes brings back all its parts.
         is_part = life.state.asked.seat is not None
         self._recovering.died(life, error, kind, is_wanted=not (self.is_draining or is_part))
 
+    def give_up(self, model: ModelId, reason: str) -> None:
+        """Try no more to bring back a model that is `recovering`."""
+        self._recovering.give_up(self._life(model), reason)
+
     def _recover(self, dead: Life, attempt: Attempt) -> None:
         """Begin the life of an engine in place of that of the dead one."""
         life = Life(dead.state)
-        dead.end_as_failed()
+        dead.end_as_failed(dead.state.error)
         self._lives[life.model] = life
         self._recovering.begin(life, dead, attempt)
 
@@ -385,15 +393,3 @@ class Supervisor:
     def _state_of(self, model: ModelId) -> ReplicaState | None:
         life = self._lives.get(model)
         return None if life is None else life.state
-
-
-def _obeyed(after: Step) -> Step:
-    """Return `after` unless it refuses the command.
-
-    Raises:
-        RequestError: why it does.
-    """
-    for effect in after.effects:
-        if isinstance(effect, Refuse):
-            raise effect.error
-    return after

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from cortex_core.device import DeviceCondition, DeviceReading
 from cortex_core.harness import Engine
 from cortex_core.ids import DeviceIndex, ModelId
-from neuron.lifecycle.condition import broken_devices
+from cortex_core.replica import ReplicaStatus
+from neuron.lifecycle.condition import broken_devices, poisoned_devices
 from neuron.lifecycle.trust import distrusted
 from neuron.lifecycle.xids import XidAction, action_of
 from neuron.supervisor.actor import Supervisor
@@ -40,9 +41,20 @@ class DeviceFaults:
             self._tell(reading)
         broken = broken_devices(known)
         self._parts.memory.broken = broken
+        self._parts.memory.poisoned = poisoned_devices(known)
+        self._parts.trusting.broken = frozenset(broken)
         for index, reason in broken.items():
             for model, engine in self._engines_on(index):
                 self._end(model, engine, reason)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Wait no longer for models that would come back on devices that cannot be used."""
+        for state in self._supervisor.states():
+            if state.status is ReplicaStatus.RECOVERING:
+                reason = self._parts.memory.hopeless(state.asked)
+                if reason is not None:
+                    self._supervisor.give_up(state.asked.model, reason)
 
     def reported(self, device: DeviceIndex, xid: int, reading: DeviceReading | None) -> None:
         """Take note of an Xid; call `review` after it.

@@ -73,9 +73,9 @@ class Life:
             if task is not asyncio.current_task():
                 _cancel(task)
 
-    def end_as_failed(self) -> None:
-        """Be over: another life has taken its place while its dead engine is disposed of."""
-        self.state = msgspec.structs.replace(self.state, status=ReplicaStatus.FAILED)
+    def end_as_failed(self, error: str | None) -> None:
+        """Be over while its dead engine is disposed of: another life may have taken its place."""
+        self.state = msgspec.structs.replace(self.state, status=ReplicaStatus.FAILED, error=error)
 
     def begin_sleep(self) -> None:
         """Have `asleep` and `hastened` stand for the sleep that begins."""

@@ -15,7 +15,7 @@ from cortex_core.ids import DeviceIndex, ModelId
 from cortex_core.server.clock import Clock
 from cortex_core.units import mib_from_bytes
 from neuron.lifecycle.budget import Budget, Holding, SleepBudget
-from neuron.lifecycle.condition import usable_devices
+from neuron.lifecycle.condition import hopeless, usable_devices
 from neuron.lifecycle.selection import select_devices
 from neuron.ports import DeviceFacts, MemoryGauge
 from neuron.supervisor.waiting import within
@@ -61,6 +61,8 @@ class Memory:
         self._changed_at = -math.inf
         self.broken: Mapping[DeviceIndex, str] = {}
         """Devices on which nothing can be loaded, with the reasons."""
+        self.poisoned: Mapping[DeviceIndex, str] = {}
+        """Those of them that do not come back by themselves."""
         self.budget = Budget.from_devices(facts.devices)
         self.sleep_budget = SleepBudget(total_bytes=sleep_bytes)
 
@@ -91,6 +93,10 @@ class Memory:
             return devices
 
         return await self._in_time(take, on_wait)
+
+    def hopeless(self, spec: ModelSpec) -> str | None:
+        """Return why no device is left for `spec`; `None` while there may be one."""
+        return hopeless(spec, self._facts.devices, self.poisoned)
 
     async def reserve_again(self, spec: ModelSpec, on_wait: Callable[[], None]) -> None:
         """Take back, for a model that sleeps, what it held before, where it held it.

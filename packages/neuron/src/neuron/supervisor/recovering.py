@@ -17,7 +17,7 @@ from neuron.lifecycle.recovery import (
     kind_of_error,
 )
 from neuron.lifecycle.replica import ReplicaState
-from neuron.supervisor.life import Life
+from neuron.supervisor.life import Life, Refusal
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.procedures import Procedures, interrupted_error
 
@@ -81,7 +81,11 @@ class Recovering:
         )
         self._parts.metrics.deaths.labels(kind.value).inc()
         self._parts.trusting.failed(life.state.devices, life.model, kind)
+        # Where there is no device for it, the model has not failed, and it is not tried again.
+        is_wanted = is_wanted and self._parts.memory.hopeless(life.state.asked) is None
         attempt = self._next(life) if is_wanted else None
+        # It tells of one that is gone for good, because it was asleep.
+        life.refusal = Refusal(reason=error, kind=kind)
         died = EngineDied(
             error=self._told(error, attempt) if is_wanted else error,
             kind=kind,
@@ -89,6 +93,16 @@ class Recovering:
             retry=self._retry(attempt),
         )
         self._apply(life, died)
+
+    def give_up(self, life: Life, reason: str) -> None:
+        """End a recovery, because no device is left that the model could come back on."""
+        logger.warning("recovery given up", extra={"model": life.model, "reason": reason})
+        self._parts.metrics.recoveries.labels("given_up").inc()
+        given_up = RecoveryFailed(
+            error=reason, kind=FailureKind.CUDA, now=self._clock.now(), retry=None
+        )
+        self._apply(life, given_up)
+        self._procedures.cancel(life)
 
     def begin(self, life: Life, dead: Life, attempt: Attempt) -> None:
         """Bring back the engine of `life`, once what is left of the `dead` one is gone."""

@@ -18,14 +18,15 @@ from neuron.lifecycle.events import (
     LoadPlaced,
     LoadProgressed,
     SleepEnded,
-    SleepFailed,
     WakeEnded,
-    WakeFailed,
+    WakeRefused,
 )
+from neuron.lifecycle.recovery import FailureKind, kind_of_text
 from neuron.supervisor.life import Life
 from neuron.supervisor.parts import Parts
 from neuron.supervisor.procedures import CUT_NOTICE_S, interrupted_error
 from neuron.supervisor.waiting import within
+from neuron.supervisor.watching import OnDeath
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Sleeping:
         parts: what they need.
         apply: takes the events with which they come back.
         check: has an engine answer the neuron's own question.
+        on_death: called for an engine that neither sleeps nor works.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Sleeping:
         parts: Parts,
         apply: Callable[[Life, Event], None],
         check: Callable[[Life, Engine], Awaitable[None]],
+        on_death: OnDeath,
     ) -> None:
+        self._on_death = on_death
         self._check = check
         self._parts = parts
         self._clock = parts.clock
@@ -94,8 +98,8 @@ class Sleeping:
 
     def _fail_sleep(self, life: Life, error: RequestError) -> None:
         self._parts.metrics.sleeps.labels("failed").inc()
-        self._apply(life, SleepFailed(error=error.message, now=self._clock.now()))
         life.fail_asleep(error)
+        self._on_death(life, error.message, kind_of_text(error.message))
 
     async def _suspend(self, life: Life, level: int) -> None:
         engine, memory = _engine_of(life), self._memory
@@ -122,20 +126,20 @@ class Sleeping:
                 # The engine's own word for what `reserve_again` says; it is half awake.
                 raise EngineError(error.message) from None
         except InsufficientVramError as error:
-            refused = WakeFailed(error=error.message, now=self._clock.now(), is_refused=True)
-            self._end_badly(life, refused, error, "refused")
+            self._apply(life, WakeRefused(now=self._clock.now()))
+            self._end_badly(life, error, "refused")
         except asyncio.CancelledError:
             life.fail_loaded(interrupted_error(life, "waking"))
             self._parts.metrics.wakes.labels("cancelled").inc()
             raise
         except RequestError as error:
-            broken = WakeFailed(error=error.message, now=self._clock.now())
-            self._end_badly(life, broken, error, "failed")
+            self._end_badly(life, error, "failed")
+            self._on_death(life, error.message, kind_of_text(error.message))
         except Exception:
             logger.exception("wake failed", extra={"model": life.model})
             bug = InternalError()
-            broken = WakeFailed(error=bug.message, now=self._clock.now())
-            self._end_badly(life, broken, bug, "failed")
+            self._end_badly(life, bug, "failed")
+            self._on_death(life, bug.message, FailureKind.UNKNOWN)
         else:
             self._end_well(life)
 
@@ -160,9 +164,8 @@ class Sleeping:
         life.loaded.set_result(None)
         logger.info("model awake", extra={"model": life.model, "wake_s": life.state.wake_s})
 
-    def _end_badly(self, life: Life, event: WakeFailed, error: RequestError, outcome: str) -> None:
+    def _end_badly(self, life: Life, error: RequestError, outcome: str) -> None:
         self._parts.metrics.wakes.labels(outcome).inc()
-        self._apply(life, event)
         life.fail_loaded(error)
         logger.warning(
             "model not awake",
