@@ -8,6 +8,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from cortex_core.group import Seat
+from cortex_core.harness import ModelSpec
+from cortex_core.ids import ModelId, RequestId
+from cortex_core.sse import encode_comment
+from neuron.supervisor.followers import Followers
+from tests.neuron.bench import Bench
 from tests.neuron.conftest import Json, RunningNeuron, Start
 
 MODEL = "sim/wide"
@@ -223,6 +229,34 @@ async def test_head_that_begins_anew_displaces_its_earlier_follower(start: Start
     assert "event: error" in told
     assert unknown[0] == 404
     assert report["status"] == "following"
+
+
+async def test_head_hears_of_a_peer_that_still_makes_way_for_it(bench: Bench) -> None:
+    """Ours: an engine may take longer to close than a head bears silence."""
+    followers = Followers(bench.parts, bench.supervisor)
+    old, new = (followers.follow(part(group), RequestId("r")) for group in ("old", "new"))
+    joined = await anext(old)
+    await followers.settle("old")
+
+    async with bench.workers.hold(bench.supervisor.state(ModelId(MODEL)).devices):
+        word = bench.tasks.create_task(anext(new))
+        await bench.clock.advance(bench.parts.settings.heartbeat_s)
+        beat = await word
+    after = await anext(new)
+    await old.aclose()
+    await new.aclose()
+
+    assert b"event: joined" in joined
+    assert beat == encode_comment("here")
+    assert b"event: joined" in after
+
+
+def part(group: str) -> ModelSpec:
+    """Return how a follower of a group is loaded."""
+    seat = Seat(group=group, rank=1, nodes=2, address="127.0.0.1", port=1, host="", head="h")
+    return ModelSpec(
+        model=ModelId(MODEL), harness="fake", vram_bytes=10, tensor_parallel=2, seat=seat
+    )
 
 
 async def test_follower_does_not_displace_a_whole_model(start: Start) -> None:

@@ -24,7 +24,7 @@ from neuron.supervisor.actor import Supervisor
 from neuron.supervisor.groups import Groups, Membership
 from neuron.supervisor.life import Life
 from neuron.supervisor.parts import Parts
-from neuron.supervisor.waiting import Wait, first
+from neuron.supervisor.waiting import Wait, first, within
 
 _WHOLE = (ReplicaStatus.LOADING, ReplicaStatus.LOADED)
 
@@ -61,7 +61,9 @@ class Followers:
         try:
             host = await self._groups.host_towards(spec.seat.address)
             spec = msgspec.structs.replace(spec, seat=msgspec.structs.replace(spec.seat, host=host))
-            await self._make_way(spec)
+            async with contextlib.aclosing(self._way_made(spec)) as beats:
+                async for beat in beats:
+                    yield beat
             life = self._lives[group] = await self._supervisor.load(spec)
             async with contextlib.aclosing(self._news(life, membership)) as news:
                 async for event in news:
@@ -117,6 +119,26 @@ class Followers:
             silence = clock.sleep(self._parts.settings.heartbeat_s)
             if await first(*waits, silence) == len(waits):
                 yield encode_comment("here")
+
+    async def _way_made(self, spec: ModelSpec) -> AsyncGenerator[bytes, None]:
+        """Make way, and say now and then that somebody is here: a silent peer counts as lost."""
+        clock, settings = self._parts.clock, self._parts.settings
+        errors: list[RequestError] = []
+
+        async def make() -> None:
+            try:
+                await self._make_way(spec)
+            except RequestError as error:
+                errors.append(error)
+
+        making = self._parts.spawn(make(), f"make way for {spec.model}")
+        try:
+            while not await within(clock, settings.heartbeat_s, asyncio.wait([making])):
+                yield encode_comment("here")
+        finally:
+            making.cancel()
+        if errors:
+            raise errors[0]
 
     async def _make_way(self, spec: ModelSpec) -> None:
         """End an earlier group's part of the same model: its head has begun anew."""
