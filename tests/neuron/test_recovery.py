@@ -113,6 +113,8 @@ def test_failures_are_told_apart(error: RequestError, kind: FailureKind) -> None
         ("the engine process was killed (signal 9)", FailureKind.DIED),
         ("the machine ran out of memory: the kernel killed it", FailureKind.OUT_OF_MEMORY),
         ("CUDA out of memory. Tried to allocate 2 GiB", FailureKind.OUT_OF_MEMORY),
+        ("the engine failed: could not create a memory object", FailureKind.OUT_OF_MEMORY),
+        ("the engine failed: std::bad_alloc", FailureKind.OUT_OF_MEMORY),
         ("CUDA error: an illegal memory access was encountered", FailureKind.CUDA),
         ("the engine made no step for 60 s", FailureKind.HUNG),
         ("the engine process ended with status 1", FailureKind.DIED),

@@ -143,6 +143,11 @@ _WORDS = (
         re.compile(r"out of memory|MemoryError|allocate memory|bad_alloc", re.I),
         FailureKind.OUT_OF_MEMORY,
     ),
+    # oneDNN's word for it, on CPUs.
+    (
+        re.compile(r"not enough memory|could not create a memory object", re.I),
+        FailureKind.OUT_OF_MEMORY,
+    ),
     (re.compile(r"device memory|memory for the cache", re.I), FailureKind.OUT_OF_MEMORY),
     (re.compile(r"\bCUDA\b|\bcuBLAS|\bcuDNN|\bNCCL|\bXid\b|NVML", re.I), FailureKind.CUDA),
     (
