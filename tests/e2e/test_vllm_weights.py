@@ -85,6 +85,8 @@ def test_model_comes_from_the_hub_and_goes_again(
         assert daemon.unload(CHAT).status_code == 200
         served.released.set()
         events = loading.result(300)
+        engines = daemon.descendants()
+        told = [pathlib.Path(f"/proc/{one.pid}/environ").read_bytes() for one in engines]
         same = chat(daemon, MODEL)
         (entry,) = daemon.http.get("/weights").json()["models"]
         refused = daemon.http.delete(f"/weights/{MODEL}")
@@ -103,3 +105,5 @@ def test_model_comes_from_the_hub_and_goes_again(
     assert (refused.status_code, removed.status_code, left) == (409, 200, [])
     assert not list((tmp_path / "cache").glob(f"models--*/**/{COMMIT}"))
     assert CANARY not in "".join([*capfd.readouterr(), *shown])
+    assert told
+    assert CANARY.encode() not in b"".join(told)

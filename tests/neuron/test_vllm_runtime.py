@@ -1,5 +1,6 @@
 """Folders of engines: whose they are, and which are swept."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from neuron.engines import processes
 from neuron.engines.vllm_runtime import Owner, make_runtime_folder, record, sweep
+from neuron.settings import SECRETS
 
 
 def change_owner(folder: pathlib.Path, **changes: object) -> None:
@@ -149,3 +151,24 @@ def test_note_that_cannot_be_read_costs_nothing_else(tmp_path: pathlib.Path) -> 
     change_owner(folder, process=dead_process())
 
     assert sweep(tmp_path) == (folder,)
+
+
+def test_secrets_of_the_daemon_are_told_to_no_engine() -> None:
+    """Ours: engines run what models bring; those who need a secret have read it before."""
+    script = (
+        "import os, neuron.engines.vllm_environment as e, neuron.settings as s\n"
+        "e.prepare_environment(s.VllmSettings())\n"
+        "print(*os.environ.values())"
+    )
+    secrets = dict.fromkeys(SECRETS, "canary")
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **secrets},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert "ERROR" in ended.stdout
+    assert "canary" not in ended.stdout

@@ -1,6 +1,8 @@
 """What a hub does not give, and what is not taken from it."""
 
+import asyncio
 import errno
+import os
 import pathlib
 
 import pytest
@@ -12,6 +14,9 @@ from cortex_core.errors import (
     ModelLoadFailedError,
     NotFoundError,
 )
+from cortex_core.server.clock import SystemClock
+from neuron.settings import VllmSettings
+from neuron.weights.downloads import Downloads
 from neuron.weights.fetching import error_of
 from neuron.weights.library import failure_of
 from neuron.weights.lines import Job
@@ -70,6 +75,23 @@ async def test_token_is_sent_to_the_hub_alone_and_told_to_nobody(
     out, err = capfd.readouterr()
     assert CANARY not in out + err
     assert not any(CANARY in str(news) for news in desk.news)
+
+
+async def test_token_of_the_environment_is_known_to_downloads_alone(
+    hub: FakeHub, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours: what starts engines takes it out of the environment once the daemon runs."""
+    hub.models["org/secret"] = dict(FILES)
+    hub.needs_token["org/secret"] = CANARY
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    settings = VllmSettings(hf_cache=str(tmp_path / "cache"), endpoint=hub.url)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        downloads = Downloads.from_settings(settings, os.environ, SystemClock(), tasks)
+        monkeypatch.delenv("HF_TOKEN")
+        folder = await downloads.fetch("org/secret", "main", lambda *_: None)
+        await downloads.close()
+
+    assert (folder / "tokenizer.json").is_file()
 
 
 async def test_hub_that_has_too_much_to_do_is_asked_again(desk: Desk, hub: FakeHub) -> None:

@@ -12,7 +12,7 @@ from multiprocessing import forkserver
 
 from cortex_core.harness import EngineVersion
 from neuron.engines.watchdog import DAEMON_VARIABLE
-from neuron.settings import VllmSettings
+from neuron.settings import SECRETS, VllmSettings
 
 _PRELOADED = [
     "neuron.engines.vllm_fork_server",
@@ -36,6 +36,7 @@ def prepare_environment(settings: VllmSettings) -> None:
 
     `NEURON_DAEMON_PID` (always) ends engine processes with the daemon. `HF_HUB_CACHE`
     (always, when `hf_cache` is set) is where weights are looked for and downloaded to.
+    The tokens of the hub and of the fleet are taken out; whoever needs them has read them.
     No statistics are sent (`VLLM_NO_USAGE_STATS`, `DO_NOT_TRACK`). Errors are logged
     (`VLLM_LOGGING_LEVEL`), to standard error (`VLLM_LOGGING_STREAM`), and logging is left
     alone until an engine is loaded (`VLLM_CONFIGURE_LOGGING`). Processes are spawned
@@ -64,6 +65,9 @@ def prepare_environment(settings: VllmSettings) -> None:
         }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    for name in SECRETS:
+        # Engines have the environment of the daemon, and run code of models that it trusts.
+        os.environ.pop(name, None)
     os.environ[DAEMON_VARIABLE] = str(os.getpid())
     if settings.hf_cache:
         os.environ["HF_HUB_CACHE"] = settings.hf_cache

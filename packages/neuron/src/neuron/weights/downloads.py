@@ -91,12 +91,20 @@ class Downloads:
         limit: how many at once.
         clock: times them.
         tasks: where they run.
+        environ: has the hub's token, unless a file does.
     """
 
     def __init__(
-        self, source: WeightSource, limit: int, clock: Clock, tasks: asyncio.TaskGroup
+        self,
+        source: WeightSource,
+        limit: int,
+        clock: Clock,
+        tasks: asyncio.TaskGroup,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.source = source
+        # A copy: what is told to no engine is taken out of the daemon's own.
+        self._environ = dict(environ or {})
         self._clock = clock
         self._tasks = tasks
         self._slots = asyncio.Semaphore(limit)
@@ -119,7 +127,7 @@ class Downloads:
     ) -> Self:
         """Return the downloads of `[harness.vllm]`."""
         source = WeightSource.from_settings(settings, environ)
-        return cls(source, settings.max_downloads, clock, tasks)
+        return cls(source, settings.max_downloads, clock, tasks, environ)
 
     @property
     def under_way(self) -> tuple[Download, ...]:
@@ -282,7 +290,9 @@ class Downloads:
     async def _download(self, download: Download) -> pathlib.Path:
         """Have it done, and return the model's folder."""
         meter = Meter()
-        async with Fetching(self.source, download.model, download.revision) as fetching:
+        async with Fetching(
+            self.source, download.model, download.revision, self._environ
+        ) as fetching:
             async for line in fetching.lines():
                 if isinstance(line, Ended):
                     return pathlib.Path(line.folder)

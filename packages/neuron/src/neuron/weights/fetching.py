@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -32,9 +32,13 @@ class Fetching:
         source: whom to ask, and where to put it.
         model: a hub id.
         revision: branch, tag or commit.
+        environ: has the hub's token, unless a file does.
     """
 
-    def __init__(self, source: WeightSource, model: str, revision: str) -> None:
+    def __init__(
+        self, source: WeightSource, model: str, revision: str, environ: Mapping[str, str]
+    ) -> None:
+        self._environ = environ
         self._source = source
         self._model = model
         self._revision = revision
@@ -47,7 +51,7 @@ class Fetching:
 
     async def __aenter__(self) -> Self:
         source = self._source
-        token = await asyncio.to_thread(source.read_token, os.environ)
+        token = await asyncio.to_thread(source.read_token, self._environ)
         job = Job(
             model=self._model,
             revision=self._revision,
