@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 from cortex_core.catalogue import Catalogue, Profile, Replicas
 from cortex_core.fleet.reducers import with_command, with_load_failure, with_swap, with_unloads
 from cortex_core.fleet.state import FleetState, NodeState, Resident, Way
+from cortex_core.harness import Capabilities
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.placement.adapters import places_left
 from cortex_core.placement.case import UNDER_WAY, Case
@@ -16,7 +17,7 @@ from cortex_core.placement.idle import idle_replicas
 from cortex_core.placement.place import Limits, find_room
 from cortex_core.placement.plan import plan
 from cortex_core.placement.policy import EvictionPolicy, Strategy
-from cortex_core.placement.steps import Evict, Hold, Load, Step, Wake
+from cortex_core.placement.steps import Evict, Hold, Load, Retire, Step, Wake
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.routing.route import Refuse, RouteHints, Serve, Wait, route
 from cortex_core.units import MIB
@@ -247,6 +248,24 @@ def test_a_base_that_is_not_used_goes_after_its_adapters() -> None:
     assert [replica.model for replica in idle_replicas(case(both, known))] == [A]
     assert idle_replicas(case(later, known)) == ()
     assert [r.model for r in idle_replicas(case(fleet(node(ONE, there(BASE))), known))] == [BASE]
+
+
+def test_a_base_that_could_sleep_is_unloaded_while_it_has_adapters() -> None:
+    """Ours: neurons put none to sleep under its adapters."""
+    able = there(BASE, capabilities=Capabilities(sleep=True))
+    here = msgspec.structs.replace(node(ONE, able, there(A)), sleep_budget_bytes=64_000 * MIB)
+
+    assert victims(step_for(fleet(here), catalogue(), OTHER)) == [BASE]
+
+
+def test_a_base_stays_for_who_waits_for_its_adapter() -> None:
+    """Ours: although the adapter cannot be loaded just now, and nobody has used the base."""
+    known = _idle_after(catalogue(), 1.0)
+    state = fleet(node(ONE, there(BASE)))
+    failed = with_load_failure(state, there(A).id, "it is broken", NOW)
+
+    assert [type(step) for step in plan(failed, known, (A,), NOW)] == [Hold]
+    assert [type(step) for step in plan(failed, known, (), NOW)] == [Retire]
 
 
 def test_a_base_that_goes_is_waited_for_and_one_that_failed_is_not() -> None:
