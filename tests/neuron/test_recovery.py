@@ -18,6 +18,7 @@ from cortex_core.errors import (
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
+from neuron.lifecycle.notes import MAX_GIVEN_UP, GivenUp, Notes
 from neuron.lifecycle.recovery import (
     LONGEST_DELAY_S,
     FailureKind,
@@ -26,7 +27,9 @@ from neuron.lifecycle.recovery import (
     Limits,
     kind_of_error,
     kind_of_text,
+    quarantine_s,
 )
+from neuron.supervisor.actor import Supervisor
 from tests.fakes.clock import settle
 from tests.neuron.bench import Bench, outcome_of
 
@@ -58,25 +61,46 @@ def test_delays_grow_to_a_bound_and_end_with_too_many_failures(
             assert attempt.delay_s == min(LONGEST_DELAY_S, 2.0 ** (recent - 1))
 
 
-@given(histories, limits, st.floats(0.0, 2000.0))
+@given(st.floats(0.0, 2e9), limits, st.floats(-2000.0, 2000.0))
 def test_what_is_given_up_is_left_alone_for_one_window(
-    history: list[tuple[Key, float]], bounds: Limits, later_s: float
+    at: float, bounds: Limits, later_s: float
 ) -> None:
-    """Ours: from the last failure on, for that model with those options alone."""
-    record, now = Failures(), 0.0
-    given_up: dict[Key, float] = {}
-    for key, pause_s in history:
-        now += pause_s
-        record = record.with_failure(key, now, bounds)
-        given_up.pop(key, None)
-        if record.next_attempt(key, bounds) is None:
-            given_up[key] = now
+    """Ours: from the last failure on; never for longer, whatever becomes of the clock."""
+    given_up = GivenUp(model=A, fingerprint="f", at=at, reason="no")
 
-    now += later_s
-    for key in KEYS:
-        left_s = given_up[key] + bounds.window_s - now if key in given_up else 0.0
-        assert record.quarantine_s(key, now, bounds) == pytest.approx(max(0.0, left_s))
-        assert record.without(key).quarantine_s(key, now, bounds) == 0.0
+    left_s = quarantine_s(given_up, at + later_s, bounds)
+
+    expected = bounds.window_s - later_s if 0 <= later_s < bounds.window_s else 0.0
+    assert left_s <= bounds.window_s
+    assert left_s == pytest.approx(expected, abs=1e-3) or abs(later_s) < 1e-3
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=20))
+def test_last_word_on_what_is_given_up_counts(words: list[tuple[str, bool]]) -> None:
+    """Ours: a model is noted once, and not at all once it has started afresh."""
+    notes, last = Notes(), dict[str, tuple[bool, float]]()
+    for at, (name, is_given_up) in enumerate(words):
+        spec = ModelSpec(model=ModelId(name), harness="fake")
+        last[name] = (is_given_up, float(at))
+        notes = (
+            notes.with_given_up(spec, "no", float(at))
+            if is_given_up
+            else notes.without_given_up(spec)
+        )
+
+    kept = {entry.model: entry.at for entry in notes.given_up}
+    assert len(kept) == len(notes.given_up)
+    assert kept == {name: at for name, (is_given_up, at) in last.items() if is_given_up}
+
+
+def test_what_was_given_up_is_bounded() -> None:
+    """Ours: the file does not grow."""
+    notes = Notes()
+    for number in range(MAX_GIVEN_UP + 5):
+        spec = ModelSpec(model=ModelId(f"m{number}"), harness="fake")
+        notes = notes.with_given_up(spec, "no", float(number))
+
+    assert [entry.at for entry in notes.given_up] == [float(n + 5) for n in range(MAX_GIVEN_UP)]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +244,20 @@ async def test_programs_do_not_load_what_was_given_up(bench: Bench) -> None:
     assert error.retry_after_s == pytest.approx(580.0)
     await bench.clock.advance(580)
     assert await outcome_of(_automatic(bench)) is None
+
+
+async def test_restart_does_not_forget_what_was_given_up(bench: Bench) -> None:
+    """Ours: it would be loaded, and fail, as often again; by hand it starts afresh."""
+    await _give_up(bench)
+    again = Supervisor(bench.parts, lambda *_: None)
+
+    with pytest.raises(ModelLoadFailedError, match="killed"):
+        await again.load(SPEC, is_automatic=True)
+    life = await again.load(SPEC)
+    await asyncio.shield(life.loaded)
+
+    assert bench.notebook.notes.given_up == ()
+    await again.close()
 
 
 async def _automatic(bench: Bench) -> None:

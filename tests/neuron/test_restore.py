@@ -4,12 +4,14 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
 from cortex_core.replica import ReplicaStatus
+from cortex_core.server.clock import SystemClock
 from neuron.lifecycle.notes import Notes
 from neuron.lifecycle.replica import ReplicaState
 from neuron.lifecycle.restoring import residents, to_restore
@@ -147,3 +149,22 @@ async def test_a_state_file_without_them_restores_nothing(
     state.write_bytes(written)
     async with start(state_path=str(state), restore=True) as neuron:
         assert await _completed(neuron) == []
+
+
+async def test_what_was_given_up_is_not_restored_at_once(
+    start: Start, tmp_path: pathlib.Path
+) -> None:
+    """Ours: a restart is nobody who asks in person."""
+    spec = ModelSpec(model=ModelId("a"), harness="simulated", vram_bytes=1 << 20)
+    notes = Notes().with_loaded((spec,)).with_given_up(spec, "CUDA error", SystemClock().wall())
+    path = tmp_path / "state.json"
+    path.write_bytes(msgspec.json.encode(notes))
+
+    async with start(state_path=str(path), restore=True) as neuron:
+        health = await neuron.until(lambda health: health["activation"]["state"] == "ready")
+        await neuron.load("a", vram_mb=1)
+
+    (failed,) = health["activation"]["failed"]
+    assert failed["model_id"] == "a"
+    assert "failed too often" in failed["error"]
+    assert "CUDA error" in failed["error"]

@@ -31,6 +31,21 @@ class Experience(msgspec.Struct, frozen=True, kw_only=True):
     wake_s: float | None = None
 
 
+MAX_GIVEN_UP = 100
+"""Models that were given up lately; more than a machine can load in the time that it counts."""
+
+
+class GivenUp(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that failed too often with one set of options."""
+
+    model: ModelId
+    fingerprint: str
+    """Of its options; see `fingerprint`."""
+    at: float
+    """Epoch seconds of its last failure."""
+    reason: str
+
+
 class Notes(msgspec.Struct, frozen=True, kw_only=True):
     """All that is kept. On the disk as JSON; fields of other versions are read over."""
 
@@ -43,6 +58,8 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
     loaded: tuple[ModelSpec, ...] = ()
     """What was loaded lately, as it was asked for; see `lifecycle.restoring.residents`."""
 
+    given_up: tuple[GivenUp, ...] = ()
+    """What programs do not load for a while; the latest last."""
     fresh_starts: tuple[float, ...] = ()
     """Epoch seconds at which the daemon ended by itself to be started anew; the latest last."""
 
@@ -60,6 +77,30 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
         if {spec.model: spec for spec in specs} == {spec.model: spec for spec in self.loaded}:
             return self
         return msgspec.structs.replace(self, loaded=specs)
+
+    def with_given_up(self, spec: ModelSpec, reason: str, now_epoch: float) -> Self:
+        """Return the notes with a model that was given up just now."""
+        latest = GivenUp(
+            model=spec.model, fingerprint=fingerprint(spec), at=now_epoch, reason=reason
+        )
+        kept = (*self.without_given_up(spec).given_up, latest)[-MAX_GIVEN_UP:]
+        return msgspec.structs.replace(self, given_up=kept)
+
+    def without_given_up(self, spec: ModelSpec) -> Self:
+        """Return the notes with a model that starts afresh; the same notes when it does anyway."""
+        found = self.find_given_up(spec)
+        if found is None:
+            return self
+        rest = tuple(entry for entry in self.given_up if entry is not found)
+        return msgspec.structs.replace(self, given_up=rest)
+
+    def find_given_up(self, spec: ModelSpec) -> GivenUp | None:
+        """Return when and why a load like `spec` was given up; `None` when it was not."""
+        options = fingerprint(spec)
+        for entry in self.given_up:
+            if (entry.model, entry.fingerprint) == (spec.model, options):
+                return entry
+        return None
 
     def with_fresh_start(self, now_epoch: float) -> Self:
         """Return the notes with one more time that the daemon ended to be started anew."""

@@ -15,7 +15,7 @@ from cortex_core.errors import (
 )
 from cortex_core.harness import ModelSpec
 from cortex_core.ids import ModelId
-from neuron.lifecycle.notes import fingerprint
+from neuron.lifecycle.notes import GivenUp, fingerprint
 
 FIRST_DELAY_S = 1.0
 """Time before the first attempt; it doubles with every failure (reliability S9)."""
@@ -98,15 +98,15 @@ class Failures(msgspec.Struct, frozen=True, kw_only=True):
             return None
         return Attempt(number=number, delay_s=_delay_s(number))
 
-    def quarantine_s(self, key: Key, now: float, limits: Limits) -> float:
-        """Return for how long a model may not be loaded unless by hand; 0 when it may.
 
-        A model that was given up is left alone for as long as failures are remembered.
-        """
-        past = self.times.get(key, ())
-        if len(past) < limits.most:
-            return 0.0
-        return max(0.0, past[-1] + limits.window_s - now)
+def quarantine_s(given_up: GivenUp, now_epoch: float, limits: Limits) -> float:
+    """Return for how long a model may not be loaded unless by hand; 0 when it may.
+
+    A model that was given up is left alone for as long as failures are remembered. A clock that
+    was set back by more ends that.
+    """
+    left_s = given_up.at + limits.window_s - now_epoch
+    return left_s if 0.0 < left_s <= limits.window_s else 0.0
 
 
 def _delay_s(number: int) -> float:

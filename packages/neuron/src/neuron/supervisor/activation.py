@@ -99,7 +99,8 @@ class Activator:
         self._in_progress = spec
         self._on_change()
         try:
-            life = await self._supervisor.load(spec, was_here=spec in self._restored)
+            is_restored = spec in self._restored
+            life = await self._supervisor.load(spec, was_here=is_restored, is_automatic=is_restored)
             # Shielded: others may wait for the same load when the activation is stopped.
             await asyncio.shield(life.loaded)
         except RequestError as error:

@@ -15,6 +15,7 @@ from neuron.lifecycle.recovery import (
     Key,
     Limits,
     kind_of_error,
+    quarantine_s,
 )
 from neuron.lifecycle.replica import ReplicaState
 from neuron.supervisor.life import Life, Refusal
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recovering:
-    """The one owner of the record of failures.
+    """The one owner of the record of failures; what was given up is kept in the notes.
 
     Args:
         parts: what it needs.
@@ -55,9 +56,12 @@ class Recovering:
         Raises:
             ModelLoadFailedError: it was given up, and for how long that holds.
         """
-        left_s = self._failures.quarantine_s(Key.of(spec), self._clock.now(), self._limits)
+        noted = self._parts.notebook.notes.find_given_up(spec)
+        if noted is None:
+            return
+        left_s = quarantine_s(noted, self._clock.wall(), self._limits)
         if left_s > 0:
-            reason = (state.error if state is not None else None) or "its engine failed"
+            reason = (state.error if state is not None else None) or noted.reason
             raise ModelLoadFailedError(
                 f"{spec.model!r} failed too often here; load it by hand on this node: {reason}",
                 retry_after_s=left_s,
@@ -66,6 +70,10 @@ class Recovering:
     def forget(self, spec: ModelSpec) -> None:
         """Count the failures of a model from nothing again."""
         self._failures = self._failures.without(Key.of(spec))
+        notebook = self._parts.notebook
+        notes = notebook.notes.without_given_up(spec)
+        if notes is not notebook.notes:
+            notebook.change(notes)
 
     def died(self, life: Life, error: str, kind: FailureKind, *, is_wanted: bool) -> None:
         """Decide what becomes of a model whose engine is of no use any more.
@@ -83,7 +91,7 @@ class Recovering:
         self._parts.trusting.failed(life.state.devices, life.model, kind)
         # Where there is no device for it, the model has not failed, and it is not tried again.
         is_wanted = is_wanted and self._parts.memory.hopeless(life.state.asked) is None
-        attempt = self._next(life) if is_wanted else None
+        attempt = self._next(life, error) if is_wanted else None
         # It tells of one that is gone for good, because it was asleep.
         life.refusal = Refusal(reason=error, kind=kind)
         died = EngineDied(
@@ -159,7 +167,7 @@ class Recovering:
         return error
 
     def _failed_again(self, life: Life, error: RequestError) -> Attempt | None:
-        attempt, kind = self._next(life), kind_of_error(error)
+        attempt, kind = self._next(life, error.message), kind_of_error(error)
         self._parts.trusting.failed(life.state.devices, life.model, kind)
         self._parts.metrics.recoveries.labels("failed" if attempt else "given_up").inc()
         logger.warning(
@@ -183,10 +191,14 @@ class Recovering:
         life.gone.set()
         life.fail_loaded(ModelLoadFailedError(life.state.error or error.message))
 
-    def _next(self, life: Life) -> Attempt | None:
+    def _next(self, life: Life, reason: str) -> Attempt | None:
         key, now = Key.of(life.state.asked), self._clock.now()
         self._failures = self._failures.with_failure(key, now, self._limits)
-        return self._failures.next_attempt(key, self._limits)
+        attempt = self._failures.next_attempt(key, self._limits)
+        if attempt is None:
+            notebook, at = self._parts.notebook, self._clock.wall()
+            notebook.change(notebook.notes.with_given_up(life.state.asked, reason, at))
+        return attempt
 
     def _retry(self, attempt: Attempt | None) -> Retry | None:
         if attempt is None:
