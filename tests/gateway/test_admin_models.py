@@ -122,6 +122,20 @@ async def test_a_load_on_a_node_goes_there(tmp_path: pathlib.Path) -> None:
     assert (one.loads, [body["model_id"] for body in two.loads]) == ([], [A])
 
 
+@pytest.mark.parametrize("body", [{}, {"node": "beast"}, {"wait": False}])
+async def test_a_neuron_hears_that_somebody_asks_in_person(
+    tmp_path: pathlib.Path, body: dict[str, object]
+) -> None:
+    """Ours: it loads what it has given up for nobody else."""
+    neuron = FakeNeuron()
+    async with running(neuron), door(write(tmp_path, {"beast": neuron.url}, A)) as d:
+        status, _ = await d.post(f"/admin/models/{A}/load", body)
+        await until_true(lambda: bool(neuron.loads))
+
+    assert status in (200, 202)
+    assert [asked.get("automatic", False) for asked in neuron.loads] == [False]
+
+
 async def test_a_load_on_a_node_makes_room_there(tmp_path: pathlib.Path) -> None:
     """Issue: as the planner would, with the victims it names beforehand."""
     neuron = FakeNeuron()

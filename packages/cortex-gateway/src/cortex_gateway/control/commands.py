@@ -5,6 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
+import msgspec
+
 from cortex_core.errors import (
     ConflictError,
     InsufficientVramError,
@@ -63,9 +65,13 @@ class Commands:
         """Load a model; note and return why when it fails."""
         replica = step.replica
         logger.info("loading %s, devices %s", replica, list(step.command.devices))
+        request = step.request
+        if self._store.is_wanted_in_person(replica.model):
+            # The neuron loads even what it has given up, if somebody asks in person.
+            request = msgspec.structs.replace(request, automatic=False)
         began = self._clock.now()
         try:
-            error = await _error_of(replica, lambda: self._clients[replica.node].load(step.request))
+            error = await _error_of(replica, lambda: self._clients[replica.node].load(request))
             if error is None:
                 load_s = self._clock.now() - began
                 logger.info("loaded %s in %.1f s", replica, load_s)

@@ -189,7 +189,7 @@ class Loading:
 
     async def _anywhere(self, model: ModelId) -> News:
         store = self._store
-        with store.demand(model):
+        with store.demand_in_person(model):
             while True:
                 revision = store.state.revision
                 decision = self._decide(model)

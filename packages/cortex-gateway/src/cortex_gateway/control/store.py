@@ -34,6 +34,7 @@ class FleetStore:
         self._catalogue = catalogue
         self._policy = policy
         self._waiters: Counter[ModelId] = Counter()
+        self._in_person: Counter[ModelId] = Counter()
         self._asked: dict[ModelId, None] = {}
         self._first: dict[ModelId, None] = {}
         self._wishes: dict[ReplicaId, None] = {}
@@ -108,6 +109,22 @@ class FleetStore:
             self._waiters[model] -= 1
             if not self._waiters[model]:
                 del self._waiters[model]
+
+    @contextmanager
+    def demand_in_person(self, model: ModelId) -> Iterator[None]:
+        """Count an operator who waits for `model`; see `demand`."""
+        self._in_person[model] += 1
+        try:
+            with self.demand(model):
+                yield
+        finally:
+            self._in_person[model] -= 1
+            if not self._in_person[model]:
+                del self._in_person[model]
+
+    def is_wanted_in_person(self, model: ModelId) -> bool:
+        """Return whether an operator waits for `model`."""
+        return self._in_person[model] > 0
 
     def demanded(self) -> frozenset[ModelId]:
         """Models that at least one request waits for."""
