@@ -241,7 +241,8 @@ async def test_head_hears_of_a_peer_that_still_makes_way_for_it(bench: Bench) ->
     async with bench.workers.hold(bench.supervisor.state(ModelId(MODEL)).devices):
         word = bench.tasks.create_task(anext(new))
         await bench.clock.advance(bench.parts.settings.heartbeat_s)
-        beat = await word
+        async with asyncio.timeout(5):
+            beat = await word
     after = await anext(new)
     await old.aclose()
     await new.aclose()
