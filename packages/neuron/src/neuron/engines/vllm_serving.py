@@ -147,11 +147,12 @@ class EventStream(AsyncIterator[bytes]):
             event, self._first = self._first, None
         else:
             try:
-                with translated_errors(self._route):
-                    event = await anext(self._events)
+                event = await anext(self._events)
             except BaseException:
                 self._end()
-                raise
+                # Only now: it is the path of every token, and the context costs a few imports.
+                with translated_errors(self._route):
+                    raise
         # An engine that is shut down ends its streams with `finish_reason: abort`.
         cut = self._cut()
         if cut is not None:
