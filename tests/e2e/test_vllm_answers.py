@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 
 from tests.e2e.conftest import CHAT, EMBED
 from tests.e2e.neuron_process import NeuronProcess, wait_for
@@ -328,6 +329,18 @@ def test_series_of_both_engines_are_there(neuron: NeuronProcess) -> None:
     assert any(f'model="{CHAT}"' in labels for labels in running)
     assert any(f'model="{EMBED}"' in labels for labels in running)
     assert text.count("# TYPE vllm:num_requests_running ") == 1
+
+
+def test_series_of_engines_are_right_in_openmetrics(neuron: NeuronProcess) -> None:
+    """OpenMetrics 1.0: its parser refuses what is not; the engine's series are among them."""
+    accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+    text = neuron.http.get("/metrics", headers=accept).text
+
+    families = openmetrics.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    names = [family.name for family in families]
+    assert "vllm:num_requests_running" in names
+    assert "vllm:generation_tokens" in names
+    assert len(names) == len(set(names))
 
 
 ENDLESS = {"model": CHAT, "messages": HELLO, "max_tokens": 3900, "ignore_eos": True}

@@ -110,7 +110,10 @@ async def test_holder_that_gives_up_its_turn_holds_nobody_up() -> None:
             second.cancel()
             await settle()
             assert order == []
+            # The one that gave up is passed over when its turn comes.
+            assert workers.waiting(device[0]) == 2
         await third
+        assert workers.waiting(device[0]) == 0
         workers.close()
 
     assert order == ["third"]

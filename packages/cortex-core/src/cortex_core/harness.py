@@ -380,7 +380,10 @@ class Harness(Protocol):
         ...
 
     def metrics(self) -> bytes:
-        """Return the engines' own series in Prometheus' text format, possibly empty."""
+        """Return the engines' own series in Prometheus' text format, possibly empty.
+
+        Called in a thread, beside the event loop.
+        """
         ...
 
     async def close(self) -> None:

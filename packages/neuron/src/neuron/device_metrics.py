@@ -42,6 +42,7 @@ class DeviceMetrics:
         self.busy = gauge(
             "held_seconds", "For how long one piece of work has held the device's worker."
         )
+        self.waiting = gauge("waiting", "Pieces of work that wait for the device's worker.")
         self.xids = Counter(
             "neuron_device_xids_total",
             "Faults that the driver reported, by what NVIDIA says is to be done.",

@@ -139,6 +139,10 @@ class DeviceLanes(Protocol):
         """Return who has a device now, at once; `None` when nobody has."""
         ...
 
+    def waiting(self, device: DeviceIndex) -> int:
+        """Return how many wait for a device."""
+        ...
+
     def hold(self, devices: tuple[DeviceIndex, ...]) -> AbstractAsyncContextManager[None]:
         """Wait until all of `devices` are ours, and keep them while the context is open."""
         ...

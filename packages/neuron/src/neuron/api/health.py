@@ -5,18 +5,15 @@ from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
-from prometheus_client import generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from cortex_core.harness import Harness
 from neuron.api.control import json_answer
+from neuron.api.series import render_series
 from neuron.metrics import NeuronMetrics
 from neuron.supervisor.node import Node
-
-# Source: Prometheus text format 0.0.4, which every scraper takes.
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Liveness(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,28 +86,13 @@ class HealthApi:
 
     async def metrics(self, request: Request) -> Response:
         """Answer all series, our own first."""
-        # What the process says of itself is read from files; one at a time, lest the gauges are
-        # filled again meanwhile.
+        # One at a time, lest the gauges are filled again while the thread reads them.
         async with self._scraping:
             self._node.refresh_metrics()
-            own = await asyncio.to_thread(generate_latest, self._metrics.registry)
-        texts = (own, *(harness.metrics() for harness in self._harnesses))
-        return Response(join_series(texts), media_type=_METRICS_TYPE)
-
-
-def join_series(texts: Iterable[bytes]) -> bytes:
-    """Join texts of series; a family that an earlier text has is left out of later ones."""
-    seen: set[bytes] = set()
-    kept: list[bytes] = []
-    for text in texts:
-        here: set[bytes] = set()
-        is_kept = True
-        for line in text.splitlines():
-            if line.startswith((b"# HELP ", b"# TYPE ")):
-                family = line.split(b" ", 3)[2]
-                is_kept = family not in seen
-                here.add(family)
-            if is_kept and line:
-                kept.append(line)
-        seen |= here
-    return b"".join(line + b"\n" for line in kept)
+            body, content_type = await asyncio.to_thread(
+                render_series,
+                self._metrics.registry,
+                self._harnesses,
+                ",".join(request.headers.getlist("accept")),
+            )
+        return Response(body, headers={"content-type": content_type})

@@ -47,6 +47,11 @@ class DeviceWorker:
         hold, since = self._held
         return Held(work=hold.work, held_s=asyncio.get_running_loop().time() - since)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait in the mailbox; who left before its turn counts until then."""
+        return self._mailbox.qsize()
+
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
         """Wait for all earlier holders, and keep the device while the context is open."""
@@ -90,6 +95,10 @@ class DeviceWorkers:
     def held(self, device: DeviceIndex) -> Held | None:
         """Return who has a device now, at once; `None` when its worker waits for work."""
         return self._workers[device].held
+
+    def waiting(self, device: DeviceIndex) -> int:
+        """Return how many wait for a device."""
+        return self._workers[device].waiting
 
     def close(self) -> None:
         """Stop the workers; nobody may hold a device any more."""

@@ -122,7 +122,7 @@ class SimulatedHarness:
         """Return the series of all engines that live."""
         alive = [
             (model, engine)
-            for model, engine in sorted(self._engines.items())
+            for model, engine in sorted(dict(self._engines).items())
             if not engine.is_closed
         ]
         if not alive:

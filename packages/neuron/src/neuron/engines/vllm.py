@@ -229,7 +229,8 @@ class VllmHarness:
 
     def metrics(self) -> bytes:
         """Return the engines' own series in Prometheus' text format, possibly empty."""
-        return render_metrics(self._registries)
+        # A copy, made in one step: this runs beside the loop, where engines come and go.
+        return render_metrics(dict(self._registries))
 
     async def close(self) -> None:
         """Free what the harness itself holds; its engines are closed already."""

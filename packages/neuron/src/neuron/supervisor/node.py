@@ -240,6 +240,7 @@ class Node:
             memory = metrics.devices.memory
             memory.labels(name, "total").set(device.vram_total_bytes)
             memory.labels(name, "held").set(budget.held_bytes(device.index))
+            metrics.devices.waiting.labels(name).set(self._parts.lanes.waiting(device.index))
             metrics.leaked.labels(name).set(budget.leaked.get(device.index, 0))
         metrics.devices.fill(self.devices())
 
