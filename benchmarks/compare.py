@@ -128,7 +128,9 @@ def main(rounds: str, *folders: str) -> None:
         return started[-1]
 
     try:
-        node = start(next(iter(named.values())), None, "-m", "benchmarks.relay", "node", "FD")
+        # The node is this checkout's, as the callers are, which have to agree.
+        here = Path(__file__).parents[1]
+        node = start(here, None, "-m", "benchmarks.relay", "node", "FD")
         url = f"http://127.0.0.1:{node.port}"
         gateway = ("-m", "benchmarks.relay", "gateway", "FD", url)
         gateways = {name: start(folder, 0, *gateway) for name, folder in named.items()}

@@ -106,12 +106,11 @@ def started(role: str, *arguments: str) -> Iterator[Target]:
         process.wait(10)
 
 
-def request(*, is_stream: bool, user: str = "") -> bytes:
+def request(*, is_stream: bool, asked: str = "") -> bytes:
     fields = {
         "model": MODEL,
         "stream": is_stream,
-        "user": user,
-        "messages": [{"role": "user", "content": "word " * 100}],
+        "messages": [{"role": "user", "content": asked + " word" * 100}],
     }
     body = json.dumps(fields).encode()
     return (
@@ -137,7 +136,7 @@ async def plain_calls(port: int, count: int) -> list[float]:
 async def stream_call(port: int, events: int, gap_s: float) -> list[float]:
     """Read one stream and return the times between its reads, in seconds."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request(is_stream=True, user=f"{events}/{gap_s}"))
+    writer.write(request(is_stream=True, asked=f"{events}/{gap_s} events"))
     await reader.readuntil(b"\r\n\r\n")
     gaps, last, tail = [], time.perf_counter(), b""
     while DONE not in tail:

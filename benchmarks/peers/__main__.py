@@ -7,42 +7,27 @@ most are ratios of one run.
 
 import argparse
 import asyncio
-import contextlib
 import datetime
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import msgspec
 import uvloop
 
-from benchmarks.peers import loads
+from benchmarks.peers import plot, scenarios
 from benchmarks.peers.places import PLACES, Place
-from benchmarks.peers.report import Report, page
-from benchmarks.peers.rounds import OTHER_CORE, Round, Sizes, measure, started
-from benchmarks.upstream import run_upstream
-from cortex_core.server.listen import open_listener
+from benchmarks.peers.report import DIRECT, OURS, Report, Round, medians, page
+from benchmarks.peers.running import Running, node, prepare, started
+from benchmarks.peers.scenarios import QUICK, SCENARIOS, SLOW, Bench, Sizes, titles_of
 
-ROUND_S = 180.0
+SCENARIO_S = 90.0
+"""After so long a gateway is given up in a scenario."""
 
-
-@contextlib.contextmanager
-def node() -> Iterator[int]:
-    """Run the node in a process of its own and yield its port."""
-    listener = open_listener("127.0.0.1:0")
-    fd = listener.socket.fileno()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.peers", "--be-node", str(fd)], pass_fds=(fd,)
-    )
-    listener.close()
-    try:
-        yield listener.port
-    finally:
-        process.terminate()
-        process.wait(10)
+TAKES_MOST = (DIRECT, "nginx", "smg", "cortex")
+"""Of whom the most streams are asked, which takes long."""
 
 
 def install(
@@ -62,43 +47,76 @@ def install(
     return found, versions, left_out
 
 
-async def tried(place: Place, folder: pathlib.Path, port: int, sizes: Sizes) -> Round | str:
-    """Return what a gateway came to, or why it did not."""
-    why = "it does not start"
-    try:
-        async with (
-            asyncio.timeout(ROUND_S),
-            started(place, folder / place.name, port) as gateway,
-        ):
-            return await measure(place.name, gateway, loads.Target(port=port), sizes)
-    except* TimeoutError:
-        why = f"a round takes more than {ROUND_S:.0f} s"
-    except* (OSError, RuntimeError, asyncio.IncompleteReadError) as group:
-        why = str(group.exceptions[0])[:200]
-    return why
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield what a group of errors is about in the end."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from leaves(one)
+    else:
+        yield error
+
+
+def why(error: BaseException) -> str:
+    """Return what went wrong, each reason once."""
+    said = dict.fromkeys(str(one) or type(one).__name__ for one in leaves(error))
+    return "; ".join(said)[:200]
+
+
+async def measured(name: str, bench: Bench) -> Round:
+    """Put every load on a gateway."""
+    numbers: scenarios.Numbers = {}
+    failed: dict[str, str] = {}
+    for scenario, run in SCENARIOS.items():
+        try:
+            async with asyncio.timeout(SCENARIO_S):
+                numbers |= await run(bench)
+        except* (OSError, RuntimeError) as group:
+            failed[scenario] = why(group)
+            print(f"{name}, {scenario}: {failed[scenario]}", file=sys.stderr)
+    return Round(name=name, numbers=numbers, failed=failed)
+
+
+def sizes_for(name: str, *, is_slow: bool, is_quick: bool) -> Sizes:
+    """Return how much is measured of a gateway."""
+    sizes = QUICK if is_quick else SLOW if is_slow else Sizes()
+    return sizes if name in TAKES_MOST else msgspec.structs.replace(sizes, most=0)
+
+
+async def one_round(
+    places: list[Place], folder: pathlib.Path, direct: Running, *, is_quick: bool
+) -> tuple[list[Round], dict[str, str]]:
+    """Measure all; return what they came to, and why some did not start."""
+    found: list[Round] = []
+    failed: dict[str, str] = {}
+    for place in places:
+        sizes = sizes_for(place.name, is_slow=place.is_slow, is_quick=is_quick)
+        try:
+            async with started(place, folder / place.name, direct.target.port) as gateway:
+                bench = Bench(gateway=gateway, node=direct.target, sizes=sizes)
+                found.append(await measured(place.name, bench))
+        except* (OSError, RuntimeError) as group:
+            failed[place.name] = why(group)
+            print(f"{place.name}: {failed[place.name]}", file=sys.stderr)
+    return found, failed
 
 
 async def run(
-    places: list[Place], folder: pathlib.Path, port: int, count: int, sizes: Sizes
+    places: list[Place], folder: pathlib.Path, direct: Running, count: int, *, is_quick: bool
 ) -> tuple[list[Round], dict[str, str]]:
     """Measure all, round after round, every other one backwards."""
     rounds: list[Round] = []
     failed: dict[str, str] = {}
     for number in range(count):
-        for place in places if number % 2 == 0 else reversed(places):
-            if place.name in failed:
-                continue
-            found = await tried(place, folder, port, sizes)
-            if isinstance(found, str):
-                # Once more: somebody else may have taken one of its ports.
-                found = await tried(place, folder, port, sizes)
-            if isinstance(found, str):
-                failed[place.name] = found
-                print(f"{place.name}: {found}", file=sys.stderr)
-                continue
-            rounds.append(found)
-            print(f"round {number + 1}: {found}", file=sys.stderr)
-    return [one for one in rounds if one.name not in failed], failed
+        print(f"round {number + 1} of {count}", file=sys.stderr)
+        sizes = sizes_for(DIRECT, is_slow=False, is_quick=is_quick)
+        rounds.append(
+            await measured(DIRECT, Bench(gateway=direct, node=direct.target, sizes=sizes))
+        )
+        order = places if number % 2 == 0 else places[::-1]
+        found, missing = await one_round(order, folder, direct, is_quick=is_quick)
+        rounds += found
+        failed |= missing
+    return rounds, failed
 
 
 def main() -> None:
@@ -106,35 +124,45 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="gateways; without any, all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path(".bench"))
-    parser.add_argument("--out", type=pathlib.Path, help="where to write NAME.md and NAME.json")
+    parser.add_argument("--out", type=pathlib.Path, help="where to write NAME.md, .json and .svg")
     parser.add_argument("--quick", action="store_true", help="little of everything, to try it")
-    parser.add_argument("--be-node", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(0, {int(OTHER_CORE)})
-    if asked.be_node is not None:
-        uvloop.run(run_upstream(asked.be_node))
-        return
+    prepare()
     folder = asked.folder.resolve()
     places, versions, left_out = install(asked.names, folder)
-    sizes = Sizes(turns=2, calls=20, crowd_calls=5, chunks=20, due_calls=50, open_streams=20)
-    with node() as port:
-        rounds, failed = uvloop.run(
-            run(places, folder, port, asked.rounds, sizes if asked.quick else Sizes())
-        )
+    with node() as direct:
+        rounds, failed = uvloop.run(run(places, folder, direct, asked.rounds, is_quick=asked.quick))
     report = Report(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        machine=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        versions={name: text for name, text in versions.items() if name not in failed},
+        machine=f"{os.cpu_count()} cores of {machine()}, Python {platform.python_version()}",
+        command=" ".join(("nox -s bench -- peers", *asked.names, f"--rounds {asked.rounds}")),
+        versions=versions,
         left_out={**left_out, **failed},
+        titles=titles_of(QUICK if asked.quick else Sizes()),
         rounds=tuple(rounds),
     )
     print(page(report))
     if asked.out is not None:
-        asked.out.with_suffix(".md").write_text(page(report))
-        asked.out.with_suffix(".json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(report), indent=1)
-        )
+        write(asked.out, report)
+    if OURS in failed or any(one.failed for one in rounds if one.name == OURS):
+        sys.exit(f"{OURS} failed")
+
+
+def write(out: pathlib.Path, report: Report) -> None:
+    """Write page, data and picture; `out` is their name without an ending."""
+    picture = out.with_suffix(".svg")
+    out.with_suffix(".md").write_text(page(report, picture.name))
+    picture.write_text(plot.svg(medians(report), report.titles))
+    data = msgspec.json.format(msgspec.json.encode(report), indent=1)
+    out.with_suffix(".json").write_bytes(data + b"\n")
+
+
+def machine() -> str:
+    """Return the name of the processor, as Linux has it."""
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 if __name__ == "__main__":

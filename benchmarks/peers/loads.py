@@ -2,17 +2,22 @@
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import Mapping
 
 import msgspec
 
-from benchmarks.upstream import CHUNK, DONE, MODEL
+from benchmarks.upstream import MODEL
 
-MARK = b"word "
-"""Part of every event that carries text, also where a gateway wrote it anew."""
+MARK = b'"word "'
+"""Part of every event that carries text, in every dialect, also where a gateway wrote it anew."""
 
-READ_BYTES = 1 << 16
+_LAST = b"\r\n0\r\n\r\n"
+"""End of a chunked body."""
+
+# uvloop's own clock counts in milliseconds.
+clock = time.perf_counter
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,124 +27,255 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-class Streams(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of many streams."""
+class Answer(msgspec.Struct, kw_only=True):
+    """What came of one call, by the clock."""
 
-    chunks: int
-    wall_s: float
-    gaps_s: list[float]
-    first_s: list[float]
+    chunks: int = 0
+    """Pieces of text."""
+    begin_at: float = 0.0
+    """When the call was due."""
+    first_byte_at: float = 0.0
+    first_chunk_at: float = 0.0
+    end_at: float = 0.0
+    gaps_s: list[float] = msgspec.field(default_factory=list)
+    """Between reads with text in them."""
 
 
-def request(target: Target, *, user: str = "", prompt_bytes: int = 500) -> bytes:
-    """Return a whole request; `user` of a stream is the number of its chunks and their gap."""
-    fields = {
-        "model": MODEL,
-        "stream": bool(user),
-        "user": user or "x",
-        "messages": [{"role": "user", "content": "word " * (prompt_bytes // 5)}],
-    }
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "messages": "/v1/messages",
+    "responses": "/v1/responses",
+}
+"""Where each dialect is spoken."""
+
+
+def request(
+    target: Target, *, stream: tuple[int, float] | None = None, size: int = 1000,
+    dialect: str = "chat", model: str = MODEL,
+) -> bytes:  # fmt: skip
+    """Return a whole request.
+
+    Args:
+        target: whose headers it has.
+        stream: how many events are asked for, and seconds between them; none asks for no stream.
+        size: of its body, about, in bytes.
+        dialect: one of `PATHS`.
+        model: that is asked for.
+    """
+    asked = f"{stream[0]}/{stream[1]} events " if stream else ""
+    text = asked + "word " * max(1, (size - 150) // 5)
+    fields: dict[str, object] = {"model": model, "stream": stream is not None}
+    if dialect == "responses":
+        fields |= {"input": text, "store": False}
+    else:
+        fields |= {"messages": [{"role": "user", "content": text}], "max_tokens": 4096}
     body = json.dumps(fields, separators=(",", ":")).encode()
     extra = "".join(f"{name}: {value}\r\n" for name, value in target.headers.items())
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        f"POST {PATHS[dialect]} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
         f"content-type: application/json\r\n{extra}content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> None:
-    """Read one answer that is none of a stream.
+class Connection(asyncio.Protocol):
+    """A connection of a caller's, for one call after the other."""
 
-    Raises:
-        RuntimeError: it is not a 200.
-    """
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    if not head.startswith(b"http/1.1 200"):
-        raise RuntimeError(head.split(b"\r\n")[0].decode())
-    if b"\r\ncontent-length:" in head:
-        length = int(head.split(b"\r\ncontent-length:")[1].split(b"\r\n")[0])
-        await reader.readexactly(length)
-    else:
-        await reader.readuntil(b"0\r\n\r\n")
+    transport: asyncio.Transport
+    _ended: asyncio.Future[Answer]
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._answer: Answer | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]  # TCP
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an answer is coming."""
+        return self._answer is not None and self._answer.first_byte_at > 0
+
+    def call(self, data: bytes, due_at: float | None = None) -> asyncio.Future[Answer]:
+        """Send a request; the answer comes with its end.
+
+        Raises:
+            RuntimeError: it is no 200, or ends before its end.
+        """
+        self._answer = Answer(begin_at=clock() if due_at is None else due_at)
+        self._head: bytes | None = b""
+        self._tail, self._left = b"", -1
+        self._ended = self._loop.create_future()
+        self.transport.write(data)
+        return self._ended
+
+    def data_received(self, data: bytes) -> None:
+        now, answer = clock(), self._answer
+        if answer is None:
+            return
+        answer.first_byte_at = answer.first_byte_at or now
+        if self._head is not None:
+            head, end, data = (self._head + data).partition(b"\r\n\r\n")
+            if not end:
+                self._head = head
+                return
+            self._head = None
+            if not self._read_head(head.lower()):
+                return
+        seen = self._tail + data
+        # Short enough to hold no whole mark, long enough to hold any part of one.
+        self._tail = seen[1 - len(MARK) :]
+        chunks = seen.count(MARK)
+        if chunks:
+            if answer.chunks:
+                answer.gaps_s.append(now - answer.end_at)
+            else:
+                answer.first_chunk_at = now
+            answer.chunks, answer.end_at = answer.chunks + chunks, now
+        self._left -= len(data)
+        if self._left == 0 or (self._left < 0 and seen.endswith(_LAST)):
+            answer.end_at, self._answer = now, None
+            if not self._ended.done():
+                self._ended.set_result(answer)
+
+    def _read_head(self, head: bytes) -> bool:
+        if not head.startswith(b"http/1.1 200"):
+            self._fail(head.split(b"\r\n")[0].decode())
+            return False
+        if b"\r\ncontent-length:" in head:
+            self._left = int(head.split(b"\r\ncontent-length:")[1].split(b"\r\n")[0])
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None:
+            self._fail("a connection ended before its answer")
+
+    def _fail(self, why: str) -> None:
+        self._answer = None
+        self.transport.abort()
+        if not self._ended.done():
+            self._ended.set_exception(RuntimeError(why))
 
 
-async def sequential(target: Target, count: int, *, prompt_bytes: int = 500) -> list[float]:
+async def connect(target: Target) -> Connection:
+    """Return a new connection."""
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(Connection, "127.0.0.1", target.port)
+    return connection
+
+
+async def sequential(target: Target, count: int, data: bytes | None = None) -> list[float]:
     """Make `count` calls on one connection and return how long each took, in seconds."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-    data, took = request(target, prompt_bytes=prompt_bytes), []
+    connection, took = await connect(target), []
+    data = data or request(target)
     for _ in range(count):
-        begin = time.perf_counter()
-        writer.write(data)
-        await _read_answer(reader)
-        took.append(time.perf_counter() - begin)
-    writer.close()
+        answer = await connection.call(data)
+        took.append(answer.end_at - answer.begin_at)
+    connection.transport.close()
     return took
 
 
-async def crowd(target: Target, callers: int, count: int) -> float:
+async def crowd(target: Target, callers: int, count: int, data: bytes | None = None) -> float:
     """Have `callers` connections make `count` calls each; return the wall seconds."""
-    begin = time.perf_counter()
+    begin = clock()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(callers):
-            tasks.create_task(sequential(target, count))
-    return time.perf_counter() - begin
+            tasks.create_task(sequential(target, count, data))
+    return clock() - begin
 
 
-async def open_loop(target: Target, rate_per_s: float, count: int) -> list[float]:
-    """Make calls when they are due; return seconds from then to their ends, in any order."""
-    # uvloop's own clock counts in milliseconds.
-    clock = time.perf_counter
-    took: list[float] = []
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-    data, begin = request(target), clock() + 0.05
+async def open_loop(target: Target, rate_per_s: float, count: int, data: bytes) -> list[Answer]:
+    """Make calls when they are due, whatever became of those before.
+
+    Returns:
+        What came of them, in the order of their end, each with when it was due.
+    """
+    answers: list[Answer] = []
+    idle: list[Connection] = []
 
     async def one(due_at: float) -> None:
-        reader, writer = (
-            idle.pop() if idle else await asyncio.open_connection("127.0.0.1", target.port)
-        )
-        writer.write(data)
-        await _read_answer(reader)
-        took.append(clock() - due_at)
-        idle.append((reader, writer))
+        connection = idle.pop() if idle else await connect(target)
+        answers.append(await connection.call(data, due_at))
+        idle.append(connection)
 
+    begin, number = clock() + 0.05, 0
+    async with asyncio.TaskGroup() as tasks:
+        while number < count:
+            await asyncio.sleep(max(0.0, begin + number / rate_per_s - clock()))
+            # All that are due by now, lest sleeping for each costs more than calling.
+            while number < count and begin + number / rate_per_s <= clock():
+                tasks.create_task(one(begin + number / rate_per_s))
+                number += 1
+    for connection in idle:
+        connection.transport.close()
+    return answers
+
+
+async def streams(
+    target: Target, count: int, chunks: int, gap_s: float, *, spread_s: float, dialect: str = "chat"
+) -> list[Answer]:
+    """Read `count` streams at once, each on a connection of its own.
+
+    Args:
+        target: where they come from.
+        count: of streams.
+        chunks: of each stream.
+        gap_s: between the chunks, as the node sends them.
+        spread_s: over which they begin, as requests of strangers do.
+        dialect: that is spoken.
+
+    Raises:
+        RuntimeError: one had other chunks than those that were asked for.
+    """
+    answers: list[Answer] = []
+    data = request(target, stream=(chunks, gap_s), dialect=dialect)
+
+    async def one() -> None:
+        connection = await connect(target)
+        answer = await connection.call(data)
+        connection.transport.close()
+        if answer.chunks != chunks:
+            raise RuntimeError(f"a stream of {chunks} chunks had {answer.chunks}")
+        answers.append(answer)
+
+    begin = clock()
     async with asyncio.TaskGroup() as tasks:
         for number in range(count):
-            due_at = begin + number / rate_per_s
-            await asyncio.sleep(max(0.0, due_at - clock()))
-            tasks.create_task(one(due_at))
-    for _, writer in idle:
-        writer.close()
-    return took
+            await asyncio.sleep(max(0.0, begin + number * spread_s / count - clock()))
+            tasks.create_task(one())
+    return answers
 
 
-async def _stream(target: Target, chunks: int, gap_s: float, found: Streams) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-    begin = last = time.perf_counter()
-    writer.write(request(target, user=f"{chunks}/{gap_s}"))
-    head = await reader.readuntil(b"\r\n\r\n")
-    if not head.lower().startswith(b"http/1.1 200"):
-        raise RuntimeError(head.split(b"\r\n")[0].decode())
-    tail, seen = b"", 0
-    while DONE.strip() not in tail:
-        data = await reader.read(READ_BYTES)
-        if not data:
-            raise RuntimeError("a stream ended without its end")
-        now = time.perf_counter()
-        # What is cut between two reads counts with the second.
-        tail = tail[-len(CHUNK) :] + data
-        if data.find(MARK) >= 0:
-            found.gaps_s.append(now - last) if seen else found.first_s.append(now - begin)
-            seen, last = seen + 1, now
-    writer.close()
+async def storm(target: Target, count: int, rate_per_s: float, seed: int) -> int:
+    """Begin streams that have no end in sight and cut each after a while.
 
+    Args:
+        target: where they come from.
+        count: of streams.
+        rate_per_s: at which they begin.
+        seed: of the times after which each is cut, between none and half a second; some are cut
+            before there is an answer.
 
-async def streams(target: Target, count: int, chunks: int, gap_s: float) -> Streams:
-    """Read `count` streams at once, begun spread over ten of their gaps."""
-    found = Streams(chunks=count * chunks, wall_s=0.0, gaps_s=[], first_s=[])
-    begin = time.perf_counter()
+    Returns:
+        How many had begun to answer when they were cut.
+    """
+    data, chance = request(target, stream=(1_000_000, 0.02)), random.Random(seed)
+    answered = 0
+
+    async def one(after_s: float) -> None:
+        nonlocal answered
+        connection = await connect(target)
+        ended = connection.call(data)
+        await asyncio.wait([ended], timeout=after_s)
+        answered += connection.has_begun
+        # A close would wait for what was written; callers that vanish do not.
+        connection.transport.abort()
+        await asyncio.wait([ended])
+        ended.exception()
+
+    begin = clock()
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(count):
-            tasks.create_task(_stream(target, chunks, gap_s, found))
-            await asyncio.sleep(10 * gap_s / count)
-    return msgspec.structs.replace(found, wall_s=time.perf_counter() - begin)
+        for number in range(count):
+            await asyncio.sleep(max(0.0, begin + number / rate_per_s - clock()))
+            tasks.create_task(one(chance.uniform(0.0, 0.5)))
+    return answered

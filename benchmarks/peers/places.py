@@ -31,6 +31,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     headers: Callable[[int], Mapping[str, str]] = lambda node: {}
     """Returns what its callers have to send, by the node's port."""
     environ: Mapping[str, str] = msgspec.field(default_factory=dict)
+    is_slow: bool = False
+    """Gets less of every load, which would take it minutes."""
+    has_vitals: bool = False
+    """Says under `/metrics` of the port after its own by how much its event loop is late."""
 
 
 def _run(*command: str) -> str:
@@ -82,11 +86,12 @@ def _nginx(folder: pathlib.Path, port: int, node: int) -> list[str]:
     )
     (folder / "nginx.conf").write_text(
         f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log crit;"
-        "events { worker_connections 8192; }"
+        "worker_rlimit_nofile 20000; events { worker_connections 20000; }"
         f"http {{ access_log off; client_max_body_size 100m; {temporary}"
         f"upstream node {{ server 127.0.0.1:{node}; keepalive 64; }}"
         f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://node;"
-        'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; } } }'
+        'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;'
+        "proxy_request_buffering off; } } }"
     )
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     return [program, "-c", str(folder / "nginx.conf"), "-p", str(folder)]
@@ -95,7 +100,7 @@ def _nginx(folder: pathlib.Path, port: int, node: int) -> list[str]:
 def _haproxy(folder: pathlib.Path, port: int, node: int) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ha.cfg").write_text(
-        "global\n nbthread 1\n maxconn 8192\ndefaults\n mode http\n timeout connect 5s\n"
+        "global\n nbthread 1\n maxconn 9000\ndefaults\n mode http\n timeout connect 5s\n"
         " timeout client 60s\n timeout server 60s\n http-reuse always\n"
         f"frontend f\n bind 127.0.0.1:{port}\n default_backend b\n"
         f"backend b\n server s 127.0.0.1:{node}\n"
@@ -112,7 +117,7 @@ def _router(program: str, *start: str) -> Callable[[pathlib.Path, int, int], lis
             *start,
             *("--worker-urls", f"http://127.0.0.1:{node}", "--host", "127.0.0.1"),
             *("--port", str(port), "--policy", "round_robin", "--prometheus-port", str(metrics)),
-            *("--prometheus-host", "127.0.0.1", "--max-concurrent-requests", "4096"),
+            *("--prometheus-host", "127.0.0.1", "--max-concurrent-requests", "8192"),
         ]
 
     return command
@@ -144,6 +149,8 @@ def _cortex(folder: pathlib.Path, port: int, node: int) -> list[str]:
     (folder / "cortex.toml").write_text(
         f'models_config = "models.toml"\n[gateway]\nlisten = "127.0.0.1:{port}"\n'
         f'metrics_listen = "127.0.0.1:{port + 1}"\n'
+        # The node does not say how many requests it runs together, and has room for all.
+        "[gateway.queue]\nmax_in_flight = 8192\n"
         f'[[neurons]]\nname = "node"\nendpoint = "http://127.0.0.1:{node}"\n'
     )
     return [sys.executable, "-m", "cortex_gateway", "--config", str(folder / "cortex.toml")]
@@ -170,6 +177,7 @@ PLACES = (
         version=_cortex_version,
         command=_cortex,
         environ={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        has_vitals=True,
     ),
     Place(
         name="portkey",
@@ -180,12 +188,14 @@ PLACES = (
             "x-portkey-custom-host": f"http://127.0.0.1:{node}/v1",
             "authorization": f"Bearer {KEY}",
         },
+        is_slow=True,
     ),
     Place(
         name="litellm",
         version=_wheel("litellm[proxy]"),
         command=_litellm,
         headers=lambda node: {"authorization": f"Bearer {KEY}"},
+        is_slow=True,
     ),
 )
 """From the lightest to the heaviest."""

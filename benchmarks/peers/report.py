@@ -1,28 +1,21 @@
-"""What the rounds come to: medians, and ratios to the lightest, to one another, to us."""
+"""What the rounds come to: medians, ratios to the lightest, to one another, and what is aimed at."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from benchmarks.peers.rounds import Round
+OURS, DIRECT = "cortex", "direct"
 
-MEASURES = {
-    "added_p50_ms": "added p50, ms",
-    "added_big_p50_ms": "added p50 of 1 MiB, ms",
-    "due_p50_ms": "p50 at a constant rate, ms",
-    "due_p99_ms": "p99, ms",
-    "due_p999_ms": "p99.9, ms",
-    "calls_per_s": "calls a second, 32 callers",
-    "cpu_s_per_1000_calls": "CPU s per 1000 calls",
-    "cpu_s_per_1000_chunks": "CPU s per 1000 chunks",
-    "chunks_per_s": "chunks a second",
-    "gap_p99_ms": "gap p99, ms",
-    "idle_mib": "idle, MiB",
-    "stream_kib": "per open stream, KiB",
-}
 
-OURS = "cortex"
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What one gateway came to in one round."""
+
+    name: str
+    numbers: Mapping[str, float | None]
+    """By measure; `None`, or none, where it does not do what is measured."""
+    failed: Mapping[str, str] = {}
+    """Why, by scenario."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,76 +23,169 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     date: str
     machine: str
+    command: str
     versions: Mapping[str, str]
     left_out: Mapping[str, str]
     """Why some were not measured, by name."""
+    titles: Mapping[str, str]
+    """Of the measures, by key, in the order in which they are shown."""
     rounds: tuple[Round, ...]
 
 
-def medians(rounds: Sequence[Round]) -> dict[str, dict[str, float | None]]:
+class Goal(msgspec.Struct, frozen=True, kw_only=True):
+    """Something aimed at: a number of ours, alone or as a ratio to somebody's."""
+
+    title: str
+    measure: str
+    most: float
+    over: str | None = None
+
+
+GOALS = (
+    Goal(title="added latency, of smg's", measure="added_1k_ms", over="smg", most=1.0),
+    Goal(title="added latency, of LiteLLM's", measure="added_1k_ms", over="litellm", most=1 / 30),
+    Goal(title="CPU per call, of smg's", measure="cpu_s_per_1000_calls", over="smg", most=1.0),
+    Goal(
+        title="CPU per call, of LiteLLM's",
+        measure="cpu_s_per_1000_calls",
+        over="litellm",
+        most=1 / 50,
+    ),
+    Goal(
+        title="CPU per streamed chunk, of smg's",
+        measure="cpu_s_per_1000_chunks_long",
+        over="smg",
+        most=1.3,
+    ),
+    Goal(
+        title="p99 of the loop's lag, 5,000 streams open, ms",
+        measure="open_5000_lag_p99_ms",
+        most=10.0,
+    ),
+    Goal(title="memory per open stream, KiB", measure="open_5000_kib", most=60.0),
+)
+"""Source: the issue that this was written for."""
+
+Medians = Mapping[str, Mapping[str, float | None]]
+
+
+def medians(report: Report) -> dict[str, dict[str, float | None]]:
     """Return the median of every measure, by gateway, in the order of the first round."""
-    names = list(dict.fromkeys(one.name for one in rounds))
+    names = dict.fromkeys(one.name for one in report.rounds)
     return {
-        name: {measure: _median(rounds, name, measure) for measure in MEASURES} for name in names
+        name: {
+            measure: statistics.median(values) if values else None
+            for measure in report.titles
+            for values in [_values(report, name, measure)]
+        }
+        for name in names
     }
 
 
-def _median(rounds: Sequence[Round], name: str, measure: str) -> float | None:
-    values = _values(rounds, name, measure)
-    return statistics.median(values) if values else None
-
-
-def _values(rounds: Sequence[Round], name: str, measure: str) -> list[float]:
-    found = (getattr(one, measure) for one in rounds if one.name == name)
+def _values(report: Report, name: str, measure: str) -> list[float]:
+    found = (one.numbers.get(measure) for one in report.rounds if one.name == name)
     return sorted(value for value in found if value is not None)
 
 
-def page(report: Report) -> str:
-    """Return the report as a page in Markdown."""
-    found = medians(report.rounds)
+def page(report: Report, plot: str | None = None) -> str:
+    """Return the report as a page in Markdown.
+
+    Args:
+        report: of at least one round.
+        plot: name of the picture beside the page.
+    """
+    found = medians(report)
+    count = max((sum(one.name == name for one in report.rounds) for name in found), default=0)
     lines = [
         f"# Gateways side by side, {report.date}",
         "",
-        f"{report.machine}. Medians of {len(report.rounds) // max(1, len(found))} interleaved "
-        "rounds; lowest and highest in brackets. Written by `python -m benchmarks.peers`.",
-        "",
-        "| measure | " + " | ".join(found) + " |",
-        "|---" * (1 + len(found)) + "|",
+        f"Written by `{report.command}` on {report.machine}.",
+        f"Medians of {count} interleaved rounds, lowest and highest in brackets; `direct` is the "
+        "node itself, measured like a gateway.",
+        "What is *added* was measured against the node in turns within each round, so the "
+        "additions of `direct` show what the measuring itself is good for.",
+        *(["", f"![The main numbers as bars]({plot})"] if plot else []),
+        *["", "## What is aimed at", "", *_goals(found)],
+        *["", "## Numbers", "", *_numbers(report, found)],
+        *["", "## Ratios", "", *_ratios(report, found)],
+        *["", "## Versions", "", f"{_listed(report.versions)}."],
     ]
-    for measure, title in MEASURES.items():
-        cells = [_cell(_values(report.rounds, name, measure)) for name in found]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += ["", *_ratios(found), "", "Versions: " + _listed(report.versions) + "."]
     if report.left_out:
-        lines += ["", "Left out: " + _listed(report.left_out) + "."]
+        lines += ["", f"Left out: {_listed(report.left_out)}."]
+    failures = {
+        f"{one.name} ({scenario})": why
+        for one in report.rounds
+        for scenario, why in one.failed.items()
+    }
+    if failures:
+        lines += ["", "Not done by all:", ""]
+        lines += [f"- {who}: {why}" for who, why in failures.items()]
     return "\n".join(lines) + "\n"
+
+
+def _goals(found: Medians) -> list[str]:
+    lines = ["| aim | at most | measured | |", "|---|---|---|---|"]
+    for goal in GOALS:
+        value = reached(goal, found)
+        said = "not measured" if value is None else ("yes" if value <= goal.most else "**no**")
+        shown = "-" if value is None else _number(value)
+        lines.append(f"| {goal.title} | {_number(goal.most)} | {shown} | {said} |")
+    return lines
+
+
+def reached(goal: Goal, found: Medians) -> float | None:
+    """Return what a goal came to; `None` where it was not measured."""
+    ours = found.get(OURS, {}).get(goal.measure)
+    if goal.over is None or ours is None:
+        return ours
+    theirs = found.get(goal.over, {}).get(goal.measure)
+    return ours / theirs if theirs and theirs > 0 else None
+
+
+def _numbers(report: Report, found: Medians) -> list[str]:
+    lines = ["| measure | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|"]
+    for measure, title in report.titles.items():
+        cells = [_cell(_values(report, name, measure)) for name in found]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _ratios(report: Report, found: Medians) -> list[str]:
+    """Return the table of what we come to over what others do; below 1 we take less."""
+    if OURS not in found:
+        return ["Ours was not measured."]
+    others = [name for name in found if name != OURS]
+    lines = [f"| {OURS} over | " + " | ".join(others) + " |", "|---" * (1 + len(others)) + "|"]
+    for measure, title in report.titles.items():
+        cells = [
+            # What the node adds to itself is noise.
+            "-"
+            if name == DIRECT and "added" in measure
+            else _ratio(found[OURS][measure], found[name][measure])
+            for name in others
+        ]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return "-"
+    middle = _number(statistics.median(values))
     low, high = _number(values[0]), _number(values[-1])
-    return f"{_number(statistics.median(values))} ({low} to {high})"
-
-
-def _ratios(found: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """Return the table of what we come to over what others do; below 1 we take less."""
-    if OURS not in found:
-        return []
-    others = [name for name in found if name != OURS]
-    lines = [f"| {OURS} over | " + " | ".join(others) + " |", "|---" * (1 + len(others)) + "|"]
-    for measure, title in MEASURES.items():
-        cells = [_ratio(found[OURS][measure], found[name][measure]) for name in others]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return lines
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def _ratio(ours: float | None, theirs: float | None) -> str:
-    return f"{ours / theirs:.2f}" if ours is not None and theirs and theirs > 0 else "-"
+    # A difference of two quantiles may be below nothing, and then is no measure for another.
+    is_any = ours is not None and theirs is not None and ours > 0 and theirs > 0
+    return f"{ours / theirs:.2f}" if is_any else "-"  # type: ignore[operator]
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _listed(entries: Mapping[str, str]) -> str:

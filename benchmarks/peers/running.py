@@ -1,0 +1,170 @@
+"""Gateways and the node as processes: started on their core, watched, and ended."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from benchmarks import scrape
+from benchmarks.peers import loads
+from benchmarks.peers.places import Place
+from cortex_core.server.listen import open_listener
+from neuron.engines import processes
+
+READY_S = 60.0
+
+GATEWAY_CORE, OTHER_CORE = 0, 1
+"""Node and callers share the other one."""
+
+
+class Running:
+    """A gateway or a node that runs."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], target: loads.Target, vitals_port: int | None = None
+    ) -> None:
+        self.process = process
+        self.target = target
+        self.vitals_port = vitals_port
+        self.idle_bytes = 0
+        """Resident memory when it had answered some calls and was idle."""
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of all its processes so far."""
+        members = processes.family([self.process.pid])
+        return sum(process_cpu_s(member.pid) for member in members)
+
+    def rss_bytes(self) -> int:
+        """Return the resident memory of all its processes."""
+        return sum(rss_bytes(member.pid) for member in processes.family([self.process.pid]))
+
+    async def vitals(self) -> dict[str, float]:
+        """Return the series that it shows; none where it does not."""
+        return {} if self.vitals_port is None else await scrape.series(self.vitals_port)
+
+
+def process_cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a process, as the kernel counts them in nanoseconds; 0 of none.
+
+    Source: `MAKE_PROCESS_CPUCLOCK` in Linux's posix-timers, as clock_getcpuclockid(3) has it.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
+
+
+def rss_bytes(pid: int) -> int:
+    """Return the resident memory of a process; 0 of none."""
+    try:
+        pages = pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def is_pinned() -> bool:
+    """Return whether there are cores enough for a gateway to have one of its own."""
+    return (os.cpu_count() or 1) > 1 and shutil.which("taskset") is not None
+
+
+def prepare() -> None:
+    """Keep this process off the gateway's core, and let it and its children open many files."""
+    if is_pinned():
+        os.sched_setaffinity(0, {OTHER_CORE})
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@contextlib.contextmanager
+def node(module: str = "benchmarks.upstream") -> Iterator[Running]:
+    """Run a node in a process of its own, from a module that serves on an inherited socket."""
+    listener = open_listener("127.0.0.1:0")
+    fd = listener.socket.fileno()
+    process = subprocess.Popen([sys.executable, "-m", module, str(fd)], pass_fds=(fd,))
+    listener.close()
+    try:
+        yield Running(process, loads.Target(port=listener.port))
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextlib.asynccontextmanager
+async def started(place: Place, folder: pathlib.Path, node: int) -> AsyncIterator[Running]:
+    """Run a gateway before the node on the port `node` until the context ends.
+
+    Raises:
+        RuntimeError: it does not answer.
+    """
+    port = free_ports()
+    command = place.command(folder, port, node)
+    if is_pinned():
+        command = ["taskset", "-c", str(GATEWAY_CORE), *command]
+    process = _spawned(command, place, folder)
+    target = loads.Target(port=port, headers=place.headers(node))
+    try:
+        running = Running(process, target, port + 1 if place.has_vitals else None)
+        await _ready(running)
+        yield running
+    finally:
+        members = processes.family([process.pid])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        processes.kill(members)
+        process.wait()
+
+
+def free_ports() -> int:
+    """Return a port that is free, and the next one too, as far as can be told."""
+    for _ in range(50):
+        listener = open_listener("127.0.0.1:0")
+        port = listener.port
+        listener.close()
+        with contextlib.suppress(OSError), socket.socket() as other:
+            other.bind(("127.0.0.1", port + 1))
+            return port
+    raise RuntimeError("no two ports in a row are free")
+
+
+def _spawned(command: list[str], place: Place, folder: pathlib.Path) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **place.environ},
+            start_new_session=True,
+        )
+
+
+async def _ready(running: Running) -> None:
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            async with asyncio.timeout(10):
+                await loads.sequential(running.target, 1)
+            return
+        except (OSError, RuntimeError) as error:
+            if running.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"it does not answer: {error}") from error
+        await asyncio.sleep(0.05)
+
+
+@contextlib.contextmanager
+def cpu(running: Running) -> Iterator[Callable[[], float]]:
+    """Yield what returns, after the block, the CPU seconds that were spent in it."""
+    before = running.cpu_s()
+    spent = [0.0]
+    yield lambda: spent[0]
+    spent[0] = running.cpu_s() - before
