@@ -132,6 +132,8 @@ def free_ports() -> int:
         port = listener.port
         listener.close()
         with contextlib.suppress(OSError), socket.socket() as other:
+            # Without this, connections that ended a minute ago hold ports by the thousand.
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             other.bind(("127.0.0.1", port + 1))
             return port
     raise RuntimeError("no two ports in a row are free")
