@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import pathlib
+import random
 import resource
 import shutil
 import signal
@@ -126,14 +127,14 @@ async def started(place: Place, folder: pathlib.Path, node: int) -> AsyncIterato
 
 
 def free_ports() -> int:
-    """Return a port that is free, and the next one too, as far as can be told."""
-    for _ in range(50):
-        listener = open_listener("127.0.0.1:0")
-        port = listener.port
-        listener.close()
-        with contextlib.suppress(OSError), socket.socket() as other:
-            # Without this, connections that ended a minute ago hold ports by the thousand.
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Return a port that is free, and the next one too, as far as can be told.
+
+    Both are below those that connections get, of which thousands may be held for a minute after
+    their end.
+    """
+    for port in random.sample(range(20_000, 32_000, 2), 50):
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
             other.bind(("127.0.0.1", port + 1))
             return port
     raise RuntimeError("no two ports in a row are free")
