@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -134,6 +135,7 @@ def run(main: Coroutine[Any, Any, None], name: str, environ: Mapping[str, str]) 
         name: what the line begins with.
         environ: says how long the loop may stand still; see `watching`.
     """
+    _settle()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_watched(main, environ))
@@ -144,6 +146,17 @@ def run(main: Coroutine[Any, Any, None], name: str, environ: Mapping[str, str]) 
         sys.stderr.write(f"{name}: {alone}\n")
         return _MISCONFIGURED if isinstance(alone, SettingsError) else _FAILED
     return 0
+
+
+def _settle() -> None:
+    """Have the collector of cycles look less often, and never again at what was imported.
+
+    Requests leave next to no cycles behind, and at Python's own thresholds the looking takes 6
+    to 9 % of what they cost (`docs/explanation/http-stack.md`).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 _Work = Coroutine[Any, Any, None]
