@@ -1,5 +1,7 @@
 """How the fleet snapshot changes."""
 
+import math
+
 import msgspec
 from hypothesis import given, strategies as st
 
@@ -200,3 +202,14 @@ def test_use_makes_a_replica_younger_and_never_older() -> None:
     resident = with_use(state, RID, 9.0).resident(RID)
     assert resident is not None
     assert (resident.since, resident.used) == (5.0, 9.0)
+
+
+def test_what_a_node_had_at_its_first_report_is_not_taken_for_new() -> None:
+    """Ours: a gateway that is started before a fleet at work gives it all it can take at once."""
+    state = with_report(with_facts(fresh(), BEAST, facts()), BEAST, report(), 10.0)
+    there = state.nodes[BEAST].residents[MODEL]
+    gone = with_report(state, BEAST, NodeReport(replicas=(), boot_id=BootId("b1")), 20.0)
+    came = with_report(gone, BEAST, report(), 30.0).nodes[BEAST].residents[MODEL]
+
+    assert (there.since, there.age_s(11.0)) == (10.0, math.inf)
+    assert came.age_s(31.0) == 1.0

@@ -302,7 +302,8 @@ def _residents(
             continue
         known, before = node.residents.get(model), node.replicas.get(model)
         if known is None or before is None or _is_awake_again(before, replica):
-            residents[model] = Resident(since=now, used=now)
+            is_new = node.reported_at is not None
+            residents[model] = Resident(since=now, used=now, is_new=is_new)
             continue
         is_used = replica.in_flight or replica.queued or replica.last_used != before.last_used
         residents[model] = msgspec.structs.replace(known, used=now) if is_used else known

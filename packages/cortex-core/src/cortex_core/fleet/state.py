@@ -35,6 +35,12 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds of the first report that showed it loaded; a wake begins it anew."""
     used: float
     """Monotonic seconds of the latest sign that it is used, or of `since`."""
+    is_new: bool = True
+    """Whether it was seen to come; one that a node had at its first report may be of any age."""
+
+    def age_s(self, now: float) -> float:
+        """Return for how many seconds it is there, at least; endless if it was not seen to come."""
+        return now - self.since if self.is_new else math.inf
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):

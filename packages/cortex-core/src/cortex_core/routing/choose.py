@@ -80,7 +80,7 @@ def has_place(
     if node.facts is None or resident is None:
         return True
     cap = capacity(catalogue, replica, default)
-    if depth(replica, in_flight) >= ceiling(cap, now - resident.since):
+    if depth(replica, in_flight) >= ceiling(cap, resident.age_s(now)):
         return False
     if not node.adapters:
         return True
