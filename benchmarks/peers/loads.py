@@ -16,6 +16,9 @@ MARK = b'"word "'
 _LAST = b"\r\n0\r\n\r\n"
 """End of a chunked body."""
 
+FRESH_S = 2.0
+"""How long a caller's connection is idle before it is not used again; less than any gateway's."""
+
 # uvloop's own clock counts in milliseconds.
 clock = time.perf_counter
 
@@ -191,12 +194,15 @@ async def open_loop(target: Target, rate_per_s: float, count: int, data: bytes) 
         What came of them, in the order of their end, each with when it was due.
     """
     answers: list[Answer] = []
-    idle: list[Connection] = []
+    idle: list[tuple[float, Connection]] = []
 
     async def one(due_at: float) -> None:
-        connection = idle.pop() if idle else await connect(target)
+        # A gateway may be about to close what was idle for long, and the call would be lost.
+        while idle and clock() - idle[0][0] > FRESH_S:
+            idle.pop(0)[1].transport.close()
+        connection = idle.pop()[1] if idle else await connect(target)
         answers.append(await connection.call(data, due_at))
-        idle.append(connection)
+        idle.append((clock(), connection))
 
     begin, number = clock() + 0.05, 0
     async with asyncio.TaskGroup() as tasks:
@@ -206,7 +212,7 @@ async def open_loop(target: Target, rate_per_s: float, count: int, data: bytes) 
             while number < count and begin + number / rate_per_s <= clock():
                 tasks.create_task(one(begin + number / rate_per_s))
                 number += 1
-    for connection in idle:
+    for _, connection in idle:
         connection.transport.close()
     return answers
 
