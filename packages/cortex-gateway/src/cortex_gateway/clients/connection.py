@@ -145,6 +145,10 @@ class Connection(asyncio.Protocol):
             self._leave()
             self._transport.close()
 
+    def drop(self) -> None:
+        """Reset the connection, and tell whoever waits for something on it."""
+        self._fail(_cut(self._body), "the connections to nodes are closed")
+
     def abort(self) -> None:
         """Reset the connection, so that the node stops working at once."""
         self._waiter = self._body = self._answer = None

@@ -64,7 +64,7 @@ class Pool:
     async def close(self) -> None:
         """Reset all connections; returns when they are gone."""
         for connection in list(self.connections):
-            connection.abort()
+            connection.drop()
         if self.connections:
             async with asyncio.timeout(_CLOSING_S):
                 await self._is_empty.wait()
