@@ -28,7 +28,7 @@ async def serving(script: Script) -> AsyncIterator[str]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1024)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1000)
     host, port = server.sockets[0].getsockname()[:2]
     try:
         yield f"http://{host}:{port}/v1/chat/completions"
