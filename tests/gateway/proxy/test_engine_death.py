@@ -2,10 +2,13 @@
 
 import asyncio
 
+import aiohttp
+
 from cortex_core.replica import ReplicaStatus
 from tests.fakes.gateway import MODEL, TO_A, Gateway, ask, gateway, replica
 from tests.fakes.upstream import ScriptedNode, answers, loses_engine, nodes
 from tests.gateway.fleet import until_true
+from tests.gateway.responses.asking import events, pieces
 
 OK = answers(200, b'{"choices":[]}')
 
@@ -26,6 +29,24 @@ async def test_request_whose_engine_died_at_once_goes_to_another_node() -> None:
 
     assert answer.status == 200
     assert answer.headers["x-cortex-node"] == "b"
+    assert g.recorder.attempts == ["engine_died", "ok"]
+
+
+async def test_stream_of_another_dialect_goes_on_at_another_node_too() -> None:
+    """Issue: one response, whole, of which the first node's part is not to be seen."""
+    body = {"model": MODEL, "input": "hi", "stream": True}
+    async with (
+        nodes(a := ScriptedNode(loses_engine), b := ScriptedNode(pieces({"content": "hello"}))),
+        gateway({"a": a.url, "b": b.url}) as g,
+        aiohttp.ClientSession() as session,
+        session.post(f"{g.url}/v1/responses", json=body, headers=TO_A) as answer,
+    ):
+        seen = events(await answer.read())
+
+    kinds = [event["type"] for event in seen]
+    assert kinds.count("response.created") == kinds.count("response.completed") == 1
+    assert kinds[-1] == "response.completed"
+    assert seen[-1]["response"]["output"][0]["content"][0]["text"] == "hello"
     assert g.recorder.attempts == ["engine_died", "ok"]
 
 
