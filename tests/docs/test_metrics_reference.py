@@ -14,6 +14,7 @@ from cortex_core.server.drain import Drain
 from cortex_core.server.vitals import Vitals
 from cortex_gateway.fleet_metrics import FleetCollector
 from cortex_gateway.metrics import GatewayMetrics
+from cortex_gateway.workers.crew import WorkerMetrics
 from neuron.engines.simulated import SimulatedHarness
 from neuron.metrics import NeuronMetrics
 from neuron.settings import SimulatedSettings
@@ -58,6 +59,7 @@ def test_gateway_series_are_all_documented() -> None:
     state = from_endpoints({NodeName("left"): "http://127.0.0.1:1"})
     registry.register(FleetCollector(lambda: state, dict, lambda: 0.0))
     Vitals(registry, "cortex", Drain())
+    WorkerMetrics(registry)
 
     shown_here = documented("Gateway", "cortex_") + documented("Process", "process_")
     assert shown_here == registered(registry)

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import pathlib
-import random
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -17,13 +16,10 @@ from starlette.types import ASGIApp
 
 from cortex_core.catalogue import Catalogue
 from cortex_core.fleet.state import FleetState
-from cortex_core.ids import NodeName
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
-from cortex_core.server.guard import Guard
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
-from cortex_core.server.limits import Limits
 from cortex_core.server.listen import (
     ListeningSocket,
     closing_all,
@@ -51,16 +47,17 @@ from cortex_gateway.control.store import FleetStore
 from cortex_gateway.control.watcher import DEFAULT_PACE, WatchPace
 from cortex_gateway.fleet_metrics import FleetCollector
 from cortex_gateway.metrics import GatewayMetrics
-from cortex_gateway.middleware import Origins
-from cortex_gateway.ports import Configured, Upstream
-from cortex_gateway.proxy.access import Access
+from cortex_gateway.ports import Configured
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.records.store import RecordStore, open_store
 from cortex_gateway.reload.configuration import Configuration, read_configuration
+from cortex_gateway.reload.levers import Levers
 from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.reload.reloader import Reloader
-from cortex_gateway.settings import ApiSettings, ResponsesSettings, TraceSettings
+from cortex_gateway.settings import ResponsesSettings, TraceSettings
 from cortex_gateway.trace import TraceRecorder, open_trace
+from cortex_gateway.workers.desk import Rooms
+from cortex_gateway.workers.staffed import Serving, serve_staffed
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +89,17 @@ async def run_gateway(
         with closing_all([api]):
             metrics = open_listener(settings.metrics_listen, inherited)
             drain, shutdown, registry = Drain(), Shutdown(), CollectorRegistry()
-            vitals = Vitals(registry, "cortex", drain)
+            # With workers, callers' requests are theirs.
+            vitals = Vitals(registry, "cortex", drain if settings.workers == 1 else Drain())
+            serving = Serving(
+                api=api,
+                metrics=metrics,
+                registry=registry,
+                vitals=vitals,
+                drain=drain,
+                shutdown=shutdown,
+                environ=environ,
+            )
             with closing_all([metrics]), shutdown.on_signals(), vitals.running():
                 async with open_gateway(
                     configuration,
@@ -105,18 +112,24 @@ async def run_gateway(
                 ) as gateway:
                     _tell_start(configuration, api.address, metrics.address)
                     with _on_hangup(gateway.reloader.hang_up):
-                        await serve(
-                            vitals.of(
-                                [
-                                    _listener(gateway.app, api),
-                                    _listener(protect(metrics_app(registry)), metrics),
-                                ]
-                            ),
-                            drain=drain,
-                            shutdown=shutdown,
-                            environ=environ,
-                            drain_timeout_s=settings.timeouts.drain_s,
-                        )
+                        await _serve(gateway, configuration, serving)
+
+
+async def _serve(gateway: "Gateway", configuration: Configuration, serving: Serving) -> None:
+    settings, tell = configuration.settings.gateway, gateway.levers.tell
+    if settings.workers > 1:
+        await serve_staffed(gateway.app, gateway.rooms, configuration, tell, serving)
+        return
+    metrics = protect(metrics_app(serving.registry))
+    await serve(
+        serving.vitals.of(
+            [_listener(gateway.app, serving.api), _listener(metrics, serving.metrics)]
+        ),
+        drain=serving.drain,
+        shutdown=serving.shutdown,
+        environ=serving.environ,
+        drain_timeout_s=settings.timeouts.drain_s,
+    )
 
 
 class Gateway(NamedTuple):
@@ -124,6 +137,8 @@ class Gateway(NamedTuple):
 
     app: ASGIApp
     reloader: Reloader
+    levers: Levers
+    rooms: Rooms
 
 
 @asynccontextmanager
@@ -172,77 +187,12 @@ async def open_gateway(
         levers = Levers(control=control, live=live, accesses=accesses)
         proxy = levers.proxy(upstream, metrics, journal, clock, trace)
         reloader = Reloader(configuration, file=file, read=read, apply=levers.apply, clock=clock)
-        keeps = settings.gateway.responses
+        keeps, rooms = settings.gateway.responses, _rooms(control, proxy, trace)
         opening = open_api(
             control, proxy, keeps, reloader, clock=clock, drain=drain, version=version
         )
         async with opening as app, reloader:
-            yield Gateway(levers.protected(app, settings.gateway, drain), reloader)
-
-
-class Levers:
-    """Everything that a reload moves, at one blow: nothing here waits or fails.
-
-    Args:
-        control: the fleet.
-        live: the settings, as everybody reads them.
-        accesses: of nodes and upstreams; this very mapping is filled anew.
-    """
-
-    def __init__(
-        self, *, control: Control, live: LiveSettings, accesses: dict[NodeName, Access]
-    ) -> None:
-        self._accesses = accesses
-        self._origins: Origins | None = None
-        self._guard: Guard | None = None
-        self._control = control
-        self._live = live
-
-    def proxy(
-        self,
-        upstream: Upstream,
-        metrics: GatewayMetrics,
-        journal: Journal,
-        clock: Clock,
-        trace: TraceRecorder | None,
-    ) -> Proxy:
-        """Return the data path over what a reload moves."""
-        return Proxy(
-            store=self._control.store,
-            upstream=upstream,
-            settings=self._live,
-            metrics=metrics,
-            clock=clock,
-            journal=journal,
-            random=random.random,
-            accesses=self._accesses,
-            trace=None if trace is None else trace.note,
-        )
-
-    def protected(self, app: ASGIApp, settings: ApiSettings, drain: Drain) -> ASGIApp:
-        """Return `app` within what its settings put around it."""
-        limits = Limits(max_body_bytes=bytes_from_mib(settings.max_body_mb))
-        self._origins = Origins(app, settings.cors_origins)
-        self._guard = protect(self._origins, drain=drain, limits=limits)
-        return self._guard
-
-    def apply(self, configuration: Configuration) -> None:
-        """Put a configuration in force."""
-        settings = configuration.settings
-        self._live.current = settings
-        before = dict(self._accesses)
-        self._accesses.clear()
-        self._accesses.update(configuration.accesses)
-        self._control.roster.set(settings.endpoints, settings.upstreams)
-        for name in settings.endpoints:
-            if before.get(name) != self._accesses.get(name):
-                # What it is told with another token may differ.
-                self._control.roster.watch_anew(name)
-        self._control.store.configure(configuration.catalogue, settings.eviction.policy)
-        logging.getLogger().setLevel(settings.gateway.log_level.upper())
-        if self._origins is not None and self._guard is not None:
-            self._origins.allow(settings.gateway.cors_origins)
-            self._guard.limit_bodies(bytes_from_mib(settings.gateway.max_body_mb))
+            yield Gateway(levers.protected(app, settings.gateway, drain), reloader, levers, rooms)
 
 
 @asynccontextmanager
@@ -344,6 +294,17 @@ async def control_plane(
 def _gauges(store: FleetStore, clock: Clock) -> FleetCollector:
     """Return the gauges of what is in `store`."""
     return FleetCollector(lambda: store.state, store.waiting, clock.now)
+
+
+def _rooms(control: Control, proxy: Proxy, trace: TraceRecorder | None) -> Rooms:
+    """Return what this process has for its workers, if it has any."""
+    return Rooms(
+        store=control.store,
+        lines=proxy.lines,
+        in_flight=proxy.in_flight,
+        journal=proxy.journal,
+        trace=None if trace is None else trace.note,
+    )
 
 
 @contextmanager

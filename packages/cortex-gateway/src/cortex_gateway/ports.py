@@ -55,6 +55,18 @@ class Store(Protocol):
         """Wait until the snapshot is newer than `revision` and return it."""
         ...
 
+    def doubt(self, replica: ReplicaId) -> None:
+        """Believe no more that a replica serves, until its node reports."""
+        ...
+
+    def failed(self, replica: ReplicaId, now: float) -> None:
+        """Note that a request failed at `replica`."""
+        ...
+
+    def succeeded(self, replica: ReplicaId) -> None:
+        """Note that a request ended well at `replica`, which has failed before."""
+        ...
+
     def demand(self, model: ModelId) -> AbstractContextManager[None]:
         """Count one waiter for `model` while the context is open; wakes the reconciler."""
         ...

@@ -93,6 +93,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """HOST:PORT of the API; an IPv6 host stands in brackets, port 0 takes any free one."""
     metrics_listen: str = "0.0.0.0:31314"
     """HOST:PORT of `/metrics`."""
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Processes that serve model requests; 1 is one for everything."""
     timeouts: Timeouts = Timeouts()
     queue: QueueSettings = QueueSettings()
     responses: ResponsesSettings = ResponsesSettings()
@@ -148,8 +150,7 @@ class TraceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """File that gets a line for each request, relative to the file that names it: model, sizes
     and times, a hash of the caller and no content. None records nothing."""
     max_mb: Count = 64
-    """How large that file may become, in MiB; then it begins anew, and the one before is kept with
-    `.1` behind its name."""
+    """How large that file may become, in MiB; then it begins anew, and the last one is kept as `.1`."""
 
     @property
     def path(self) -> pathlib.Path | None:

@@ -36,9 +36,10 @@ class ListeningSocket:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         name = sock.getsockname()
-        self.host: str = name[0]
-        self.port: int = name[1]
-        """The real one, also when port 0 was asked for."""
+        is_path = sock.family == socket.AF_UNIX
+        self.host: str = name if is_path else name[0]
+        self.port: int = 0 if is_path else name[1]
+        """The real one, also when port 0 was asked for; 0 of one that has a path."""
 
     @property
     def address(self) -> str:
@@ -86,6 +87,22 @@ def open_listener(address: str, inherited: Sequence[ListeningSocket] = ()) -> Li
         if sock is not None:
             sock.close()
         raise ListenError(f"cannot listen on {address}: {_reason(error)}") from error
+    return ListeningSocket(sock)
+
+
+def open_path(path: str) -> ListeningSocket:
+    """Listen at a path, for other processes of this daemon.
+
+    Raises:
+        ListenError: nothing can be made there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"cannot listen on {path}: {_reason(error)}") from error
     return ListeningSocket(sock)
 
 

@@ -10,7 +10,14 @@ from types import TracebackType
 from cortex_core.catalogue import Catalogue
 from cortex_core.errors import ModelLoadingError
 from cortex_core.fleet.rates import Rate, counted, per_second
-from cortex_core.fleet.reducers import revised, with_use, without_node
+from cortex_core.fleet.reducers import (
+    revised,
+    with_doubt,
+    with_request_failure,
+    with_request_success,
+    with_use,
+    without_node,
+)
 from cortex_core.fleet.state import FleetState, NodeHealth
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.placement.policy import DEFAULT_POLICY, EvictionPolicy
@@ -89,6 +96,18 @@ class FleetStore:
         while self._state.revision <= revision:
             await self._changed.wait()
         return self._state
+
+    def doubt(self, replica: ReplicaId) -> None:
+        """Believe no more that a replica serves, until its node reports."""
+        self.update(partial(with_doubt, replica=replica))
+
+    def failed(self, replica: ReplicaId, now: float) -> None:
+        """Note that a request failed at `replica`."""
+        self.update(partial(with_request_failure, replica=replica, now=now))
+
+    def succeeded(self, replica: ReplicaId) -> None:
+        """Note that a request ended well at `replica`, which has failed before."""
+        self.update(partial(with_request_success, replica=replica))
 
     @contextmanager
     def demand(self, model: ModelId) -> Iterator[None]:

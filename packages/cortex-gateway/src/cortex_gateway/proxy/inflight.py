@@ -56,6 +56,10 @@ class InFlight:
         """Give a place back that was reserved."""
         self._add(replica, -1)
 
+    def change(self, replica: ReplicaId, places: int) -> None:
+        """Count places that another process of this gateway has taken, or given back."""
+        self._add(replica, places)
+
     def fill(self, replica: ReplicaId, places: int) -> None:
         """Count all places with a replica as taken, since it said so, until its next report.
 

@@ -56,6 +56,8 @@ class Proxy:
         random: draws from [0, 1), for the choice between replicas.
         accesses: how upstreams that are no neurons are spoken to.
         trace: takes every request for a known model at its end; `None` records none.
+        in_flight: counts the requests with replicas; `None` counts anew.
+        lines: have requests wait for their turns; `None` makes them.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class Proxy:
         random: Callable[[], float],
         accesses: Accesses | None = None,
         trace: Callable[[Arrival], None] | None = None,
+        in_flight: InFlight | None = None,
+        lines: Lines | None = None,
     ) -> None:
         self.journal = journal
         self._trace = trace
-        self.in_flight = InFlight()
-        self.lines = Lines(
+        self.in_flight = in_flight or InFlight()
+        self.lines = lines or Lines(
             store=store, in_flight=self.in_flight, settings=settings, clock=clock, random=random
         )
         self._tickets = itertools.count()

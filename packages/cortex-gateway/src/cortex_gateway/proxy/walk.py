@@ -9,7 +9,6 @@ from cortex_core.errors import (
     OverloadedError,
     RejectedAfterEngineFailureError,
 )
-from cortex_core.fleet.reducers import with_doubt, with_request_failure, with_request_success
 from cortex_core.ids import ReplicaId
 from cortex_core.routing.choose import capacity
 from cortex_core.routing.queue import Ticket
@@ -246,7 +245,7 @@ class Walk:
             return
         doors.metrics.attempted(Failure.NOT_ADMITTED.value)
         self._search.doubt(replica.node, doors.store.state, doors.clock.now())
-        doors.store.update(lambda state: with_doubt(state, replica))
+        doors.store.doubt(replica)
         doors.store.refresh(replica.node)
 
     def _places(self, replica: ReplicaId) -> int:
@@ -270,7 +269,7 @@ class Walk:
         self._search.exclude(replica, failure)
         doors.metrics.attempted(failure.failure.value)
         now = doors.clock.now()
-        doors.store.update(lambda state: with_request_failure(state, replica, now))
+        doors.store.failed(replica, now)
         if access.is_neuron:
             self._ask_anew(replica, failure)
         logger.warning(
@@ -298,11 +297,11 @@ class Walk:
         store = self._doors.store
         if failure.failure is Failure.ENGINE_DIED:
             self._search.doubt(replica.node, store.state, self._doors.clock.now())
-            store.update(lambda state: with_doubt(state, replica))
+            store.doubt(replica)
             store.refresh(replica.node)
         if failure.failure is Failure.CONNECT:
             # Nobody listens there, whatever the last report said: others need not try as well.
-            store.update(lambda state: with_doubt(state, replica))
+            store.doubt(replica)
         if failure.failure in _UNREACHED:
             store.refresh(replica.node)
 
@@ -314,9 +313,9 @@ class Walk:
         doors.store.touch(replica, now)
         doors.store.served(replica.model, now - began)
         if self._account.outcome == FAILED_AT_NODE:
-            doors.store.update(lambda state: with_request_failure(state, replica, now))
+            doors.store.failed(replica, now)
         elif replica in doors.store.state.breakers:
-            doors.store.update(lambda state: with_request_success(state, replica))
+            doors.store.succeeded(replica)
 
 
 def has_died(answer: UpstreamAnswer) -> bool:

@@ -1,0 +1,1 @@
+"""Several processes on one listening socket: who serves the requests, and who decides."""

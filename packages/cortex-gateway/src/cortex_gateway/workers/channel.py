@@ -1,0 +1,99 @@
+"""Messages over a pair of sockets: what is said in one turn of the loop is written at once."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar, cast
+
+import msgspec
+
+In = TypeVar("In")
+
+_LENGTH_BYTES = 4
+
+
+class Channel(asyncio.Protocol, Generic[In]):
+    """One end of the pair.
+
+    Args:
+        decoder: of the other side's frames.
+        take: gets what the other side says, message by message.
+        is_lost: called once, when the other side is gone.
+    """
+
+    def __init__(
+        self,
+        decoder: msgspec.msgpack.Decoder[list[In]],
+        take: Callable[[In], None],
+        is_lost: Callable[[], None],
+    ) -> None:
+        self._decoder = decoder
+        self._encoder = msgspec.msgpack.Encoder()
+        self._take = take
+        self._is_lost = is_lost
+        self._buffer = bytearray()
+        self._unsent: list[msgspec.Struct] = []
+        self._transport: asyncio.Transport | None = None
+
+    def say(self, message: msgspec.Struct) -> None:
+        """Say something, in order; what is said to nobody is lost."""
+        if self._transport is None:
+            return
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(message)
+
+    def close(self) -> None:
+        """Say what is left, and end."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent and self._transport is not None:
+            self._transport.write(frame(self._encoder, unsent))
+
+    # What the transport says.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        # uvloop's are of no type of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take every message that is whole."""
+        self._buffer += data
+        for body in whole(self._buffer):
+            for message in self._decoder.decode(body):
+                self._take(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._transport = None
+        self._is_lost()
+
+
+def frame(encoder: msgspec.msgpack.Encoder, messages: Sequence[msgspec.Struct]) -> bytes:
+    """Return messages as they are written: the length in four bytes, then a list."""
+    body = encoder.encode(messages)
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def whole(buffer: bytearray) -> list[bytes]:
+    """Take the whole frames out of what has come, and return what is in them."""
+    found, at = [], 0
+    while len(buffer) - at >= _LENGTH_BYTES:
+        end = at + _LENGTH_BYTES + int.from_bytes(buffer[at : at + _LENGTH_BYTES], "big")
+        if end > len(buffer):
+            break
+        found.append(bytes(buffer[at + _LENGTH_BYTES : end]))
+        at = end
+    del buffer[:at]
+    return found
+
+
+async def connect(channel: Channel[In], sock: socket.socket) -> None:
+    """Have a channel speak over a connected socket, which is the channel's from now on."""
+    sock.setblocking(False)
+    await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
