@@ -182,6 +182,8 @@ class Crew:
         hand.on_up = lambda: up.set(1)
         try:
             await hand.live()
+        except OSError as error:
+            logger.error("worker %s cannot be started: %s", name, error)
         finally:
             up.set(0)
             del self._hands[name]
