@@ -1,5 +1,9 @@
 """Heads that two programs may read differently, or that are too large, get nowhere."""
 
+import asyncio
+import socket
+import time
+
 import pytest
 from starlette.types import Receive, Scope, Send
 
@@ -153,6 +157,36 @@ async def test_slow_heads_are_not_waited_for(sent: bytes) -> None:
         assert await client.rest() == b""
         client.close()
         await eventually(lambda: in_use() == before)
+
+
+class Stall(asyncio.Protocol):
+    """Sends something over a socket, and has the loop stand still before that can be read."""
+
+    def __init__(self, caller: socket.socket, data: bytes) -> None:
+        self._caller = caller
+        self._data = data
+
+    def data_received(self, data: bytes) -> None:
+        self._caller.send(self._data)
+        time.sleep(0.4)
+
+
+async def test_request_that_came_while_the_loop_stood_still_is_served() -> None:
+    """Ours: the time of an idle connection is up, but it is not idle any more."""
+    asked = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+    loop = asyncio.get_running_loop()
+    near, far = socket.socketpair()
+    async with serving(hello, keep_alive_s=0.2) as server:
+        with far, socket.create_connection(("127.0.0.1", server.port), timeout=5) as caller:
+            caller.setblocking(False)
+            caller.send(asked)
+            seen = await loop.sock_recv(caller, 65536)
+            transport, _ = await loop.create_connection(lambda: Stall(caller, asked), sock=near)
+            far.send(b"x")
+            again = await loop.sock_recv(caller, 65536)
+            transport.close()
+
+    assert again[:15] == seen[:15] == b"HTTP/1.1 200 \r\n"
 
 
 def scope_of(*headers: tuple[bytes, bytes]) -> Scope:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from email.utils import formatdate
 from typing import Protocol
 
 
@@ -32,3 +33,20 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Sleep on the running loop."""
         await asyncio.sleep(seconds)
+
+
+class HttpDate:
+    """The time of day as answers have it (RFC 9110, section 5.6.7), written once a second."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self._second = -1
+        self._text = b""
+
+    def text(self) -> bytes:
+        """Return it as it is now."""
+        now = int(self._clock.wall())
+        if now != self._second:
+            self._second = now
+            self._text = formatdate(now, usegmt=True).encode()
+        return self._text

@@ -6,14 +6,13 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from email.utils import formatdate
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Scope
 
 from cortex_core.errors import RequestError
-from cortex_core.server.clock import SystemClock
+from cortex_core.server.clock import HttpDate
 from cortex_core.server.http1 import (
     Answer,
     AnswerError,
@@ -31,6 +30,9 @@ CONNECTION_KEY = "cortex.connection"
 
 _PIPELINED_BYTES = 64 * 1024
 """What is read of further requests while one is answered."""
+
+_LAST_LOOK_S = 0.001
+"""Long enough for sockets to be looked at once."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """`struct linger`: on, and wait for nothing (socket(7))."""
@@ -143,7 +145,7 @@ class Connection(asyncio.Protocol):
             "client": _address(self._transport, "peername"),
             "server": _address(self._transport, "sockname"),
         }
-        self._wait(self._keep_alive_s, self._close)
+        self._wait(self._keep_alive_s, self._look_again)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes."""
@@ -340,7 +342,7 @@ class Connection(asyncio.Protocol):
         self._scope = None
         if is_last:
             return
-        self._wait(self._keep_alive_s, self._close)
+        self._wait(self._keep_alive_s, self._look_again)
         if self._is_paused:
             self._is_paused = False
             self._transport.resume_reading()
@@ -360,6 +362,13 @@ class Connection(asyncio.Protocol):
             self._wait(self._flush_timeout_s, self.abort)
             self._transport.close()
 
+    def _look_again(self) -> None:
+        """Close the idle connection, unless something has come already.
+
+        After a loop stood still, libuv tells that the time is up before it reads.
+        """
+        self._wait(_LAST_LOOK_S, self._close)
+
     def _wait(self, seconds: float, then: Callable[[], object]) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -376,20 +385,4 @@ def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
     return (address[0], address[1]) if isinstance(address, tuple) else None
 
 
-class _Date:
-    """The time of day for answers, written once a second."""
-
-    def __init__(self) -> None:
-        self._clock = SystemClock()
-        self._second = -1
-        self._text = b""
-
-    def text(self) -> bytes:
-        now = int(self._clock.wall())
-        if now != self._second:
-            self._second = now
-            self._text = formatdate(now, usegmt=True).encode()
-        return self._text
-
-
-_date = _Date()
+_date = HttpDate()
