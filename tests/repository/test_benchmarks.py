@@ -11,22 +11,28 @@ import pytest
 from tests.repository.checkout import PACKAGES, ROOT
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
-async def test_gateways_are_compared_in_the_smallest_size(tmp_path: Path) -> None:
-    """Issue: any figure can be produced again with one command."""
+async def run(module: str, *arguments: str) -> tuple[int | None, str]:
+    """Run a benchmark and return its status and what it says of errors."""
     paths = [*(str(ROOT / "packages" / name / "src") for name in PACKAGES), str(ROOT)]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.peers", "cortex", "--quick", "--rounds", "1"),
-        *("--folder", str(tmp_path), "--out", str(tmp_path / "found")),
+        *(sys.executable, "-m", f"benchmarks.{module}", *arguments),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(50):
         _, said = await process.communicate()
+    return process.returncode, said.decode()
 
-    assert process.returncode == 0, said.decode()
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
+async def test_gateways_are_compared_in_the_smallest_size(tmp_path: Path) -> None:
+    """Issue: any figure can be produced again with one command."""
+    options = ("--folder", str(tmp_path), "--out", str(tmp_path / "found"))
+    status, said = await run("peers", "cortex", "--quick", "--rounds", "1", *options)
+
+    assert status == 0, said
     rounds = {
         one["name"]: one for one in json.loads((tmp_path / "found.json").read_text())["rounds"]
     }
@@ -34,3 +40,20 @@ async def test_gateways_are_compared_in_the_smallest_size(tmp_path: Path) -> Non
     assert rounds["cortex"]["numbers"]["cpu_s_per_1000_chunks_messages"] > 0
     assert "| cortex over | direct |" in (tmp_path / "found.md").read_text()
     assert (tmp_path / "found.svg").read_text().endswith("</svg>\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
+@pytest.mark.parametrize("load", [("--minutes", "0.02", "--slice", "2"), ("--requests", "64")])
+async def test_a_gateway_is_soaked_in_the_smallest_size(
+    tmp_path: Path, load: tuple[str, ...]
+) -> None:
+    """Issue: memory, descriptors and lag are looked at, and nothing is in flight at the end."""
+    status, said = await run("soak", *load, "--out", str(tmp_path / "found.json"))
+
+    # So few calls say nothing about growth.
+    assert status in (0, 1), said
+    *_, last = json.loads((tmp_path / "found.json").read_text())["looks"]
+    assert last["in_flight"] == 0
+    assert last["calls"] > 0
+    assert last["descriptors"] > 0
