@@ -8,6 +8,7 @@ slice to slice would grow for ever.
 import argparse
 import asyncio
 import datetime
+import json
 import math
 import os
 import pathlib
@@ -46,6 +47,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     in_flight: float
     """Requests that the gateway believes to be running."""
+    node_streams: int
+    """Streams that the node still writes: those whose callers left must have ended there too."""
     lag_p99_ms: float | None
     """Of the event loop, within the slice; the upper edge of a bucket."""
     p99_ms: float | None
@@ -87,6 +90,8 @@ def faults(looks: tuple[Look, ...]) -> list[str]:
         found.append(f"threads grew from {looks[0].threads} to {last.threads}")
     if any(look.in_flight for look in looks):
         found.append("requests were in flight when none was")
+    if any(look.node_streams for look in looks):
+        found.append("the node went on with streams that nobody read")
     return found
 
 
@@ -120,7 +125,11 @@ async def short_slice(gateway: Running, calls: int) -> int:
 
 
 async def look(
-    gateway: Running, calls: int, before: scrape.Series, answers: list[loads.Answer]
+    gateway: Running,
+    behind: Running,
+    calls: int,
+    before: scrape.Series,
+    answers: list[loads.Answer],
 ) -> tuple[Look, scrape.Series]:
     """Return what the gateway holds, and its series."""
     await asyncio.sleep(SETTLE_S)
@@ -134,6 +143,7 @@ async def look(
         descriptors=len(os.listdir(folder / "fd")),
         threads=len(os.listdir(folder / "task")),
         in_flight=sum(v for k, v in after.items() if k.startswith("cortex_requests_in_flight")),
+        node_streams=json.loads(await scrape.page(behind.target.port, "/bench"))["streams"],
         lag_p99_ms=None if lag_s is None else round(1000 * lag_s, 3),
         p99_ms=round(1000 * took[len(took) * 99 // 100], 2) if took else None,
     )
@@ -141,7 +151,9 @@ async def look(
     return seen, after
 
 
-async def soak(gateway: Running, minutes: float, slice_s: float) -> tuple[str, tuple[Look, ...]]:
+async def soak(
+    gateway: Running, behind: Running, minutes: float, slice_s: float
+) -> tuple[str, tuple[Look, ...]]:
     """Load a gateway with half of what it can take, for so many minutes."""
     await loads.crowd(gateway.target, CALLERS, 50)
     wall_s = await loads.crowd(gateway.target, CALLERS, 150)
@@ -159,18 +171,18 @@ async def soak(gateway: Running, minutes: float, slice_s: float) -> tuple[str, t
     for _ in range(math.ceil(minutes * 60 / slice_s)):
         answers = await mixed_slice(gateway, rate, slice_s)
         calls += len(answers) + STREAMS + round(CUTS_PER_S * slice_s)
-        seen, series = await look(gateway, calls, series, answers)
+        seen, series = await look(gateway, behind, calls, series, answers)
         looks.append(seen)
     return load, tuple(looks)
 
 
-async def many(gateway: Running, count: int) -> tuple[str, tuple[Look, ...]]:
+async def many(gateway: Running, behind: Running, count: int) -> tuple[str, tuple[Look, ...]]:
     """Make so many short calls, in 40 slices."""
     looks: list[Look] = []
     calls, series = 0, await gateway.vitals()
     while calls < count:
         calls += await short_slice(gateway, max(CALLERS, min(count // 40, count - calls)))
-        seen, series = await look(gateway, calls, series, [])
+        seen, series = await look(gateway, behind, calls, series, [])
         looks.append(seen)
     return f"{count} short calls of {CALLERS} callers, one in twenty on its own connection", tuple(
         looks
@@ -183,9 +195,9 @@ async def run(minutes: float, requests: int, slice_s: float) -> Soak:
     with tempfile.TemporaryDirectory() as folder, node() as behind:
         async with started(place, pathlib.Path(folder), behind.target.port) as gateway:
             if requests:
-                load, looks = await many(gateway, requests)
+                load, looks = await many(gateway, behind, requests)
             else:
-                load, looks = await soak(gateway, minutes, slice_s)
+                load, looks = await soak(gateway, behind, minutes, slice_s)
     return Soak(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         machine=f"{os.cpu_count()} cores, Python {platform.python_version()}",
