@@ -1,6 +1,8 @@
 """What goes between processes arrives as it was sent, in whatever pieces."""
 
+import asyncio
 import itertools
+import socket
 
 import msgspec
 import pytest
@@ -16,17 +18,24 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.state import FleetState, NodeState, Resident
 from cortex_core.ids import ModelId, NodeName, ReplicaId
+from cortex_core.replica import LoadProgress
 from cortex_core.routing.route import Candidate, Decision, Refuse, Serve, Wait
 from cortex_gateway.workers import wire
-from cortex_gateway.workers.channel import frame, whole
+from cortex_gateway.workers.channel import Channel, connect, frame, whole
 
 REPLICA = ReplicaId(node=NodeName("left"), model=ModelId("some/model"))
+
+SIZES = st.none() | st.integers(0, 2**64 - 1)
+PROGRESS = st.builds(LoadProgress, stage=st.text(), done_bytes=SIZES, total_bytes=SIZES)
+WAITS = st.builds(Wait, model=st.text(), reason=st.text(), progress=st.none() | PROGRESS)
 
 MESSAGES = st.one_of(
     st.builds(wire.Hello),
     st.builds(wire.Places, replica=st.just(REPLICA), change=st.integers(-5, 5)),
     st.builds(wire.Leave, turn=st.integers(0, 9)),
-    st.builds(wire.Decided, told=st.from_type(wire.Held), model=st.text(), request_id=st.text()),
+    st.builds(
+        wire.Decided, told=st.builds(wire.Held, wait=WAITS), model=st.text(), request_id=st.text()
+    ),
 )
 
 
@@ -47,6 +56,31 @@ def test_frames_arrive_in_order_however_they_are_cut(
         got += [decoder.decode(body) for body in whole(buffer)]
     assert got == frames
     assert not buffer
+
+
+async def test_number_that_no_message_carries_holds_up_no_other_message() -> None:
+    """Ours: nodes may report anything, and one of them must not end all workers."""
+    got: list[wire.FromWorker] = []
+    told = asyncio.Event()
+    lost = asyncio.Event()
+
+    def take(message: wire.FromWorker) -> None:
+        got.append(message)
+        told.set()
+
+    decoder = msgspec.msgpack.Decoder(list[wire.FromWorker])
+    near, far = (Channel(decoder, take, lost.set) for _ in range(2))
+    async with asyncio.timeout(5):
+        for channel, end in zip((near, far), socket.socketpair(), strict=True):
+            await connect(channel, end)
+        near.say(wire.Places(replica=REPLICA, change=2**70))
+        near.say(wire.Leave(turn=1))
+        await told.wait()
+        near.close()
+        await lost.wait()
+        far.close()
+
+    assert got == [wire.Leave(turn=1)]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Messages over a pair of sockets: what is said in one turn of the loop is written at once."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, cast
 
 import msgspec
+
+logger = logging.getLogger(__name__)
 
 In = TypeVar("In")
 
@@ -52,7 +55,16 @@ class Channel(asyncio.Protocol, Generic[In]):
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
         if unsent and self._transport is not None:
-            self._transport.write(frame(self._encoder, unsent))
+            self._transport.write(self._frame(unsent))
+
+    def _frame(self, messages: Sequence[msgspec.Struct]) -> bytes:
+        try:
+            return frame(self._encoder, messages)
+        except OverflowError:
+            # A node may report any number, and msgpack has 64 bits. The others go their way.
+            kept = [one for one in messages if _is_sayable(self._encoder, one)]
+            logger.error("left out %d messages: a number is too large", len(messages) - len(kept))
+            return frame(self._encoder, kept)
 
     # What the transport says.
 
@@ -78,6 +90,14 @@ def frame(encoder: msgspec.msgpack.Encoder, messages: Sequence[msgspec.Struct]) 
     """Return messages as they are written: the length in four bytes, then a list."""
     body = encoder.encode(messages)
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def _is_sayable(encoder: msgspec.msgpack.Encoder, message: msgspec.Struct) -> bool:
+    try:
+        encoder.encode(message)
+    except OverflowError:
+        return False
+    return True
 
 
 def whole(buffer: bytearray) -> list[bytes]:
