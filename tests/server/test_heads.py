@@ -168,7 +168,7 @@ class Stall(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._caller.send(self._data)
-        time.sleep(0.4)
+        time.sleep(1.3)
 
 
 async def test_request_that_came_while_the_loop_stood_still_is_served() -> None:
@@ -176,7 +176,7 @@ async def test_request_that_came_while_the_loop_stood_still_is_served() -> None:
     asked = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
     loop = asyncio.get_running_loop()
     near, far = socket.socketpair()
-    async with serving(hello, keep_alive_s=0.2) as server:
+    async with serving(hello, keep_alive_s=1) as server:
         with far, socket.create_connection(("127.0.0.1", server.port), timeout=5) as caller:
             caller.setblocking(False)
             caller.send(asked)
