@@ -150,7 +150,7 @@ class EventStream(AsyncIterator[bytes]):
                 event = await anext(self._events)
             except BaseException:
                 self._end()
-                # Only now: it is the path of every token, and the context costs a few imports.
+                # Only now: every token comes by here, and to enter the context takes 3 us.
                 with translated_errors(self._route):
                     raise
         # An engine that is shut down ends its streams with `finish_reason: abort`.
