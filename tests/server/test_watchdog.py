@@ -25,8 +25,9 @@ def stuck():
     time.sleep(600)
 
 def stuck_with_the_lock():
-    print("stuck", flush=True)
-    ctypes.PyDLL(None).sleep(600)
+    # In one call of C, so that who reads the line knows the lock to be kept.
+    words = b"stuck\\n" + bytes(10_000_000)
+    ctypes.PyDLL(None).write(1, words, len(words))
 
 def write():
     print("writing", flush=True)
