@@ -76,6 +76,7 @@ class Commands:
                 load_s = self._clock.now() - began
                 logger.info("loaded %s in %.1f s", replica, load_s)
                 self._metrics.loaded(model=replica.model, node=replica.node, load_s=load_s)
+                self._store.satisfied(replica.model)
                 await self._shown(replica.node, lambda state: is_shown(state, replica))
             else:
                 logger.warning("loading %s failed: %s", replica, error.message)
@@ -94,6 +95,7 @@ class Commands:
             error = await _error_of(replica, lambda: self._clients[replica.node].wake(request))
             if error is None:
                 logger.info("woke %s in %.1f s", replica, self._clock.now() - began)
+                self._store.satisfied(replica.model)
                 await self._shown(replica.node, lambda state: is_shown(state, replica))
             else:
                 logger.warning("waking %s failed: %s", replica, error.message)

@@ -166,6 +166,9 @@ class Operations:
         targets = self._targets(action, model, asked.node)
         outcomes = {target: self._foreseen(action, target, asked) for target in targets}
         if not asked.dry_run:
+            if action in _PLACED:
+                # Else what was wanted before would bring back what is sent off here.
+                self._store.renounce(model, asked.node)
             tasks = {
                 target: self.start(self.act(action, target, asked.level), f"{action} {target}")
                 for target in targets

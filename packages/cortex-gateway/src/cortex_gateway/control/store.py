@@ -222,6 +222,21 @@ class FleetStore:
         self._asked[model] = None
         self._wanted.set()
 
+    def satisfied(self, model: ModelId) -> None:
+        """Note that `model` was loaded, which is all that was wanted once; who waits still waits.
+
+        The next plan may come late, when the model has been sent off again.
+        """
+        self._first.pop(model, None)
+        self._asked.pop(model, None)
+
+    def renounce(self, model: ModelId, node: NodeName | None) -> None:
+        """Forget what was wanted before somebody had `model` leave `node`, or every node."""
+        self.satisfied(model)
+        gone = [one for one in self._wishes if one.model == model and node in (None, one.node)]
+        for wish in gone:
+            del self._wishes[wish]
+
     def reconsider(self) -> None:
         """Let the reconciler plan again although nothing has changed but the time."""
         self._wanted.set()
