@@ -14,7 +14,8 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fleet.daemons import Daemon, gateway, simulated_neuron, until
+from tests.docs.tables import rows_of
+from tests.fleet.daemons import CATALOGUE, Daemon, gateway, simulated_neuron, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -23,6 +24,16 @@ CONNECTIONS = 20
 WAIT_S = 120.0
 HELLO = {"model": "fast", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
 OPENMETRICS = {"accept": "application/openmetrics-text; version=1.0.0"}
+
+BIG = """
+[[models]]
+id = "sim/big"
+harness = "simulated"
+vram_mb = 20000
+"""
+"""A model that needs the room of all others."""
+
+AT_ONCE = "[eviction]\nmin_residency_s = 0\n"
 
 PATHS = (
     "/v1/chat/completions",
@@ -37,7 +48,8 @@ PATHS = (
 class Scraped:
     """A running fleet, and the URLs of its series."""
 
-    def __init__(self, neuron: Daemon, door: Daemon) -> None:
+    def __init__(self, neuron: Daemon, door: Daemon, workers: int) -> None:
+        self.workers = workers
         self.neuron = neuron
         self.door = door
         said = re.search(r"metrics on (\S+)", "".join(door.log))
@@ -53,15 +65,21 @@ class Scraped:
         return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
-    """Run a fleet that has answered in every dialect, streamed, and refused."""
-    folder = tmp_path_factory.mktemp("scraped")
-    with simulated_neuron(folder) as neuron, gateway(folder, sim=neuron.url) as door:
-        for fields in ({}, {"stream": True}, {"model": "none"}):
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two workers"])
+def fleet(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Scraped]:
+    """Run a fleet that has answered in every dialect, streamed, refused, and made room."""
+    folder, told = tmp_path_factory.mktemp("scraped"), f"workers = {request.param}\n"
+    with (
+        simulated_neuron(folder) as neuron,
+        gateway(folder, BIG + CATALOGUE, more=AT_ONCE, told=told, sim=neuron.url) as door,
+    ):
+        for fields in ({"model": "sim/big"}, {}, {"stream": True}, {"model": "none"}):
             for path in ("/v1/chat/completions", "/v1/messages"):
                 httpx.post(door.url + path, json={**HELLO, **fields}, timeout=WAIT_S)
-        yield Scraped(neuron, door)
+        httpx.post(door.url + "/v1/responses", json={"model": "fast", "input": "Hello"})
+        yield Scraped(neuron, door, request.param)
 
 
 async def flood(port: int, number: int, count: int) -> int:
@@ -102,6 +120,34 @@ async def test_strangers_add_no_series(fleet: Scraped, daemon: str) -> None:
     assert sum(counts) == REQUESTS
     assert fleet.series(daemon) == before
     assert "stranger" not in fleet.text(daemon)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "prefix"),
+    [("gateway", "cortex_"), ("neuron", "neuron_"), ("neuron", "simulated_")],
+)
+def test_what_is_shown_is_what_is_documented(fleet: Scraped, daemon: str, prefix: str) -> None:
+    """Ours: the tables of metrics are those of running daemons, with one process and with more."""
+    rows = [*rows_of("metrics", daemon.title()), *rows_of("metrics", "Process")]
+    documented = {
+        row[0]: (row[1], set(filter(None, row[2].split(", "))))
+        for row in rows
+        if row[0].startswith((prefix, "process_"))
+        and (fleet.workers > 1 or not row[0].startswith("cortex_worker"))
+    }
+
+    found = {
+        f"{family.name}_total" if family.type == "counter" else family.name: family
+        for family in text_string_to_metric_families(fleet.text(daemon))
+        if family.name.startswith((prefix, "process_")) and not family.name.endswith("_created")
+    }
+
+    assert {name: family.type for name, family in found.items()} == {
+        name: kind for name, (kind, _) in documented.items()
+    }
+    for name, family in found.items():
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == documented[name][1], sample
 
 
 @pytest.mark.parametrize("daemon", ["gateway", "neuron"])
@@ -152,8 +198,23 @@ scrape_configs:
 ANSWERED = (
     "up == 1",
     "cortex_requests_total{outcome='ok'} > 0",
+    "cortex_request_errors_total > 0",
+    "cortex_rejections_total{reason='model_not_found'} > 0",
+    "cortex_cold_starts_total > 0",
+    "cortex_evictions_total{model='sim/big'} > 0",
+    "cortex_upstream_attempts_total{outcome='ok'} > 0",
+    "cortex_decisions_total{kind='evict'} > 0",
+    "cortex_prompt_tokens_total > 0",
+    "cortex_completion_tokens_total > 0",
     "histogram_quantile(0.99, sum by (le) (cortex_request_duration_seconds_bucket)) > 0",
     "histogram_quantile(0.99, sum by (le) (cortex_time_to_first_token_seconds_bucket)) > 0",
+    "cortex_inter_token_seconds_count > 0",
+    "cortex_tokens_per_second_count > 0",
+    "cortex_queue_seconds_count > 0",
+    "cortex_load_seconds_count > 0",
+    "cortex_requests_in_flight == 0",
+    "cortex_node_up == 1",
+    "cortex_device_memory_bytes{kind='total'} > 0",
     "cortex_event_loop_lag_seconds_count > 0",
     "neuron_event_loop_lag_seconds_count > 0",
     "neuron_requests_total{outcome='ok'} > 0",
@@ -191,6 +252,7 @@ def prometheus(folder: pathlib.Path, config: str) -> Iterator[str]:
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
 def test_prometheus_scrapes_a_fleet(fleet: Scraped, tmp_path: pathlib.Path) -> None:
     """Ours: a real one takes what both daemons show, and answers what dashboards ask."""
+    asked = ANSWERED if fleet.workers == 1 else (*ANSWERED, "sum(cortex_worker_up) == 2")
     targets = {name: urlsplit(url).netloc for name, url in fleet.urls.items()}
     with prometheus(tmp_path, CONFIG.format_map(targets)) as url:
 
@@ -199,4 +261,4 @@ def test_prometheus_scrapes_a_fleet(fleet: Scraped, tmp_path: pathlib.Path) -> N
             found: list[object] = answer.json()["data"]["result"]
             return found
 
-        until(lambda: len(ask("up == 1")) == 2 and all(map(ask, ANSWERED)), WAIT_S)
+        until(lambda: len(ask("up == 1")) == 2 and all(map(ask, asked)), WAIT_S)
