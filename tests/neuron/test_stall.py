@@ -99,6 +99,23 @@ async def test_first_answer_has_a_bound_too(bench: Bench) -> None:
     assert all(engine.is_closed for engine in bench.harness.engines)
 
 
+async def test_age_of_the_last_step_is_a_series_while_there_is_work(start: Start) -> None:
+    """Ours: seen before the bound ends an engine, which 0 never does."""
+    body = {"model": "a", "messages": [{"role": "user", "content": "x"}]}
+    async with start(hang_timeout_s=0, simulated={"faults": {"a": {"hang": True}}}) as neuron:
+        await neuron.load("a")
+        idle = await (await neuron.session.get(neuron.url + "/metrics")).text()
+        async with asyncio.TaskGroup() as tasks:
+            ask = tasks.create_task(neuron.post("/v1/chat/completions", body))
+            await neuron.until(lambda health: health["models"][0]["last_step_age_s"] is not None)
+            busy = await (await neuron.session.get(neuron.url + "/metrics")).text()
+            ask.cancel()
+
+    assert "# TYPE neuron_engine_step_age_seconds gauge" in idle
+    assert "neuron_engine_step_age_seconds{" not in idle
+    assert 'neuron_engine_step_age_seconds{model="a"}' in busy
+
+
 async def test_hung_engine_over_http(start: Start) -> None:
     """Ours: `/health` tells of it while it lasts; the request gets an error, and no sooner."""
     body = {"model": "a", "messages": [{"role": "user", "content": "x"}]}

@@ -72,6 +72,7 @@ def test_callback_that_holds_the_loop_is_named() -> None:
     name = "cortex_event_loop_lag_seconds"
     late = buckets[f"{name}_count"] - buckets[f'{name}_bucket{{le="0.5"}}']
     assert late >= 10
+    assert "cortex_event_loop_stalls_total 1.0\n" in done.stdout
 
 
 def test_long_lag_counts_once_for_each_look_that_it_took() -> None:
@@ -113,6 +114,7 @@ def test_lines_are_few_and_tell_how_many_are_left_out() -> None:
     _, last = looked(stalls, now_s + QUIET_S, 5, 1.0)
 
     assert (first, second, third, last) == (["looked 0"], [], [], ["looked 2"])
+    assert stalls.count == 4
 
 
 async def test_loop_that_waits_has_nobody_to_name() -> None:

@@ -42,6 +42,12 @@ class NeuronMetrics:
         self.in_flight = Gauge(
             "neuron_requests_in_flight", "Requests in the engine.", ["model"], registry=registry
         )
+        self.step_age = Gauge(
+            "neuron_engine_step_age_seconds",
+            "For how long an engine has made no step although it has work.",
+            ["model"],
+            registry=registry,
+        )
         self._add_admission(registry)
 
     def _add_admission(self, registry: CollectorRegistry) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import msgspec
-from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from cortex_core.server.connection import Connection
 from cortex_core.server.drain import Drain
@@ -58,6 +58,11 @@ class Vitals:
             buckets=_LAG_BUCKETS,
             registry=registry,
         )
+        self._stalls = Counter(
+            f"{prefix}_event_loop_stalls_total",
+            "Callbacks that held the event loop for too long, logged or not.",
+            registry=registry,
+        )
         requests = Gauge(
             f"{prefix}_open_requests",
             "HTTP requests that have begun and not ended.",
@@ -92,7 +97,7 @@ class Vitals:
         over = threading.Event()
         thread = threading.Thread(
             target=_watch,
-            args=(beats, threading.get_ident(), over),
+            args=(beats, self._stalls, threading.get_ident(), over),
             daemon=True,
             name="loop-vitals",
         )
@@ -179,6 +184,8 @@ class Stalls:
     """Tells from looks at the loop which callbacks held it, and which of them to log."""
 
     def __init__(self, now_s: float) -> None:
+        self.count = 0
+        """Stalls that are over, logged or not."""
         self._silence = Silence(BEAT_S, now_s)
         self._place: Place | None = None
         self._still_s = 0.0
@@ -202,6 +209,7 @@ class Stalls:
         place, self._place = self._place, None
         if place is None:
             return None
+        self.count += 1
         if now_s - self._said_s < QUIET_S:
             self._unsaid += 1
             return None
@@ -220,13 +228,15 @@ class Stall(msgspec.Struct, frozen=True, kw_only=True):
     """Others before it that were not told."""
 
 
-def _watch(beats: Beats, thread: int, over: threading.Event) -> None:
+def _watch(beats: Beats, counter: Counter, thread: int, over: threading.Event) -> None:
     stalls = Stalls(time.monotonic())
     while not over.wait(BEAT_S):
+        before = stalls.count
         frame = sys._current_frames().get(thread)
         stall = stalls.look(time.monotonic(), beats.count, frame)
         # The frame would keep alive what the callback works on.
         del frame
+        counter.inc(stalls.count - before)
         if stall is not None:
             place = stall.place
             logger.warning(

@@ -228,10 +228,14 @@ class Node:
         metrics.models.clear()
         metrics.in_flight.clear()
         metrics.queued.clear()
+        metrics.step_age.clear()
         for state in self.supervisor.states():
+            load = self._load_of(state)
             metrics.models.labels(state.status.value).inc()
             metrics.in_flight.labels(state.asked.model).set(state.in_flight)
-            metrics.queued.labels(state.asked.model).set(self._load_of(state).queued)
+            metrics.queued.labels(state.asked.model).set(load.queued)
+            if load.last_step_age_s is not None:
+                metrics.step_age.labels(state.asked.model).set(load.last_step_age_s)
         sleep = self._parts.memory.sleep_budget
         metrics.sleep_memory.labels("budget").set(sleep.total_bytes)
         metrics.sleep_memory.labels("held").set(sleep.used_bytes)
