@@ -24,6 +24,7 @@ from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.ports import UpstreamAnswer
 from cortex_gateway.proxy.proxy import Proxy
+from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.settings import GatewaySettings
 from neuron.api.control import ControlApi
 from neuron.api.events import EventsApi
@@ -140,7 +141,7 @@ async def test_gateway_page_has_every_path() -> None:
     proxy = Proxy(
         store=store,
         upstream=NoUpstream(),
-        settings=GatewaySettings().proxy,
+        settings=LiveSettings(GatewaySettings()),
         metrics=GatewayMetrics(CollectorRegistry()),
         clock=clock,
         journal=Journal(clock, lambda kind: None),

@@ -38,6 +38,7 @@ from cortex_gateway.lifespan import open_api
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.ports import NodeClient
 from cortex_gateway.proxy.proxy import Proxy
+from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.settings import (
     ApiSettings,
     GatewaySettings,
@@ -176,7 +177,7 @@ async def gateway(
         proxy = Proxy(
             store=store,
             upstream=upstream,
-            settings=settings.proxy,
+            settings=LiveSettings(settings),
             metrics=recorder,
             clock=SystemClock(),
             journal=Journal(SystemClock(), lambda kind: None),

@@ -134,7 +134,7 @@ async def test_a_block_that_needs_a_node_ends_when_the_node_goes_down() -> None:
     started = asyncio.Event()
 
     async def wait() -> None:
-        async with keeper.while_up(NODE):
+        with keeper.while_up(NODE):
             started.set()
             await asyncio.Event().wait()
 
@@ -155,9 +155,28 @@ async def test_a_timeout_of_the_blocks_own_stays_what_it_is() -> None:
     """Ours: only the node's end is told as such."""
     keeper = store()
 
-    with pytest.raises(TimeoutError):
-        async with keeper.while_up(NODE):
-            raise TimeoutError
+    with pytest.raises(TimeoutError), keeper.while_up(NODE):
+        raise TimeoutError
+
+
+async def test_a_task_that_somebody_else_cancels_meanwhile_is_cancelled() -> None:
+    """Ours: whoever has left must not be served elsewhere because a node went down as well."""
+    keeper = store()
+    started = asyncio.Event()
+
+    async def wait() -> None:
+        with keeper.while_up(NODE):
+            started.set()
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(wait())
+        await started.wait()
+        for _ in range(3):
+            keeper.update(missed)
+        waiting.cancel()
+
+    assert waiting.cancelled()
 
 
 async def _outcome(block: Coroutine[object, object, None]) -> Failure | None:

@@ -1,7 +1,7 @@
 """What the rooms of the gateway need of each other, as protocols."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
@@ -91,7 +91,7 @@ class Store(Protocol):
         """Ask for a fresh report of `node` at once."""
         ...
 
-    def while_up(self, node: NodeName) -> AbstractAsyncContextManager[None]:
+    def while_up(self, node: NodeName) -> AbstractContextManager[None]:
         """Run a block that a node is needed for.
 
         Raises:

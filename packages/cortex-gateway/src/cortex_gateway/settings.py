@@ -211,18 +211,6 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     upstreams: tuple[UpstreamEntry, ...] = ()
 
     @property
-    def proxy(self) -> "ProxyLimits":
-        """What the data path reads."""
-        timeouts, queue = self.gateway.timeouts, self.gateway.queue
-        return ProxyLimits(
-            hold_s=timeouts.hold_s,
-            heartbeat_s=timeouts.heartbeat_s,
-            max_in_flight=queue.max_in_flight,
-            max_waiting=queue.max_waiting,
-            max_waiting_per_caller=queue.max_waiting_per_caller,
-        )
-
-    @property
     def catalogue_path(self) -> pathlib.Path | None:
         """The catalogue file, resolved; `None` when there is none."""
         return None if self.models_config is None else pathlib.Path(self.models_config)
@@ -231,16 +219,6 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def endpoints(self) -> dict[NodeName, str]:
         """Base URLs by node, in the order of the file."""
         return {entry.name: entry.endpoint for entry in self.neurons}
-
-
-class ProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """`ProxySettings`: what the data path reads of the settings."""
-
-    hold_s: float
-    heartbeat_s: float
-    max_in_flight: int
-    max_waiting: int
-    max_waiting_per_caller: int
 
 
 def load_settings(path: pathlib.Path | None, environ: Mapping[str, str]) -> GatewaySettings:

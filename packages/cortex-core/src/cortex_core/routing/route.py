@@ -114,19 +114,15 @@ def route(
     pairs = list(state.replicas_of(model))
     candidates = [_judge(state, node, replica, hints, now) for node, replica in pairs]
     usable = [pair for pair, seen in zip(pairs, candidates, strict=True) if not seen.rejected]
-    places = [
-        (node, replica)
-        for node, replica in usable
-        if hints.has_turn
-        or has_place(
-            catalogue,
-            node,
-            replica,
-            in_flight=in_flight,
-            default=max_in_flight,
-            now=now,
-        )
-    ]
+    places = usable
+    if not hints.has_turn:
+        places = [
+            (node, replica)
+            for node, replica in usable
+            if has_place(
+                catalogue, node, replica, in_flight=in_flight, default=max_in_flight, now=now
+            )
+        ]
     if usable and not places:
         return _full(model, usable, candidates)
     if places:
@@ -156,7 +152,7 @@ def _serve(
         replica=replica.id,
         endpoint=replica.endpoint or node.endpoint,
         reason=choice.reason,
-        candidates=tuple(_told(seen, choice.scores) for seen in candidates),
+        candidates=tuple([_told(seen, choice.scores) for seen in candidates]),
     )
 
 
@@ -166,7 +162,7 @@ def _told(seen: Candidate, scores: Mapping[ReplicaId, float]) -> Candidate:
     score = scores.get(seen.replica)
     if score is None:
         return msgspec.structs.replace(seen, rejected=_FULL)
-    return msgspec.structs.replace(seen, score=score)
+    return Candidate(replica=seen.replica, score=score)
 
 
 def _full(

@@ -62,6 +62,7 @@ def logging_to(
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     before = root.level
+    _leave_out_what_no_line_shows()
     root.addHandler(handler)
     root.setLevel(level.upper())
     # Its notes on every start say less than ours do.
@@ -73,6 +74,15 @@ def logging_to(
         root.removeHandler(handler)
         root.setLevel(before)
         writer.close(close_s)
+
+
+def _leave_out_what_no_line_shows() -> None:
+    """Have records carry no thread, process or place in the code.
+
+    To find them costs more than to make the line (Python's logging HOWTO, "Optimization").
+    """
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # the HOWTO names it
 
 
 class LineWriter:
@@ -135,7 +145,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line without its end."""
-        fields = "".join(f" {k}={v}" for k, v in _extra_of(record).items())
+        fields = "".join([f" {k}={v}" for k, v in _extra_of(record).items()])
         line = f"{_stamp(record)} {record.levelname} {record.name}: {record.getMessage()}{fields}"
         return redact(line + _failure_of(self, record)).replace("\n", "\\n").replace("\r", "\\r")
 
@@ -191,9 +201,10 @@ class _QueueingHandler(logging.Handler):
 
 def _extra_of(record: logging.LogRecord) -> dict[str, object]:
     """Return the fields that the caller added, secrets blanked by their names."""
-    return {
-        name: _shown(name, value) for name, value in vars(record).items() if name not in _OWN_FIELDS
-    }
+    extra = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+    if _has_secret(tuple(extra)):
+        extra = {name: _shown(name, value) for name, value in extra.items()}
+    return extra
 
 
 @functools.lru_cache(maxsize=256)

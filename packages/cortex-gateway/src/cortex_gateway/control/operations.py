@@ -125,7 +125,7 @@ class Operations:
             UpstreamError: it went down.
         """
         try:
-            async with self._store.while_up(node):
+            with self._store.while_up(node):
                 return await send()
         except UpstreamFailure as failure:
             raise UpstreamError(f"{node}: {failure.reason}") from None

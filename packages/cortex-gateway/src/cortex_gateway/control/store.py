@@ -48,7 +48,7 @@ class FleetStore:
         self._rates: dict[ModelId, Rate] = {}
         self._request_times: dict[ModelId, float] = {}
         # Nodes come and go with the settings, so that entries are made when they are needed.
-        self._limits: defaultdict[NodeName, set[asyncio.Timeout]] = defaultdict(set)
+        self._waits: defaultdict[NodeName, set[WhileUp]] = defaultdict(set)
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self._refreshes: defaultdict[NodeName, asyncio.Event] = defaultdict(asyncio.Event)
@@ -77,7 +77,7 @@ class FleetStore:
         """Take a node out of the fleet; requests that are with it go on."""
         self.update(partial(without_node, name=node))
         self.keep_wishes(self.wishes(), (wish for wish in self._wishes if wish.node != node))
-        self._limits.pop(node, None)
+        self._waits.pop(node, None)
         self._refreshes.pop(node, None)
 
     def update(self, reducer: Callable[[FleetState], FleetState]) -> None:
@@ -251,13 +251,13 @@ class FleetStore:
 
     def while_up(self, node: NodeName) -> "WhileUp":
         """Run a block that is cancelled when `node` goes down; see `Store`."""
-        return WhileUp(self._limits[node])
+        return WhileUp(self._waits[node])
 
     def _cut_waits(self, before: FleetState) -> None:
-        for name, limits in self._limits.items():
-            if limits and _is_down(self._state, name) and not _is_down(before, name):
-                for limit in limits:
-                    limit.reschedule(asyncio.get_running_loop().time())
+        for name, waits in self._waits.items():
+            if waits and _is_down(self._state, name) and not _is_down(before, name):
+                for wait in waits:
+                    wait.cut()
 
     def refresh(self, node: NodeName) -> None:
         """Ask for a fresh report of `node` at once, if the fleet still has it."""
@@ -274,28 +274,39 @@ class FleetStore:
 class WhileUp:
     """A block that is cancelled when a node goes down.
 
+    As `asyncio.timeout` does it, but for a block that is entered for each request.
+
     Args:
-        limits: of all such blocks with that node.
+        waits: all such blocks with that node.
     """
 
-    def __init__(self, limits: set[asyncio.Timeout]) -> None:
-        self._limits = limits
-        self._limit = asyncio.timeout(None)
+    def __init__(self, waits: set["WhileUp"]) -> None:
+        self._waits = waits
+        self._is_cut = False
 
-    async def __aenter__(self) -> None:
-        await self._limit.__aenter__()
-        self._limits.add(self._limit)
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancels = task.cancelling()
+        self._waits.add(self)
 
-    async def __aexit__(
+    def cut(self) -> None:
+        """Cancel the block."""
+        if not self._is_cut:
+            self._is_cut = True
+            self._task.cancel()
+
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._limits.discard(self._limit)
-        try:
-            await self._limit.__aexit__(kind, error, trace)
-        except TimeoutError:
+        self._waits.discard(self)
+        # Who else has cancelled the task meanwhile is obeyed.
+        is_ours = self._is_cut and self._task.uncancel() <= self._cancels
+        if is_ours and kind is asyncio.CancelledError:
             raise UpstreamFailure(Failure.CUT_BEFORE_ANSWER, "its node went down") from None
 
 

@@ -102,7 +102,7 @@ class Asked(Protocol):
         """Say what is sent to a model behind an upstream that speaks `dialect`.
 
         Called once before the search for a replica, so that a request which cannot work is
-        refused at once, and again for every attempt.
+        refused at once, and again for every attempt that is not what was foreseen.
 
         Raises:
             RequestError: the request cannot be put to that model.

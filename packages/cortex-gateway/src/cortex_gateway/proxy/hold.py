@@ -92,7 +92,7 @@ class Pulse:
         self._beat = beat
         self._interval_s = interval_s
         self._text = text
-        self._group = asyncio.TaskGroup()
+        self._group: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_beating = False
@@ -100,6 +100,7 @@ class Pulse:
 
     async def __aenter__(self) -> Self:
         if self._beat is not None:
+            self._group = asyncio.TaskGroup()
             await self._group.__aenter__()
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._interval_s, self._start, self._beat)
@@ -112,7 +113,7 @@ class Pulse:
         trace: TracebackType | None,
     ) -> None:
         await self.stop()
-        if self._beat is not None:
+        if self._group is not None:
             # The block's own error is not the group's to wrap.
             await self._group.__aexit__(None, None, None)
 
@@ -128,6 +129,7 @@ class Pulse:
             await asyncio.wait((self._task,))
 
     def _start(self, beat: Beat) -> None:
+        assert self._group is not None
         self._task = self._group.create_task(self._run(beat))
 
     async def _run(self, beat: Beat) -> None:

@@ -344,6 +344,8 @@ class Lines:
                     self._in_flight.observe(replica.id, replica.in_flight)
 
     def _freed(self, replica: ReplicaId) -> None:
+        if not self._lines:
+            return
         # A place with an engine is next for whoever has waited for longest, for its base or for
         # an adapter.
         for model in sorted(self._store.state.sharing(replica), key=self._since):

@@ -34,7 +34,7 @@ from cortex_gateway.proxy.reply import Reply
 from cortex_gateway.proxy.search import Search
 from cortex_gateway.proxy.targets import foreseen_target
 from cortex_gateway.proxy.unloaded import FilesWalk
-from cortex_gateway.proxy.walk import Doors, Walk
+from cortex_gateway.proxy.walk import Doors, Foreseen, Walk
 
 logger = logging.getLogger(__name__)
 
@@ -148,15 +148,16 @@ class Proxy:
         account.begin(resolved.model)
         # What cannot work is refused before anybody waits for a load.
         target, dialect = foreseen_target(doors.store.state, resolved.model, doors.accesses)
-        foreseen = asked.outbound(target, dialect)
+        outbound = asked.outbound(target, dialect)
         affinity = affinity_of(call.session, body)
         search = Search(resolved.model, RouteHints(cold_ok=call.cold_ok, affinity=affinity))
         ticket = self._ticket(call, len(body))
         if self._trace is not None:
             account.arrival = self._arrival(resolved.model, call, len(body))
-        files = FilesWalk(doors, call, asked, foreseen, reply, account)
+        files = FilesWalk(doors, call, asked, outbound, reply, account)
         if await files.run(search.model, search.hints):
             return
+        foreseen = Foreseen(target=target, dialect=dialect, outbound=outbound)
         await Walk(doors, call, asked, ticket, foreseen, search, reply, account).run()
 
     def _ticket(self, call: Call, body_bytes: int) -> Ticket:

@@ -4,6 +4,7 @@ import logging
 
 import msgspec
 
+from cortex_core.dialect import Dialect
 from cortex_core.errors import (
     NoReplicaError,
     OverloadedError,
@@ -15,6 +16,7 @@ from cortex_core.routing.queue import Ticket
 from cortex_core.routing.retry import Failure, may_retry
 from cortex_core.routing.route import Decision, Refuse, Serve, Wait
 from cortex_core.server.clock import Clock
+from cortex_core.translate.target import Target
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.metrics import OK
 from cortex_gateway.ports import (
@@ -67,6 +69,14 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
     accesses: Accesses
 
 
+class Foreseen(msgspec.Struct, frozen=True, kw_only=True):
+    """What will probably be sent, and what it was made for."""
+
+    target: Target
+    dialect: Dialect
+    outbound: Outbound
+
+
 class Walk:
     """Takes one request to an answer.
 
@@ -87,7 +97,7 @@ class Walk:
         call: Call,
         asked: Asked,
         ticket: Ticket,
-        foreseen: Outbound,
+        foreseen: Foreseen,
         search: Search,
         reply: Reply,
         account: Account,
@@ -95,7 +105,8 @@ class Walk:
         self._doors = doors
         self._call = call
         self._ticket = ticket
-        self._thoughts = foreseen.answer if call.shows_progress else None
+        self._foreseen: Foreseen | None = foreseen
+        self._thoughts = foreseen.outbound.answer if call.shows_progress else None
         self._shown = ""
         self._overload: OverloadedError | None = None
         """Of the attempt that a full replica has just refused."""
@@ -174,9 +185,7 @@ class Walk:
         """Send the request to one replica; False asks for another round."""
         doors, replica, account = self._doors, serve.replica, self._account
         access = doors.accesses.get(replica.node, NEURON)
-        outbound = self._asked.outbound(
-            target_of(doors.store.state, replica, access), access.dialect
-        )
+        outbound = self._outbound(target_of(doors.store.state, replica, access), access.dialect)
         if self._call.shows_progress:
             # What is shown from now on must be known to who writes the answer.
             self._thoughts = outbound.answer
@@ -198,12 +207,19 @@ class Walk:
         self._answered(replica, began)
         return True
 
+    def _outbound(self, target: Target, dialect: Dialect) -> Outbound:
+        """Return what is sent; what was foreseen, if that is it, the first time."""
+        foreseen, self._foreseen = self._foreseen, None
+        if foreseen is not None and (foreseen.target, foreseen.dialect) == (target, dialect):
+            return foreseen.outbound
+        return self._asked.outbound(target, dialect)
+
     async def _send(self, serve: Serve, access: Access, outbound: Outbound, pulse: Pulse) -> bool:
         """Post the request and pass on its answer; False if the node refused it before any work."""
         answer = None
         try:
             # Once the answer flows it proves by itself that the node lives.
-            async with self._doors.store.while_up(serve.replica.node):
+            with self._doors.store.while_up(serve.replica.node):
                 answer = await self._post(serve.endpoint, access, outbound)
             if access.is_neuron and answer.status >= 400:
                 if has_died(answer):

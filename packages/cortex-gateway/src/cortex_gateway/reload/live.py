@@ -36,24 +36,24 @@ class LiveSettings:
     @property
     def hold_s(self) -> float:
         """Longest wait for a turn with a model."""
-        return self.current.proxy.hold_s
+        return self.current.gateway.timeouts.hold_s
 
     @property
     def heartbeat_s(self) -> float:
         """Between signs of life to a streaming caller."""
-        return self.current.proxy.heartbeat_s
+        return self.current.gateway.timeouts.heartbeat_s
 
     @property
     def max_in_flight(self) -> int:
         """Requests that a replica is given at once."""
-        return self.current.proxy.max_in_flight
+        return self.current.gateway.queue.max_in_flight
 
     @property
     def max_waiting(self) -> int:
         """Requests that may wait for one model; for lines that begin from now on."""
-        return self.current.proxy.max_waiting
+        return self.current.gateway.queue.max_waiting
 
     @property
     def max_waiting_per_caller(self) -> int:
         """Those of one caller; likewise."""
-        return self.current.proxy.max_waiting_per_caller
+        return self.current.gateway.queue.max_waiting_per_caller
