@@ -17,6 +17,7 @@ from cortex_core.fleet.reducers import (
     with_report,
     with_request_failure,
     with_request_success,
+    with_unloads,
     with_use,
     without_node,
 )
@@ -213,3 +214,13 @@ def test_what_a_node_had_at_its_first_report_is_not_taken_for_new() -> None:
 
     assert (there.since, there.age_s(11.0)) == (10.0, math.inf)
     assert came.age_s(31.0) == 1.0
+
+
+def test_what_is_being_loaded_is_not_on_its_way_out_any_more() -> None:
+    """Ours: its unload failed, its node lost it by itself, and another copy would be one too many."""
+    going = with_unloads(with_report(fresh(), BEAST, report(), 1.0), (RID,))
+
+    coming = with_command(going, RID, LoadCommand(devices=(), vram_bytes=None, sent_at=2.0))
+
+    assert going.unloads == {RID}
+    assert coming.unloads == frozenset()

@@ -172,8 +172,13 @@ def with_miss(state: FleetState, name: NodeName, error: str) -> FleetState:
 
 
 def with_command(state: FleetState, replica: ReplicaId, command: LoadCommand) -> FleetState:
-    """Return the fleet with a load on its way."""
-    return _next(state, commands={**state.commands, replica: command})
+    """Return the fleet with a load on its way.
+
+    What is loaded is not on its way out any more: an unload that was on its way met nothing, or a
+    node that could not be reached.
+    """
+    commands = {**state.commands, replica: command}
+    return _next(state, commands=commands, unloads=state.unloads - {replica})
 
 
 def without_command(state: FleetState, replica: ReplicaId) -> FleetState:
