@@ -1,6 +1,8 @@
 """Answers on their way through: pace, silence, ends and cancellation."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -98,6 +100,31 @@ async def failure_of(awaitable: Awaitable[object]) -> Failure | None:
     except UpstreamFailure as error:
         return error.failure
     return None
+
+
+async def test_passing_that_was_ended_leaves_nothing_to_the_collector_of_cycles() -> None:
+    """Ours: each stream ends like this, and what it leaves is looked through while all wait."""
+
+    async def ended(answer: UpstreamAnswer) -> weakref.ref[Stop]:
+        def take(data: bytes) -> bool:
+            raise Stop
+
+        try:
+            await answer.pass_to(take)
+        except Stop as stop:
+            return weakref.ref(stop)
+        raise AssertionError("it was not raised")
+
+    answered = HEAD + chunk(b"one") + b"0\r\n\r\n"
+    async with serving(says(answered, then_wait=True)) as url, upstream() as client:
+        gc.disable()
+        try:
+            async with posted(client, url) as answer:
+                left = (await ended(answer))()
+        finally:
+            gc.enable()
+
+    assert left is None
 
 
 async def test_what_take_raises_is_raised_and_the_rest_can_be_read() -> None:

@@ -173,6 +173,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self._is_writable.set()
         self._leave()
+        self._scope = None
         self.is_lost.set()
 
     def pause_writing(self) -> None:

@@ -81,8 +81,8 @@ class Exchange:
         "_limits",
         "_loop",
         "_news",
+        "_path",
         "_received",
-        "_scope",
         "_send",
         "_sending_since",
         "_sends",
@@ -100,7 +100,7 @@ class Exchange:
         self,
         *,
         limits: Limits,
-        scope: Scope,
+        path: str,
         send: Send,
         has_body: bool,
         request_id: RequestId,
@@ -118,7 +118,7 @@ class Exchange:
         self.on_writable: Callable[[], object] | None = None
         """Called when more may be written, after `write` has asked for no more."""
         self._limits = limits
-        self._scope, self._send = scope, send
+        self._path, self._send = path, send
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[object] | None = None
@@ -137,8 +137,12 @@ class Exchange:
         self._unsent = 0
         """The most that was left to be sent since then."""
 
-    async def run(self, app: ASGIApp) -> None:
-        """Run `app` to its end, or until the caller leaves, stalls, or the drain cuts it."""
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Run `app` to its end, or until the caller leaves, stalls, or the drain cuts it.
+
+        The scope is not kept: it leads here, and a circle with each request would have the
+        collector of cycles stop the process for some ms every thousand requests.
+        """
         self._connection.listen(self)
         if self._is_gone:
             self.cut = self.cut or Cut.CLIENT_GONE
@@ -146,7 +150,7 @@ class Exchange:
         task = self._task = asyncio.current_task()
         assert task is not None
         try:
-            await app(self._scope, self.receive, self.send)
+            await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
             # Ours if nobody else asked for it too: the server's own wish must go on.
             if task.cancelling() > self._cancels or not self._cancels:
@@ -243,7 +247,7 @@ class Exchange:
         # A body that came along with the head is read by now, if the pump gets a turn.
         if self._has_body:
             await asyncio.sleep(0)
-        own = response_headers(self.request_id, self._scope["path"])
+        own = response_headers(self.request_id, self._path)
         names = {name for name, _ in own}
         headers = [pair for pair in message.get("headers", ()) if pair[0].lower() not in names]
         headers += own

@@ -62,7 +62,7 @@ class Guard:
         head = read_head(scope, self._limits)
         exchange = Exchange(
             limits=self._limits,
-            scope=scope,
+            path=scope["path"],
             send=send,
             has_body=head.body_bytes != 0,
             request_id=head.request_id or self._new_request_id(),
@@ -77,12 +77,13 @@ class Guard:
         try:
             if error is not None:
                 exchange.is_last = True
-                await exchange.run(functools.partial(_refuse, error))
+                await exchange.run(functools.partial(_refuse, error), scope)
             else:
-                await exchange.run(self._app)
+                await exchange.run(self._app, scope)
             if exchange.cut is Cut.DRAIN and not exchange.is_started:
                 exchange.is_last = True
-                await exchange.run(functools.partial(_refuse, DrainingError("going down")))
+                refuse = functools.partial(_refuse, DrainingError("going down"))
+                await exchange.run(refuse, scope)
         finally:
             self._live.discard(exchange)
         # Up to 1.0 the end of the connection is the end of the answer: only a reset differs.

@@ -126,6 +126,7 @@ async def _serve_connection(
             keep_alive_s=config.keep_alive_timeout,
             flush_timeout_s=config.flush_timeout_s,
         )
+        stream = writer.transport.get_protocol()
         try:
             writer.transport.set_protocol(connection)
             connection.connection_made(writer.transport)
@@ -140,6 +141,8 @@ async def _serve_connection(
             raise
         finally:
             config.connections.discard(connection)
+            # It lets go of reader and writer, which are a circle with it and this task.
+            stream.connection_lost(None)
 
 
 async def _hand_over(reader: asyncio.StreamReader, connection: Connection) -> None:

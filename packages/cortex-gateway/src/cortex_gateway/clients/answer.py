@@ -91,8 +91,12 @@ class Answer:
             self._take = None
             self.resume()
         raised, self._raised = self._raised or self._error, None
-        if raised is not None:
-            raise raised
+        try:
+            if raised is not None:
+                raise raised
+        finally:
+            # Its traceback leads here: a circle, with all that the stream had.
+            del raised
 
     def resume(self) -> None:
         """Offer `take` more; see `UpstreamAnswer.resume`."""
