@@ -40,6 +40,7 @@ from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.proxy.proxy import Proxy
+from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.settings import GatewaySettings, Timeouts
 
 MODEL = ModelId(upstream.MODEL)
@@ -59,7 +60,7 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
         proxy = Proxy(
             store=FleetStore(state, Catalogue()),
             upstream=nodes,
-            settings=GatewaySettings().proxy,
+            settings=LiveSettings(GatewaySettings()),
             metrics=metrics,
             clock=clock,
             journal=Journal(clock, metrics.decided),
