@@ -1,6 +1,7 @@
 """Bodies are bounded in size and time, and one that nobody reads hurts nobody."""
 
 import asyncio
+import socket
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -141,6 +142,31 @@ async def test_body_at_the_limit_is_taken() -> None:
         for head in (CHUNKED, request("POST", "/", "content-length: 1000")):
             body = chunked(b"x" * 600, b"x" * 400) if head is CHUNKED else b"x" * 1000
             assert (await server.ask(head + body)).body == b"x" * 1000
+
+
+@pytest.mark.parametrize("is_chunked", [True, False], ids=["chunked", "announced"])
+async def test_others_have_a_turn_within_a_large_body(is_chunked: bool) -> None:
+    """Ours: libuv alone reads on for eight megabytes, if they are there."""
+    size, pieces = 16 << 20, []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            while (message := await receive())["more_body"]:
+                pieces.append(len(message["body"]))
+            pieces.append(len(message["body"]))
+            await hello(scope, receive, send)
+
+    head = CHUNKED if is_chunked else request("POST", "/", f"content-length: {size}")
+    body = chunked(*[b"x" * (size // 8)] * 8) if is_chunked else b"x" * size
+    async with serving(app) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as caller:
+            # In a thread, so that there always is something to read.
+            await asyncio.to_thread(caller.sendall, head + body)
+            answer = await asyncio.to_thread(caller.recv, 1000)
+
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert sum(pieces) == size
+        assert max(pieces) <= 512 * 1024
 
 
 async def test_many_tiny_chunks_cost_no_more_than_their_bytes() -> None:

@@ -31,6 +31,9 @@ CONNECTION_KEY = "cortex.connection"
 _PIPELINED_BYTES = 64 * 1024
 """What is read of further requests while one is answered."""
 
+_FULL_READ_BYTES = 128 * 1024
+"""More than that at once, and there is more to read: uvloop's buffer has twice the size."""
+
 _LAST_LOOK_S = 0.001
 """Long enough for sockets to be looked at once."""
 
@@ -154,9 +157,11 @@ class Connection(asyncio.Protocol):
         if self._listener is not None and not self._buffer and len(data) <= self._left:
             self._left -= len(data)
             self._listener.take(data, is_end=not self._left)
-            return
-        self._buffer += data
-        self._advance()
+        else:
+            self._buffer += data
+            self._advance()
+        if len(data) >= _FULL_READ_BYTES:
+            self._give_way()
 
     def eof_received(self) -> bool:
         """Take the end of what the caller sends for the end of the connection."""
@@ -186,6 +191,16 @@ class Connection(asyncio.Protocol):
         if self._listener is not None:
             self._listener.go_on()
 
+    def _give_way(self) -> None:
+        """Let the others have a turn within a large body, of which libuv would read 8 MB first."""
+        if (self._left or self._chunks is not None) and not (self._is_closing or self._is_paused):
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_again)
+
+    def _read_again(self) -> None:
+        if not self._is_closing and not self._is_paused:
+            self._transport.resume_reading()
+
     # Requests.
 
     def _advance(self) -> None:
@@ -202,8 +217,7 @@ class Connection(asyncio.Protocol):
         if end < 0:
             self._scanned = len(self._buffer)
             return False
-        head = bytes(self._buffer[:end])
-        request = parse_head(head)
+        request = parse_head(bytes(self._buffer[:end]))
         del self._buffer[: end + 4]
         self._serve(request)
         return True
@@ -323,8 +337,7 @@ class Connection(asyncio.Protocol):
         if self._is_closing:
             return True
         data = self._answer.piece(body, is_last=is_last)
-        if self._held:
-            data, self._held = self._held + data, b""
+        data, self._held = self._held + data, b""
         if data:
             self._transport.write(data)
         return self._is_writable.is_set()
@@ -364,10 +377,8 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _look_again(self) -> None:
-        """Close the idle connection, unless something has come already.
-
-        After a loop stood still, libuv tells that the time is up before it reads.
-        """
+        """Close the idle connection, unless something has come already."""
+        # After a loop stood still, libuv tells that the time is up before it reads.
         self._wait(_LAST_LOOK_S, self._close)
 
     def _wait(self, seconds: float, then: Callable[[], object]) -> None:

@@ -214,8 +214,8 @@ class Exchange:
             if self._failure is not None:
                 raise self._failure
             if self._body or not (self._has_body or self._end_given):
-                body = self._body if isinstance(self._body, bytes) else bytes(self._body)
-                self._body = b""
+                # A `bytearray` when it came in pieces; nobody else has it from here on.
+                body, self._body = self._body, b""
                 self._end_given = not self._has_body
                 return {"type": "http.request", "body": body, "more_body": self._has_body}
             if self._is_gone:

@@ -79,7 +79,8 @@ async def read_body(receive: Receive) -> bytes:
             raise ClientGoneError("the caller has left within its request")
         parts.append(message.get("body", b""))
         has_more = message.get("more_body", False)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    # Of one piece of bytes this is that piece.
+    return b"".join(parts)
 
 
 def _onward(
