@@ -9,6 +9,9 @@ from cortex_core.codec import decode_request
 from cortex_core.errors import InvalidJsonError, InvalidRequestError
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
 
+_MEANT = bytes(range(0x20)) + b'"\\'
+"""What means something within a JSON text."""
+
 
 def test_a_missing_field_is_named_as_param() -> None:
     """OpenAI's: `param` names the field."""
@@ -47,6 +50,31 @@ def test_what_is_not_json_is_invalid_json(body: bytes) -> None:
         decode_request(body, ENVELOPE_DECODER)
 
     assert caught.value.code == "invalid_json"
+
+
+@given(
+    st.sampled_from([0, 65_536, 131_072]),
+    st.integers(0, 6),
+    st.text(max_size=4).map(str.encode) | st.binary(max_size=6),
+    st.sampled_from(["", "é", "\U0001f600"]),
+)
+def test_text_is_checked_as_python_checks_it(edge: int, short: int, odd: bytes, wide: str) -> None:
+    """Ours: a body is looked at in pieces, at whose edges nothing is let through or refused."""
+    begin = b'{"model":"m","x":"' + wide.encode()
+    body = begin + b"a" * max(0, edge - short - len(begin)) + odd.translate(None, _MEANT) + b'"}'
+    try:
+        body.decode()
+        wrong = None
+    except UnicodeDecodeError as error:
+        wrong = f"byte {error.start} is not UTF-8"
+
+    try:
+        decode_request(body, ENVELOPE_DECODER)
+        said = None
+    except InvalidJsonError as error:
+        said = error.message.partition(": ")[2]
+
+    assert said == wrong
 
 
 @given(st.binary(max_size=200))

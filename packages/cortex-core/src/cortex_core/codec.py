@@ -1,5 +1,6 @@
 """JSON in and out, with msgspec's failures turned into errors for the caller."""
 
+import codecs
 import re
 from typing import TypeVar
 
@@ -11,6 +12,9 @@ T = TypeVar("T")
 
 encode_json = msgspec.json.Encoder().encode
 """Encode any supported value as compact JSON bytes."""
+
+_PIECE_BYTES = 64 * 1024
+"""So much text finds room in memory that is there already, and in the processor's cache."""
 
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
@@ -25,7 +29,7 @@ def decode_request(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """
     try:
         # msgspec does not check the UTF-8 of fields that it skips or keeps raw.
-        body.decode()
+        _check_utf8(body)
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         message = str(error)
@@ -34,6 +38,27 @@ def decode_request(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise InvalidJsonError(f"the body is not valid JSON: {_one_line(error)}") from None
     except RecursionError:
         raise InvalidJsonError("the body is nested too deeply") from None
+
+
+def _check_utf8(body: bytes) -> None:
+    """Look for what is not UTF-8, without a text as long as the body.
+
+    Raises:
+        UnicodeDecodeError: there is some.
+    """
+    if body.isascii():
+        return
+    view, position = memoryview(body), 0
+    while position < len(body):
+        is_last = position + _PIECE_BYTES >= len(body)
+        try:
+            _, length = codecs.utf_8_decode(
+                view[position : position + _PIECE_BYTES], "strict", is_last
+            )
+        except UnicodeDecodeError as error:
+            start, end = position + error.start, position + error.end
+            raise UnicodeDecodeError("utf-8", body, start, end, error.reason) from None
+        position += length
 
 
 def _param(message: str) -> str | None:
