@@ -22,7 +22,7 @@ from cortex_gateway.app import build_app
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
-from cortex_gateway.ports import UpstreamAnswer
+from cortex_gateway.ports import Body, UpstreamAnswer
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.settings import GatewaySettings
@@ -115,7 +115,7 @@ class NoUpstream:
     """For an application that is asked for its paths alone."""
 
     async def post(
-        self, url: str, headers: Sequence[tuple[str, str]], body: bytes
+        self, url: str, headers: Sequence[tuple[str, str]], body: Body
     ) -> UpstreamAnswer:
         raise NotImplementedError(url, headers, body)
 

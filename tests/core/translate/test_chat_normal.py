@@ -193,6 +193,16 @@ def test_media_are_seen_in_parts_and_nowhere_else() -> None:
     assert asks(None) == Asks()
 
 
+@pytest.mark.parametrize("content", [["hi"], [{"type": 1}], [{"type": "text"}, None], [[]]])
+def test_parts_that_are_none_are_refused_where_they_may_be_media(content: list[Any]) -> None:
+    """Ours: whatever else is wrong is the engine's to refuse."""
+    image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+
+    assert normalise(body(messages=[{"role": "user", "content": content}])).asks == Asks()
+    param = refused(messages=[USER, {"role": "user", "content": [image, *content]}])
+    assert param == "messages.1.content"
+
+
 def test_a_body_that_is_no_request_is_refused_as_such() -> None:
     """Ours: a fuzzed body never gives a 500."""
     assert refused(model=1) == "model"

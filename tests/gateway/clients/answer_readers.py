@@ -79,7 +79,7 @@ async def in_pieces(pieces: Sequence[bytes]) -> Outcome:
     """Return what our client makes of bytes that come in `pieces` before the connection ends."""
     connection = Connection(_Nobody(), keep_alive_s=10.0)
     connection.connection_made(_Wire())
-    asking = outcome_of(connection.ask(b"", b"", first_byte_s=10.0, idle_s=10.0))
+    asking = outcome_of(connection.ask(b"", (), first_byte_s=10.0, idle_s=10.0))
     async with asyncio.TaskGroup() as tasks:
         answering = tasks.create_task(asking)
         # The request is written when the task runs.

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 
 from cortex_gateway.clients.upstream import HttpUpstream, open_upstream
-from cortex_gateway.ports import UpstreamAnswer
+from cortex_gateway.ports import Body, UpstreamAnswer
 from cortex_gateway.settings import Timeouts
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -75,7 +75,7 @@ async def upstream(timeouts: Timeouts = HASTY, limit_s: float = 5.0) -> AsyncIte
 
 @asynccontextmanager
 async def posted(
-    client: HttpUpstream, url: str, body: bytes = b"{}"
+    client: HttpUpstream, url: str, body: Body = b"{}"
 ) -> AsyncIterator[UpstreamAnswer]:
     answer = await client.post(url, JSON, body)
     with closing(answer):

@@ -1,6 +1,7 @@
 """Requests to neurons' inference paths: what arrives, and how failures are told apart."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -133,24 +134,27 @@ async def test_request_has_the_given_headers_and_none_of_the_library() -> None:
     assert b"user-agent" not in head
 
 
-@pytest.mark.parametrize("size", [0, 1 << 20, (1 << 20) + 1, 5 << 20])
-async def test_body_arrives_whole(size: int) -> None:
-    """Ours: also where the library warns of large bodies; warnings are errors here."""
+@pytest.mark.parametrize("cuts", [(), (0, 1), (1, 300_000, 300_040)])
+@pytest.mark.parametrize("size", [0, 1 << 18, 1 << 20, (1 << 20) + 1, 5 << 20])
+async def test_body_arrives_whole(size: int, cuts: tuple[int, ...]) -> None:
+    """Ours: in one piece or in several, empty ones among them."""
     bodies: list[bytes] = []
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         bodies.append((await request_of(reader))[1])
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
 
-    body = bytes(range(256)) * (size // 256 + 1)
+    body = (bytes(range(256)) * (size // 256 + 1))[:size]
+    edges = (0, *cuts, size)
+    pieces = tuple(memoryview(body)[begin:end] for begin, end in itertools.pairwise(edges))
     async with (
         serving(script) as url,
         upstream(Timeouts()) as client,
-        posted(client, url, body[:size]),
+        posted(client, url, pieces if cuts else body),
     ):
         pass
 
-    assert bodies == [body[:size]]
+    assert bodies == [body]
 
 
 async def test_leaving_early_closes_the_connection() -> None:

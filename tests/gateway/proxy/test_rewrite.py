@@ -9,7 +9,8 @@ from hypothesis import given, strategies as st
 from cortex_core.codec import decode_request
 from cortex_core.errors import InvalidRequestError
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
-from cortex_gateway.proxy.rewrite import MAX_MEMBERS, with_model
+from cortex_gateway.proxy import rewrite
+from cortex_gateway.proxy.rewrite import MAX_MEMBERS, whole
 
 keys = st.text(max_size=5) | st.sampled_from(["model", "messages", '"', "\\"])
 values = st.recursive(
@@ -22,6 +23,12 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=8,
 )
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    return whole(rewrite.with_model(body, model))
+
+
 layouts = st.sampled_from([(",", ":"), (", ", ": "), (" ,\n\t", " :\r\n ")])
 
 

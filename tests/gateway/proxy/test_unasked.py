@@ -5,7 +5,11 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from cortex_gateway.api.unasked import UsageHider, with_usage_asked
+from cortex_core.codec import decode_request
+from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
+from cortex_gateway.api.openai import counted, renamed
+from cortex_gateway.api.unasked import UsageHider
+from cortex_gateway.proxy.rewrite import whole
 from cortex_gateway.proxy.watch import StreamWatch
 from tests.fakes.gateway import MODEL, ask, gateway, request
 from tests.fakes.upstream import DONE, ScriptedNode, nodes, streams, words
@@ -25,6 +29,10 @@ idle_options = st.none() | st.fixed_dictionaries(
     },
 )
 COMPLETION = {"id": "c", "object": "text_completion", "choices": [{"index": 0, "text": "a"}]}
+
+
+def with_usage_asked(body: bytes) -> bytes:
+    return whole(counted(body, decode_request(body, ENVELOPE_DECODER)))
 
 
 def event(data: object, end: str = "\n") -> bytes:
@@ -55,6 +63,7 @@ def test_options_of_the_callers_own_stay(
     members: dict[str, object], options: dict[str, object] | None, layout: tuple[str, str]
 ) -> None:
     """Ours: but for what would put usage into every chunk, and had no meaning without."""
+    members = {**members, "model": "m"}
     body = json.dumps({"a": 1, **members, "stream_options": options}, separators=layout).encode()
 
     asked = json.loads(with_usage_asked(body))
@@ -62,6 +71,42 @@ def test_options_of_the_callers_own_stay(
     kept = {k: v for k, v in (options or {}).items() if k != "continuous_usage_stats"}
     assert asked.pop("stream_options") == {**kept, "include_usage": True}
     assert asked == {k: v for k, v in {"a": 1, **members}.items() if k != "stream_options"}
+
+
+@given(
+    st.dictionaries(keys, values, max_size=3),
+    st.just({}) | idle_options.map(lambda options: {"stream_options": options}),
+    st.text(),
+    layouts,
+    st.booleans(),
+)
+def test_a_wish_and_another_name_go_together(
+    members: dict[str, object],
+    options: dict[str, dict[str, object]],
+    name: str,
+    layout: tuple[str, str],
+    is_first: bool,
+) -> None:
+    """Ours: as if one had been written after the other, whichever stands first."""
+    told = {**members, "model": "alias"}
+    body = json.dumps({**options, **told} if is_first else {**told, **options}, separators=layout)
+
+    asked = renamed(body.encode(), "alias", name)
+    asked = counted(asked, decode_request(body.encode(), ENVELOPE_DECODER))
+
+    kept = {**(options.get("stream_options") or {}), "include_usage": True}
+    kept.pop("continuous_usage_stats", None)
+    assert json.loads(whole(asked)) == {**told, "model": name, "stream_options": kept}
+
+
+def test_options_under_an_escaped_key_are_seen() -> None:
+    """RFC 8259 section 7: an escaped character is the character."""
+    body = b'{"model":"m","stream\\u005foptions":{"include_usage":false}}'
+
+    asked = with_usage_asked(body)
+
+    assert json.loads(asked) == {"model": "m", "stream_options": {"include_usage": True}}
+    assert asked.count(b"include_usage") == 1
 
 
 # Of CR LF the last LF may come too late to be told from an empty line, which means nothing.

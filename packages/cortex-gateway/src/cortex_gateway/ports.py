@@ -159,11 +159,15 @@ class UpstreamAnswer(Protocol):
         ...
 
 
+Body = bytes | tuple[bytes | memoryview, ...]
+"""Of a request, whole or in pieces: putting a name into megabytes is to copy none of them."""
+
+
 class Upstream(Protocol):
     """Sends requests to neurons' inference paths."""
 
     async def post(
-        self, url: str, headers: Sequence[tuple[str, str]], body: bytes
+        self, url: str, headers: Sequence[tuple[str, str]], body: Body
     ) -> UpstreamAnswer:
         """Send a request and return its answer once the head is there; close it afterwards.
 

@@ -75,8 +75,9 @@ _TOOLS = msgspec.json.Decoder(tuple[_ToolName, ...])
 
 _VISION_TYPES = frozenset({"image_url", "input_image", "video_url"})
 _AUDIO_TYPES = frozenset({"audio_url", "input_audio"})
+_OPENING = ord("[")
 _MEDIA_MARKS = (b'_url"', b'"input_')
-"""Nothing above is without one of them."""
+"""Nothing above is without one of them, unless it is escaped."""
 
 
 def normalise(body: bytes) -> Normal:
@@ -162,11 +163,17 @@ def _media_kinds(envelope: ChatEnvelope) -> set[str]:
     """Return the types of parts, of messages that may have some that are no text."""
     kinds: set[str] = set()
     for index, message in enumerate(envelope.messages):
-        if bytes(memoryview(message.content)[:1]) != b"[":
+        view = memoryview(message.content)
+        if not view or view[0] != _OPENING:
             continue
-        content = bytes(message.content)
-        if any(mark in content for mark in _MEDIA_MARKS):
+        try:
             parts = _decode(message.content, _PARTS, f"messages.{index}.content")
+        except InvalidRequestError:
+            # What may be no media is for the engine to refuse. To search costs more than to decode.
+            content = bytes(message.content)
+            if any(mark in content for mark in _MEDIA_MARKS):
+                raise
+        else:
             kinds.update(part.type for part in parts)
     return kinds
 
@@ -191,7 +198,7 @@ def _has_both_limits(envelope: ChatEnvelope) -> bool:
 
 
 def _has_idle_options(envelope: ChatEnvelope) -> bool:
-    return envelope.stream_options is not None and not envelope.stream
+    return bool(envelope.stream_options) and not envelope.stream
 
 
 def _drop_older_limit(members: Members) -> None:

@@ -10,6 +10,7 @@ from cortex_core.errors import RequestError, UpstreamCutError
 from cortex_core.harness import Route
 from cortex_core.translate.target import Target
 from cortex_gateway.proxy.asked import EVENT_STREAM, Asked, Outbound
+from cortex_gateway.proxy.rewrite import whole
 
 _PATHS = {
     Dialect.OPENAI: Route.COUNT_TOKENS.value,
@@ -57,7 +58,7 @@ class CountAsked:
         sent = self._inner.outbound(target, dialect)
         body = sent.body
         if dialect is Dialect.ANTHROPIC:
-            members = _MEMBERS.decode(body)
+            members = _MEMBERS.decode(whole(body))
             body = encode_json({k: v for k, v in members.items() if k not in _NOT_COUNTED})
         return msgspec.structs.replace(
             sent,

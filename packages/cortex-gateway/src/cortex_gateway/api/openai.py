@@ -6,6 +6,7 @@ few things that engines do not take.
 
 from collections.abc import Callable
 
+import msgspec
 from starlette.routing import Route
 
 from cortex_core.codec import decode_request, encode_json
@@ -23,6 +24,7 @@ from cortex_core.wire.openai.chat import CHAT_REQUEST_DECODER
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER, Envelope
 from cortex_gateway.api.passage import ChatPassage, Passage
 from cortex_gateway.api.unasked import UsageHider, with_usage_asked
+from cortex_gateway.ports import Body
 from cortex_gateway.proxy.asked import EVENT_STREAM, Answering, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.proxy.rewrite import with_model
@@ -81,6 +83,7 @@ class EngineAsked:
         envelope = decode_request(body, ENVELOPE_DECODER)
         self.model = envelope.model
         self.is_stream = bool(envelope.stream)
+        self._envelope = envelope
         self._counts = head.path == COMPLETIONS_PATH and is_to_be_counted(envelope)
         """Whether it is a stream whose tokens are counted although the caller does not ask."""
         self._head = head
@@ -101,7 +104,7 @@ class EngineAsked:
         path, body = self._head.path, renamed(self._body, self.model, target.model)
         if self._counts and target.tells_usage:
             answer = Passage(self._head.request_id, UsageHider())
-            return Outbound(path=path, body=with_usage_asked(body), answer=answer)
+            return Outbound(path=path, body=counted(body, self._envelope), answer=answer)
         return Outbound(path=path, body=body)
 
     def failed(self, error: RequestError) -> bytes:
@@ -142,7 +145,7 @@ class ChatAsked:
         body = renamed(within(self._normal, target.limit), self.model, target.model)
         hider = None
         if target.tells_usage and is_to_be_counted(self._envelope):
-            body, hider = with_usage_asked(body), UsageHider()
+            body, hider = counted(body, self._envelope), UsageHider()
         answer: Answering = ChatPassage(self._head.request_id, hider, self.model, self._created)
         if self._normal.legacy_functions:
             answer = self._translator(ChatReader(limit=target.limit))
@@ -200,6 +203,11 @@ def anew(before: Translator | None, reader: Reader, writer: Callable[[], Writer]
     return before
 
 
-def renamed(body: bytes, requested: str, model: str) -> bytes:
+def counted(body: Body, envelope: Envelope) -> Body:
+    """Return a body that `is_to_be_counted` so that it asks for its usage."""
+    return with_usage_asked(body, has_options=envelope.stream_options is not msgspec.UNSET)
+
+
+def renamed(body: bytes, requested: str, model: str) -> Body:
     """Return `body` with the name that the upstream knows; the same bytes when it is the same."""
     return body if model == requested else with_model(body, model)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from cortex_core.routing.retry import Failure
@@ -20,6 +21,9 @@ from cortex_gateway.ports import UpstreamFailure
 
 _PIECE_BYTES = 256 * 1024
 """What of a large request is handed to the transport at once."""
+
+_TURN_PIECES = 2
+"""What is handed over before the others have a turn."""
 
 _CLOCKS_DIFFER_S = 1.0
 """How much sooner than a node says its connections are left alone."""
@@ -82,7 +86,8 @@ class Connection(asyncio.Protocol):
         self._timer_at = 0.0
         # Of the request under way.
         self._waiter: asyncio.Future[Answer] | None = None
-        self._unsent: memoryview | None = None
+        self._unsent: list[memoryview] = []
+        """Pieces of its body, the last one first."""
         self._is_writable = True
         # Of its answer.
         self._buffer = bytearray()
@@ -93,7 +98,14 @@ class Connection(asyncio.Protocol):
         self._reuse_s = 0.0
         self._is_paused = False
 
-    async def ask(self, head: bytes, body: bytes, *, first_byte_s: float, idle_s: float) -> Answer:
+    async def ask(
+        self,
+        head: bytes,
+        body: Sequence[bytes | memoryview],
+        *,
+        first_byte_s: float,
+        idle_s: float,
+    ) -> Answer:
         """Send a request and return its answer once the head is there.
 
         Being cancelled resets the connection.
@@ -105,11 +117,11 @@ class Connection(asyncio.Protocol):
         waiter: asyncio.Future[Answer] = self._loop.create_future()
         self._waiter = waiter
         self._allow(first_byte_s)
-        if len(body) <= _PIECE_BYTES:
-            self._transport.write(head + body)
+        if sum(map(len, body)) <= _PIECE_BYTES:
+            self._transport.write(b"".join((head, *body)))
         else:
             self._transport.write(head)
-            self._unsent = memoryview(body)
+            self._unsent = _cut_up(body)
             self._send_on()
         try:
             return await waiter
@@ -216,11 +228,14 @@ class Connection(asyncio.Protocol):
 
     def _send_on(self) -> None:
         """Write as much of the request as is taken, in pieces: TLS copies what it is given."""
-        while self._unsent is not None and self._is_writable and self.is_open:
-            piece, self._unsent = self._unsent[:_PIECE_BYTES], self._unsent[_PIECE_BYTES:]
-            if not self._unsent:
-                self._unsent = None
-            self._transport.write(piece)
+        left = _TURN_PIECES
+        while self._unsent and self._is_writable and self.is_open:
+            if not left:
+                # A node that reads as fast takes megabytes in one go; others wait meanwhile.
+                self._loop.call_soon(self._send_on)
+                return
+            left -= 1
+            self._transport.write(self._unsent.pop())
 
     # Answers.
 
@@ -271,7 +286,7 @@ class Connection(asyncio.Protocol):
         """Let go of an answer that has ended, and be there for another one."""
         self._body = self._answer = None
         answer.finish()
-        if self._unsent is not None or not self._is_writable:
+        if self._unsent or not self._is_writable:
             # An early answer, such as one to a request that is too large.
             self.abort()
         elif body.rest or self._reuse_s <= 0:
@@ -325,6 +340,15 @@ class Connection(asyncio.Protocol):
             self._allow(self._idle_s)
         else:
             self._fail(Failure.TIMEOUT, "silent within its answer")
+
+
+def _cut_up(body: Sequence[bytes | memoryview]) -> list[memoryview]:
+    """Return a body in pieces that are handed to a transport at once, the last one first."""
+    return [
+        view[start : start + _PIECE_BYTES]
+        for view in [memoryview(piece) for piece in body]
+        for start in range(0, len(view), _PIECE_BYTES)
+    ][::-1]
 
 
 def _cut(body: Body | None) -> Failure:

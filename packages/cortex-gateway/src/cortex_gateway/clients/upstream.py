@@ -9,7 +9,7 @@ from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from cortex_gateway.clients.pool import Pool
-from cortex_gateway.ports import UpstreamAnswer
+from cortex_gateway.ports import Body, UpstreamAnswer
 from cortex_gateway.settings import Timeouts
 
 _MAX_URLS = 1024
@@ -66,15 +66,16 @@ class HttpUpstream:
         return sum(len(pool.connections) for pool in self._pools.values())
 
     async def post(
-        self, url: str, headers: Sequence[tuple[str, str]], body: bytes
+        self, url: str, headers: Sequence[tuple[str, str]], body: Body
     ) -> UpstreamAnswer:
         """Send a request; see `Upstream.post`."""
         place = self._places.get(url) or self._place(url)
-        head = _head(place, headers, len(body))
+        pieces = (body,) if isinstance(body, bytes) else body
+        head = _head(place, headers, sum(map(len, pieces)))
         connection = place.pool.take() or await place.pool.connect()
         patience = self._patience
         return await connection.ask(
-            head, body, first_byte_s=patience.first_byte_s, idle_s=patience.idle_s
+            head, pieces, first_byte_s=patience.first_byte_s, idle_s=patience.idle_s
         )
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from cortex_core.dialect import Dialect
 from cortex_core.errors import RequestError
 from cortex_core.translate.target import Target
+from cortex_gateway.ports import Body
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
@@ -69,7 +70,7 @@ class Outbound(msgspec.Struct, frozen=True, kw_only=True):
     """What is sent to an upstream, and how its answer is read."""
 
     path: str
-    body: bytes
+    body: Body
     answer: Answering | None = None
     """`None` passes every byte of the answer on as it is."""
     is_translated: bool = False

@@ -39,6 +39,9 @@ from cortex_gateway.proxy.walk import Doors, Foreseen, Walk
 logger = logging.getLogger(__name__)
 
 
+_LARGE_BYTES = 1 << 20
+"""Milliseconds of work for each step; others have a turn between two."""
+
 HEARD_S = 10.0
 """Bound on the wait for nodes that were never asked; a poll ends within a second or two."""
 
@@ -141,7 +144,12 @@ class Proxy:
         call = read_call(scope, reply.request_id)
         account.shows_timing = call.shows_timing
         body = await read_body(receive)
+        is_large = len(body) > _LARGE_BYTES
+        if is_large:
+            await asyncio.sleep(0)
         asked = await read(call.head, body)
+        if is_large:
+            await asyncio.sleep(0)
         account.is_stream = asked.is_stream
         reply.stream_type, reply.failed = asked.stream_type, asked.failed
         resolved = await self._resolve(asked.model)

@@ -6,9 +6,13 @@ import msgspec
 
 from cortex_core.codec import encode_json
 from cortex_core.errors import InvalidJsonError, InvalidRequestError
+from cortex_gateway.ports import Body
 
 MAX_MEMBERS = 1000
 """Bound on the work of the walk; no request of any dialect has a tenth of that."""
+
+_COMPARED_BYTES = 64 * 1024
+"""What is copied at once to be compared."""
 
 _SPACE = re.compile(rb"[ \t\n\r]*")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
@@ -17,12 +21,17 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KEY = msgspec.json.Decoder(str)
 
 
-def with_model(body: bytes, model: str) -> bytes:
+def whole(body: Body) -> bytes:
+    """Return a body that may be in pieces as one."""
+    return body if isinstance(body, bytes) else b"".join(body)
+
+
+def with_model(body: bytes, model: str) -> Body:
     """Return `body` with `model` as the value of its top-level key `model`; see `with_member`."""
     return with_member(body, "model", encode_json(model))
 
 
-def with_member(body: bytes, key: str, value: bytes) -> bytes:
+def with_member(body: bytes, key: str, value: bytes) -> Body:
     """Return `body` with another value of a top-level key.
 
     Nested objects that have such a key, and strings that look like one, stay as they are. Where
@@ -48,12 +57,12 @@ def with_member(body: bytes, key: str, value: bytes) -> bytes:
         # decoder drops the earlier one, so nothing is lost by leaving it out.
         members[key] = msgspec.Raw(value)
         return encode_json(members)
-    pieces: list[bytes] = []
-    position = 0
+    pieces: list[bytes | memoryview] = []
+    view, position = memoryview(body), 0
     for start, end in spans:
-        pieces += (body[position:start], value)
+        pieces += (view[position:start], value)
         position = end
-    return b"".join((*pieces, body[position:]))
+    return (*pieces, view[position:])
 
 
 def _spans(
@@ -86,8 +95,11 @@ def _end_of_value(body: bytes, start: int, value: msgspec.Raw) -> int | None:
         return None if match is None else match.end()
     # No complete object or array is the beginning of another one, so what starts like the value
     # that the decoder found is as long as it.
-    raw = bytes(value)
-    return start + len(raw) if body.startswith(raw, start) else None
+    raw = memoryview(value)
+    for offset in range(0, len(raw), _COMPARED_BYTES):
+        if not body.startswith(bytes(raw[offset : offset + _COMPARED_BYTES]), start + offset):
+            return None
+    return start + len(raw)
 
 
 def _after(body: bytes, position: int) -> int:

@@ -18,7 +18,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class MessageEnvelope(msgspec.Struct, frozen=True, kw_only=True):
