@@ -1,10 +1,11 @@
 """Loads over raw connections: what they cost is little, and the same for everybody."""
 
 import asyncio
+import contextlib
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import msgspec
 
@@ -21,6 +22,10 @@ FRESH_S = 2.0
 
 # uvloop's own clock counts in milliseconds.
 clock = time.perf_counter
+
+
+class BehindError(Exception):
+    """More calls are open than were to be."""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +98,11 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # TCP
+
+    @property
+    def answer(self) -> Answer | None:
+        """What has come so far of the call that is open."""
+        return self._answer
 
     @property
     def has_begun(self) -> bool:
@@ -187,11 +197,23 @@ async def crowd(target: Target, callers: int, count: int, data: bytes | None = N
     return clock() - begin
 
 
-async def open_loop(target: Target, rate_per_s: float, count: int, data: bytes) -> list[Answer]:
+async def open_loop(
+    target: Target, rate_per_s: float, count: int, data: bytes, *, most_open: int | None = None
+) -> list[Answer]:
     """Make calls when they are due, whatever became of those before.
+
+    Args:
+        target: where they go.
+        rate_per_s: at which they are due.
+        count: of calls.
+        data: what each sends.
+        most_open: so many may be open at once; none sets no limit.
 
     Returns:
         What came of them, in the order of their end, each with when it was due.
+
+    Raises:
+        BehindError: more than `most_open` would have been open; the rest was not made.
     """
     answers: list[Answer] = []
     idle: list[tuple[float, Connection]] = []
@@ -201,19 +223,30 @@ async def open_loop(target: Target, rate_per_s: float, count: int, data: bytes) 
         while idle and clock() - idle[0][0] > FRESH_S:
             idle.pop(0)[1].transport.close()
         connection = idle.pop()[1] if idle else await connect(target)
-        answers.append(await connection.call(data, due_at))
+        try:
+            answers.append(await connection.call(data, due_at))
+        except asyncio.CancelledError:
+            connection.transport.abort()
+            raise
         idle.append((clock(), connection))
 
-    begin, number = clock() + 0.05, 0
+    begin, number, is_behind = clock() + 0.05, 0, False
     async with asyncio.TaskGroup() as tasks:
-        while number < count:
+        calls: list[asyncio.Task[None]] = []
+        while number < count and not is_behind:
             await asyncio.sleep(max(0.0, begin + number / rate_per_s - clock()))
             # All that are due by now, lest sleeping for each costs more than calling.
-            while number < count and begin + number / rate_per_s <= clock():
-                tasks.create_task(one(begin + number / rate_per_s))
+            while number < count and begin + number / rate_per_s <= clock() and not is_behind:
+                is_behind = most_open is not None and number - len(answers) >= most_open
+                calls.append(tasks.create_task(one(begin + number / rate_per_s)))
                 number += 1
+        if is_behind:
+            for call in calls:
+                call.cancel()
     for _, connection in idle:
         connection.transport.close()
+    if is_behind:
+        raise BehindError(f"{most_open} calls were open after {number} of {count}")
     return answers
 
 
@@ -250,6 +283,50 @@ async def streams(
             await asyncio.sleep(max(0.0, begin + number * spread_s / count - clock()))
             tasks.create_task(one())
     return answers
+
+
+@contextlib.asynccontextmanager
+async def held(
+    target: Target, count: int, chunks: int, gap_s: float, *, spread_s: float
+) -> AsyncIterator[list[Answer]]:
+    """Open streams one after the other, and cut all at the end of the context.
+
+    Args:
+        target: where they come from.
+        count: of streams.
+        chunks: of each stream, if it is not cut.
+        gap_s: between the chunks, as the node sends them.
+        spread_s: over which they begin.
+
+    Yields:
+        What comes of them, once all were asked for.
+
+    Raises:
+        RuntimeError: one has ended before it was cut.
+    """
+    data = request(target, stream=(chunks, gap_s))
+    connections: list[Connection] = []
+    answers: list[Answer] = []
+    ends: list[asyncio.Future[Answer]] = []
+    begin = clock()
+    try:
+        for number in range(count):
+            await asyncio.sleep(max(0.0, begin + number * spread_s / count - clock()))
+            connection = await connect(target)
+            connections.append(connection)
+            ends.append(connection.call(data))
+            if connection.answer is not None:
+                answers.append(connection.answer)
+        yield answers
+        early = next((end for end in ends if end.done()), None)
+        if early is not None:
+            raise RuntimeError(f"a stream ended too early: {early.exception()}")
+    finally:
+        for connection, end in zip(connections, ends, strict=True):
+            end.cancel()
+            connection.transport.abort()
+            if not end.cancelled():
+                end.exception()
 
 
 async def storm(target: Target, count: int, rate_per_s: float, seed: int) -> int:

@@ -7,6 +7,7 @@ are as quiet as they go, but for ours, which writes its line per request.
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,9 @@ def _debian(program: str, flag: str) -> Callable[[pathlib.Path], str]:
         path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
         if path is None:
             raise LookupError(f"apt-get install {program}")
-        return _run(path, flag).strip().splitlines()[0].rpartition("/")[2]
+        said = _run(path, flag)
+        found = re.search(r"\d+\.\d+\.\d+\S*", said)
+        return found[0] if found else said.strip()
 
     return version
 
@@ -102,6 +105,8 @@ def _haproxy(folder: pathlib.Path, port: int, node: int) -> list[str]:
     (folder / "ha.cfg").write_text(
         "global\n nbthread 1\n maxconn 9000\ndefaults\n mode http\n timeout connect 5s\n"
         " timeout client 60s\n timeout server 60s\n http-reuse always\n"
+        # Its manual asks for this where answers come in pieces; it holds them back without.
+        " option http-no-delay\n"
         f"frontend f\n bind 127.0.0.1:{port}\n default_backend b\n"
         f"backend b\n server s 127.0.0.1:{node}\n"
     )

@@ -7,6 +7,9 @@ import msgspec
 
 OURS, DIRECT = "cortex", "direct"
 
+NO_RATIO = ("cut_after", "others_cores")
+"""Measures of which a ratio would say nothing."""
+
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """What one gateway came to in one round."""
@@ -104,6 +107,9 @@ def page(report: Report, plot: str | None = None) -> str:
         "node itself, measured like a gateway.",
         "What is *added* was measured against the node in turns within each round, so the "
         "additions of `direct` show what the measuring itself is good for.",
+        "Each gateway has one core; node and callers share the other one, so that calls a second "
+        "of the quickest are bounded by those.",
+        "Slow ones (portkey, litellm) get less of every load, at lower rates.",
         *(["", f"![The main numbers as bars]({plot})"] if plot else []),
         *["", "## What is aimed at", "", *_goals(found)],
         *["", "## Numbers", "", *_numbers(report, found)],
@@ -158,6 +164,8 @@ def _ratios(report: Report, found: Medians) -> list[str]:
     others = [name for name in found if name != OURS]
     lines = [f"| {OURS} over | " + " | ".join(others) + " |", "|---" * (1 + len(others)) + "|"]
     for measure, title in report.titles.items():
+        if measure in NO_RATIO:
+            continue
         cells = [
             # What the node adds to itself is noise.
             "-"

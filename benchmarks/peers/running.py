@@ -21,6 +21,8 @@ from cortex_core.server.listen import open_listener
 from neuron.engines import processes
 
 READY_S = 60.0
+LOOK_S = 0.005
+"""Between two looks whether a gateway answers."""
 
 GATEWAY_CORE, OTHER_CORE = 0, 1
 """Node and callers share the other one."""
@@ -37,6 +39,8 @@ class Running:
         self.vitals_port = vitals_port
         self.idle_bytes = 0
         """Resident memory when it had answered some calls and was idle."""
+        self.start_s = 0.0
+        """From its execution to the end of the first call that it answered; 0 if not looked at."""
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of all its processes so far."""
@@ -70,6 +74,19 @@ def rss_bytes(pid: int) -> int:
     except OSError:
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def others_cpu_s() -> float:
+    """Return the CPU seconds of the machine that were neither ours nor our children's, so far.
+
+    Source: the first line of /proc/stat, proc_stat(5). It is counted in ticks, so that little of
+    it is no more than how the kernel counts.
+    """
+    fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    # Neither idle nor waiting for a disk; what guests took is in the first two already.
+    busy = sum(int(fields[place]) for place in (0, 1, 2, 5, 6, 7))
+    ours = sum(process_cpu_s(member.pid) for member in processes.family([os.getpid()]))
+    return busy / os.sysconf("SC_CLK_TCK") - ours
 
 
 def is_pinned() -> bool:
@@ -110,11 +127,13 @@ async def started(place: Place, folder: pathlib.Path, node: int) -> AsyncIterato
     command = place.command(folder, port, node)
     if is_pinned():
         command = ["taskset", "-c", str(GATEWAY_CORE), *command]
+    begin = time.perf_counter()
     process = _spawned(command, place, folder)
     target = loads.Target(port=port, headers=place.headers(node))
     try:
         running = Running(process, target, port + 1 if place.has_vitals else None)
         await _ready(running)
+        running.start_s = time.perf_counter() - begin
         yield running
     finally:
         members = processes.family([process.pid])
@@ -161,7 +180,7 @@ async def _ready(running: Running) -> None:
         except (OSError, RuntimeError) as error:
             if running.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"it does not answer: {error}") from error
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(LOOK_S)
 
 
 @contextlib.contextmanager

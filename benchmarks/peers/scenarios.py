@@ -5,6 +5,7 @@ one, its other numbers stand.
 """
 
 import asyncio
+import json
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -13,6 +14,7 @@ import msgspec
 from benchmarks import scrape
 from benchmarks.peers import loads
 from benchmarks.peers.running import Running, cpu
+from benchmarks.peers.sizes import Sizes
 
 Numbers = dict[str, float | None]
 
@@ -23,66 +25,14 @@ BODIES = {"1k": 1_000, "100k": 100_000, "1m": 1_000_000, "10m": 10_000_000}
 P99_BOUND_S = 0.025
 """What counts as answered in time; well above what the machine itself adds when it is shared."""
 
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Of the rate that a crowd reaches, tried until calls are answered in time."""
 
+MOST_OPEN = 500
+"""Calls that are open at once before a rate is given up: whoever is so far behind is late."""
 
-class Sizes(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is measured in one round."""
-
-    turns: int = 6
-    """Of the node and the gateway."""
-    calls: tuple[int, ...] = (75, 30, 8, 2)
-    """One at a time, in each turn, of each size of `BODIES`."""
-    rate_per_s: float = 300.0
-    due_calls: int = 250
-    """At that rate, in each turn."""
-    stream_rate_per_s: float = 40.0
-    due_streams: int = 20
-    """At that rate, in each turn; 64 chunks each."""
-    crowd_calls: int = 60
-    """Of each of 32 callers."""
-    bound_s: float = 1.0
-    """Seconds at each rate while the highest is looked for that is answered in time."""
-    long_chunks: int = 1024
-    """Of each of 64 streams, 5 ms apart."""
-    many: tuple[int, ...] = (100, 1000)
-    """Streams that are open at once, 10,000 chunks a second together."""
-    many_s: float = 2.0
-    """How long all of those are open together."""
-    most: int = 5000
-    """Likewise, of those that take so many; 0 leaves it out."""
-    most_s: float = 12.0
-    """How long all of those are open together."""
-
-
-QUICK = Sizes(
-    turns=2,
-    calls=(10, 3, 1, 1),
-    due_calls=20,
-    due_streams=3,
-    crowd_calls=3,
-    bound_s=0.1,
-    long_chunks=20,
-    many=(10,),
-    most=50,
-    many_s=0.3,
-    most_s=0.3,
-)
-"""Little of everything, to see that it works."""
-
-SLOW = Sizes(
-    turns=3,
-    calls=(15, 8, 2, 1),
-    rate_per_s=25.0,
-    due_calls=50,
-    stream_rate_per_s=2.0,
-    due_streams=4,
-    crowd_calls=10,
-    long_chunks=64,
-    many=(100,),
-    most=0,
-)
+LEFT_S = 10.0
+"""How long a gateway may take to end streams at the node whose callers have left."""
 
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,11 +54,15 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 async def warm(bench: Bench) -> Numbers:
+    """The first calls, and what it takes when it has had some."""
     for target in (bench.node, bench.target):
         await loads.sequential(target, 100)
     await loads.crowd(bench.target, 32, 3)
     bench.gateway.idle_bytes = bench.gateway.rss_bytes()
-    return {"idle_mib": bench.gateway.idle_bytes / MIB}
+    return {
+        "cold_start_ms": 1000 * bench.gateway.start_s if bench.gateway.start_s else None,
+        "idle_mib": bench.gateway.idle_bytes / MIB,
+    }
 
 
 async def bodies(bench: Bench) -> Numbers:
@@ -159,10 +113,10 @@ async def due(bench: Bench) -> Numbers:
 
 
 async def due_streams(bench: Bench) -> Numbers:
-    """Streams of 64 chunks that begin at a constant rate."""
+    """Streams of 16 chunks that begin at a constant rate."""
     sizes = bench.sizes
     direct, through = await _open_loops(
-        bench, sizes.stream_rate_per_s, sizes.due_streams, (64, 0.005)
+        bench, sizes.stream_rate_per_s, sizes.due_streams, (16, 0.005)
     )
     first = [
         [one.first_chunk_at - one.begin_at for one in answers] for answers in (direct, through)
@@ -186,7 +140,10 @@ async def crowd(bench: Bench) -> Numbers:
     for share in SHARES:
         tried = share * rate_per_s
         calls = max(10, int(tried * bench.sizes.bound_s))
-        answers = await loads.open_loop(bench.target, tried, calls, data)
+        try:
+            answers = await loads.open_loop(bench.target, tried, calls, data, most_open=MOST_OPEN)
+        except loads.BehindError:
+            continue
         if quantile([one.end_at - one.begin_at for one in answers], 0.99) <= P99_BOUND_S:
             found["calls_in_time_per_s"] = tried
             break
@@ -213,10 +170,10 @@ def _gap_ms(answers: Sequence[loads.Answer]) -> float | None:
 
 
 async def many(bench: Bench) -> Numbers:
-    """More and more streams at once, 10,000 chunks a second together."""
+    """One stream, and more and more at once."""
     found: Numbers = {}
     for count in bench.sizes.many:
-        found |= await _open_together(bench, count, seconds_open=bench.sizes.many_s)
+        found |= await _held(bench, count, seconds_open=bench.sizes.many_s)
     return found
 
 
@@ -224,33 +181,68 @@ async def most(bench: Bench) -> Numbers:
     """As many as two cores are to hold."""
     if not bench.sizes.most:
         return {}
-    return await _open_together(bench, bench.sizes.most, seconds_open=bench.sizes.most_s)
+    return await _held(bench, bench.sizes.most, seconds_open=bench.sizes.most_s)
 
 
-async def _open_together(bench: Bench, count: int, *, seconds_open: float) -> Numbers:
+async def _held(bench: Bench, count: int, *, seconds_open: float) -> Numbers:
     """Open streams over a while, leave all open for a while, and look at the gateway meanwhile."""
-    gap_s = count / 10_000
-    # Connections begin at no more than some hundred a second, so that not their beginning is
-    # measured; each stream goes on until the last has been open for as long as is asked.
+    gap_s = max(0.005, count / bench.sizes.chunks_per_s)
+    # They begin at no more than some hundred a second, so that not their beginning is measured;
+    # were they not cut, each would go on until the last has been open for as long as is asked.
     spread_s = count / 600
-    each = 1 + int((spread_s + seconds_open) / gap_s)
-    lag_s = None
-    async with asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(
-            loads.streams(bench.target, count, each, gap_s, spread_s=spread_s)
-        )
-        await asyncio.sleep(spread_s + 0.1 * seconds_open)
+    each = 2 + int((spread_s + seconds_open) / gap_s)
+    watched_s = 0.8 * seconds_open
+    async with loads.held(bench.target, count, each, gap_s, spread_s=spread_s) as answers:
+        await asyncio.sleep(0.1 * seconds_open)
+        for answer in answers:
+            answer.gaps_s.clear()
         vitals = await bench.gateway.vitals()
         with cpu(bench.gateway) as spent_s:
-            await asyncio.sleep(0.8 * seconds_open)
-        held = bench.gateway.rss_bytes()
+            await asyncio.sleep(watched_s)
+        gap_ms = _gap_ms(answers)
+        taken = bench.gateway.rss_bytes() - bench.gateway.idle_bytes
         lag_s = scrape.lag_quantile_s(vitals, await bench.gateway.vitals(), 0.99)
-        answers = await reading
+    await _left_s(bench)
+    key = f"open_{count}"
     return {
-        f"open_{count}_kib": max(0, held - bench.gateway.idle_bytes) / count / KIB,
-        f"open_{count}_gap_p99_ms": _gap_ms(answers),
-        f"open_{count}_core_share": spent_s() / (0.8 * seconds_open),
-        f"open_{count}_lag_p99_ms": None if lag_s is None else 1000 * lag_s,
+        # One takes what was there before.
+        f"{key}_kib": max(0, taken) / count / KIB if count > 1 else None,
+        f"{key}_cpu_s_per_1000_chunks": 1000 * spent_s() / (count * watched_s / gap_s),
+        f"{key}_late_p99_ms": None if gap_ms is None else gap_ms - 1000 * gap_s,
+        f"{key}_lag_p99_ms": None if lag_s is None else 1000 * lag_s,
+    }
+
+
+async def _left_s(bench: Bench) -> float | None:
+    """Wait until the node streams nothing; return for how long, `None` if it goes on."""
+    begin = loads.clock()
+    while loads.clock() - begin < LEFT_S:
+        if not json.loads(await scrape.page(bench.node.port, "/bench"))["streams"]:
+            return loads.clock() - begin
+        await asyncio.sleep(0.01)
+    return None
+
+
+async def storm(bench: Bench) -> Numbers:
+    """Callers that leave in the midst of their streams, some before there is an answer.
+
+    Raises:
+        RuntimeError: none has begun, or the node goes on with streams that nobody reads.
+    """
+    sizes = bench.sizes
+    before_s = statistics.median(await loads.sequential(bench.target, sizes.calls[0]))
+    with cpu(bench.gateway) as spent_s:
+        begun = await loads.storm(bench.target, sizes.cuts, sizes.cuts_per_s, seed=sizes.cuts)
+        left_s = await _left_s(bench) if begun else 0.0
+    if not begun:
+        raise RuntimeError("no stream has begun")
+    if left_s is None:
+        raise RuntimeError(f"the node still streams {LEFT_S:.0f} s after the callers left")
+    after_s = statistics.median(await loads.sequential(bench.target, sizes.calls[0]))
+    return {
+        "cut_cpu_ms": 1000 * spent_s() / sizes.cuts,
+        "cut_left_ms": 1000 * left_s,
+        "cut_after": after_s / before_s,
     }
 
 
@@ -290,15 +282,21 @@ def titles_of(sizes: Sizes) -> dict[str, str]:
         "cpu_s_per_1000_chunks_responses": "the same from the Responses dialect",
         "chunks_per_s": "chunks a second of 12,800 offered",
         "gap_p99_ms": "gap p99 meanwhile, ms",
+        "cut_cpu_ms": "cancel storm: CPU ms for each stream that is cut",
+        "cut_left_ms": "until the node has ended all of them, ms",
+        "cut_after": "time of a call after it, over before",
+        "cold_start_ms": "from its start to the first answered call, ms",
         "idle_mib": "idle, MiB",
     }
     for count in (*sizes.many, *([sizes.most] if sizes.most else [])):
+        what = f"{count:,} streams open" if count > 1 else "one stream open"
         found |= {
-            f"open_{count}_kib": f"{count:,} streams open: KiB for each",
-            f"open_{count}_core_share": f"{count:,} streams open: share of a core",
-            f"open_{count}_gap_p99_ms": f"{count:,} streams open: gap p99, ms",
-            f"open_{count}_lag_p99_ms": f"{count:,} streams open: loop lag p99 within, ms",
+            f"open_{count}_kib": f"{what}: KiB for each",
+            f"open_{count}_cpu_s_per_1000_chunks": f"{what}: CPU s per 1,000 chunks",
+            f"open_{count}_late_p99_ms": f"{what}: gap p99 beyond the node's, ms",
+            f"open_{count}_lag_p99_ms": f"{what}: loop lag p99 within, ms",
         }
+    found["others_cores"] = "CPU of others on the machine meanwhile, cores"
     return found
 
 
@@ -313,4 +311,6 @@ SCENARIOS: Mapping[str, Callable[[Bench], Awaitable[Numbers]]] = {
     "crowd": crowd,
     "chunks": chunks,
     "translated": translated,
+    # What it leaves behind, if it does, is in nothing else.
+    "storm": storm,
 }
