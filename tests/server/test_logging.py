@@ -4,12 +4,13 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from cortex_core.server.logging import LogFormat, logging_to, redact
+from cortex_core.server.logging import LogFormat, logging_to, redact, tell
 from tests.server.harness import WAIT_S
 
 logger = logging.getLogger("tests.server.logging")
@@ -25,6 +26,22 @@ def logged(form: LogFormat, *, level: str = "info") -> Iterator[list[str]]:
     os.close(writer)
     with open(reader) as file:
         lines += file.read().splitlines()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_line_is_the_same_whoever_makes_the_record(form: LogFormat) -> None:
+    """Ours: but for the time; and none is made that nobody wants to see."""
+    fields = {"model": "org/a", "took_s": 1.5, "api_key": "sk-1", "node": None}
+    with logged(form) as lines:
+        logger.info("ended", extra=fields)
+        tell(logger, "ended", fields)
+    with logged(form, level="warning") as quiet:
+        tell(logger, "ended", fields)
+
+    usual, told = (re.sub(r"\d{4}-\S+?Z", "TIME", line) for line in lines)
+    assert told == usual
+    assert "sk-1" not in told
+    assert quiet == []
 
 
 def test_text_is_one_line_per_record() -> None:

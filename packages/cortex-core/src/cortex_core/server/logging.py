@@ -7,11 +7,13 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
+
+from cortex_core.server.clock import SystemClock
 
 LogFormat = Literal["text", "json"]
 
@@ -23,6 +25,9 @@ _CLOSE_S = 2.0
 _PAUSE_S = 0.02
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+_TOLD = vars(logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO"}))
+"""What all records have in common that `tell` makes."""
+
 _SECRET_NAMES = re.compile(r"authorization|api[-_]?key|cookie|password|secret|token$", re.I)
 _SECRETS = re.compile(
     r"(?P<name>(?:proxy-)?authorization|x-api-key|api[-_]key|cookie)"
@@ -33,6 +38,8 @@ _SECRETS = re.compile(
 _HINTS = ("authorization", "api-key", "api_key", "cookie", "bearer")
 """One of these is in whatever `_SECRETS` finds; to look for them costs a tenth."""
 _REDACTED = "[redacted]"
+
+_clock = SystemClock()
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -83,6 +90,23 @@ def _leave_out_what_no_line_shows() -> None:
     """
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # the HOWTO names it
+
+
+def tell(logger: logging.Logger, message: str, fields: Mapping[str, object]) -> None:
+    """Log what happens with each request: `logger.info(message, extra=fields)` at a third of its cost.
+
+    Args:
+        logger: of the module.
+        message: as it is, without arguments.
+        fields: none of them named like an attribute of `logging.LogRecord`.
+    """
+    if logger.isEnabledFor(logging.INFO):
+        now = _clock.wall()
+        record = logging.LogRecord.__new__(logging.LogRecord)
+        vars(record).update(
+            _TOLD, name=logger.name, msg=message, created=now, msecs=int(now % 1 * 1000), **fields
+        )
+        logger.handle(record)
 
 
 class LineWriter:

@@ -11,6 +11,7 @@ import msgspec
 from cortex_core.errors import RequestError
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.server.clock import Clock
+from cortex_core.server.logging import tell
 from cortex_core.simulation.trace import Arrival
 from cortex_gateway.metrics import CLIENT_GONE, OK, UNKNOWN
 from cortex_gateway.ports import RequestMetrics
@@ -203,7 +204,7 @@ class Account:
             "finish": self.findings.finish,
             "ignored": ", ".join(self.ignored)[:MAX_IGNORED_CHARS] or None,
         }
-        logger.info("request ended", extra=fields)
+        tell(logger, "request ended", fields)
 
     def _queue_s(self) -> float:
         """Time from the arrival to the last dispatch that was no wait for a load."""
