@@ -161,6 +161,12 @@ def _cortex(folder: pathlib.Path, port: int, node: int) -> list[str]:
     return [sys.executable, "-m", "cortex_gateway", "--config", str(folder / "cortex.toml")]
 
 
+def _bare(folder: pathlib.Path, port: int, node: int) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.bare", str(port), f"http://127.0.0.1:{node}"]
+
+
+_OURS = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
 PLACES = (
     Place(name="nginx", version=_debian("nginx", "-v"), command=_nginx),
     Place(name="haproxy", version=_debian("haproxy", "-v"), command=_haproxy),
@@ -177,11 +183,13 @@ PLACES = (
     Place(
         name="smg", version=_wheel("smg"), command=_router("smg", "launch", "--log-level", "warn")
     ),
+    # What of the next one is HTTP, and not its own.
+    Place(name="bare", version=_cortex_version, command=_bare, environ=_OURS),
     Place(
         name="cortex",
         version=_cortex_version,
         command=_cortex,
-        environ={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        environ=_OURS,
         has_vitals=True,
     ),
     Place(
