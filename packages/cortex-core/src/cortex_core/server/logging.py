@@ -28,6 +28,9 @@ _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"
 _TOLD = vars(logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO"}))
 """What all records have in common that `tell` makes."""
 
+_FIELDS = "_cortex_fields"
+"""Where such a record has what its caller added, so that it need not be looked for."""
+
 _SECRET_NAMES = re.compile(r"authorization|api[-_]?key|cookie|password|secret|token$", re.I)
 _SECRETS = re.compile(
     r"(?P<name>(?:proxy-)?authorization|x-api-key|api[-_]key|cookie)"
@@ -103,9 +106,11 @@ def tell(logger: logging.Logger, message: str, fields: Mapping[str, object]) -> 
     if logger.isEnabledFor(logging.INFO):
         now = _clock.wall()
         record = logging.LogRecord.__new__(logging.LogRecord)
-        vars(record).update(
-            _TOLD, name=logger.name, msg=message, created=now, msecs=int(now % 1 * 1000), **fields
-        )
+        own = vars(record)
+        own.update(fields)
+        own.update(_TOLD)
+        own.update(name=logger.name, msg=message, created=now, msecs=int(now % 1 * 1000))
+        own[_FIELDS] = fields
         logger.handle(record)
 
 
@@ -185,7 +190,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        fields.update({k: v for k, v in vars(record).items() if k not in _OWN_FIELDS})
+        fields.update(_fields_of(record))
         failure = _failure_of(self, record)
         if failure:
             fields["exception"] = failure.strip()
@@ -223,9 +228,18 @@ class _QueueingHandler(logging.Handler):
         self._writer.put(self.format(record).encode(errors="backslashreplace") + b"\n")
 
 
-def _extra_of(record: logging.LogRecord) -> dict[str, object]:
+def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
+    """Return the fields that the caller added."""
+    own = vars(record)
+    told: Mapping[str, object] | None = own.get(_FIELDS)
+    if told is not None:
+        return told
+    return {name: value for name, value in own.items() if name not in _OWN_FIELDS}
+
+
+def _extra_of(record: logging.LogRecord) -> Mapping[str, object]:
     """Return the fields that the caller added, secrets blanked by their names."""
-    extra = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+    extra = _fields_of(record)
     if _has_secret(tuple(extra)):
         extra = {name: _shown(name, value) for name, value in extra.items()}
     return extra
