@@ -50,6 +50,8 @@ class FakeEngine:
         self.sleep_error: Exception | None = None
         self.wake_error: Exception | None = None
         self.checks = 0
+        self.urgencies: list[int] = []
+        """Of the requests, in the order in which they came."""
         self.compiles = False
         self.may_check = _set_event()
         self.awake_bytes = 0
@@ -68,8 +70,11 @@ class FakeEngine:
         self.failure = reason
         self._died.set()
 
-    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+    async def serve(
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
+    ) -> EngineAnswer:
         """Hang until `answer`."""
+        self.urgencies.append(urgency)
         if self.failure is not None:
             raise EngineError(self.failure)
         asked = asyncio.get_running_loop().create_future()

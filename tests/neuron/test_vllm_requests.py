@@ -1,5 +1,6 @@
 """What is checked of a request before vLLM sees it."""
 
+import types
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import Route
-from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO, check_options, check_request
+from neuron.engines.vllm_requests import AUDIO, IMAGE, VIDEO, check_options, check_request, rank
 
 TEXT = {"type": "text", "text": "hello"}
 MEDIA = {
@@ -105,3 +106,42 @@ def test_option_that_would_not_be_heeded_is_refused(
         check_options(body, has_priorities=has_priorities)
 
     assert refused.value.param == param
+
+
+class Asked:
+    """A request as vLLM has read it."""
+
+    def __init__(self, **fields: int) -> None:
+        self.priority = 0
+        self.__dict__.update(fields)
+        self.model_fields_set = set(fields)
+
+
+@given(st.lists(st.integers(-1, 1), min_size=2, max_size=2))
+def test_who_is_more_urgent_has_the_lower_number(urgencies: list[int]) -> None:
+    """vLLM: "lower means earlier handling; default: 0"."""
+    first, second = Asked(), Asked()
+    for request, urgency in zip((first, second), urgencies, strict=True):
+        rank(request, urgency)
+
+    assert (first.priority < second.priority) == (urgencies[0] > urgencies[1])
+    assert (first.priority == 0) == (urgencies[0] == 0)
+
+
+@given(st.integers(-9, 9), st.integers(-1, 1))
+def test_what_the_body_says_of_its_priority_stays(said: int, urgency: int) -> None:
+    """Ours: it says more exactly where the request belongs, 0 too."""
+    request = Asked(priority=said)
+
+    rank(request, urgency)
+
+    assert request.priority == said
+
+
+def test_request_without_a_priority_is_left_as_it_is() -> None:
+    """Ours: counting tokens is nothing that a scheduler sees."""
+    request = types.SimpleNamespace(model_fields_set=set())
+
+    rank(request, 1)
+
+    assert vars(request) == {"model_fields_set": set()}

@@ -204,13 +204,17 @@ class Engine(Protocol):
         """Processes that belong to it and to nobody else; empty when it runs in this one."""
         ...
 
-    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+    async def serve(
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
+    ) -> EngineAnswer:
         """Answer one request; cancelling the call or closing the stream aborts it.
 
         Args:
             route: which inference path was asked.
             body: the caller's JSON, undecoded.
             request_id: for the engine's own log and abort.
+            urgency: who has more goes before who has less, with an engine that tells them apart
+                and unless the body says otherwise.
 
         Raises:
             RequestError: as the caller shall see it.

@@ -12,7 +12,7 @@ from cortex_core.dialect import Dialect, error_event
 from cortex_core.errors import DrainingError, InternalError, RequestError
 from cortex_core.harness import Route
 from cortex_core.ids import ModelId
-from cortex_core.routing.queue import read_priority
+from cortex_core.routing.queue import Priority, read_priority
 from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import Cut, exchange_of
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
@@ -29,6 +29,8 @@ NOT_ADMITTED = (b"x-cortex-not-admitted", b"1")
 
 ENGINE_DIED = (b"x-cortex-engine-died", b"1")
 """Header of an error whose request had an engine that died; it is worth another attempt."""
+
+_URGENCY = {Priority.LOW: -1, Priority.NORMAL: 0, Priority.HIGH: 1}
 
 _LEASE_KEY = "neuron.lease"
 
@@ -69,7 +71,7 @@ class InferenceEndpoint:
         try:
             async with self._supervisor.lease(model, wish) as lease:
                 scope[_LEASE_KEY] = lease
-                await self._serve(lease, body, scope, send)
+                await self._serve(lease, body, _URGENCY[wish.priority], scope, send)
             outcome = "ok"
         except NotAdmittedError as error:
             outcome = "refused"
@@ -106,8 +108,11 @@ class InferenceEndpoint:
             },
         )
 
-    async def _serve(self, lease: Lease, body: bytes, scope: Scope, send: Send) -> None:
-        answer = await lease.engine.serve(self._route, body, exchange_of(scope).request_id)
+    async def _serve(
+        self, lease: Lease, body: bytes, urgency: int, scope: Scope, send: Send
+    ) -> None:
+        request_id = exchange_of(scope).request_id
+        answer = await lease.engine.serve(self._route, body, request_id, urgency)
         kind = (b"content-type", answer.content_type.encode())
         if isinstance(answer.body, bytes):
             length = (b"content-length", str(len(answer.body)).encode())

@@ -57,9 +57,11 @@ class AdapterEngine:
         """None: those of the engine are its base's."""
         return frozenset()
 
-    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+    async def serve(
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
+    ) -> EngineAnswer:
         """Answer one request; its body names the adapter, which is how the engine knows."""
-        return await self._base.serve(route, body, request_id)
+        return await self._base.serve(route, body, request_id, urgency)
 
     async def check_request(self, route: Route, body: bytes) -> None:
         """Read a request as `serve` would."""

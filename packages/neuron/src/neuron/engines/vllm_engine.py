@@ -117,7 +117,9 @@ class VllmEngine:
         """Its processes, as they were when it was up."""
         return frozenset(process.pid for process in self._processes)
 
-    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+    async def serve(
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
+    ) -> EngineAnswer:
         """Answer one request; cancelling the call or closing the stream aborts it.
 
         A stream is returned when its first event is there, so that whatever fails before the
@@ -133,7 +135,7 @@ class VllmEngine:
             raise EngineError(f"the engine is dead: {failure}")
         with contextlib.ExitStack() as counted:
             counted.enter_context(self._counted())
-            result = await self._stack.answer(route, body, request_id)
+            result = await self._stack.answer(route, body, request_id, urgency)
             if isinstance(result, EngineAnswer):
                 self._check_cut()
                 return result

@@ -77,7 +77,9 @@ class VllmFollower:
         """Its processes, as they were when it joined."""
         return self._process_ids
 
-    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+    async def serve(
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
+    ) -> EngineAnswer:
         """Refuse: the head answers."""
         raise NoReplicaError(f"{self._model!r} is answered by another node")
 

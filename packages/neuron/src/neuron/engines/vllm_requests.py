@@ -1,6 +1,7 @@
 """What of a request vLLM would ignore, or refuse without saying where it stands."""
 
 from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 from cortex_core.errors import InvalidRequestError
 from cortex_core.harness import Route
@@ -86,6 +87,18 @@ def check_options(body: object, *, has_priorities: bool) -> None:
             "scheduling_policy = 'priority', or send x-cortex-priority",
             param="priority",
         )
+
+
+def rank(request: Any, urgency: int) -> None:
+    """Have vLLM put a request before less urgent ones, unless its body says where it belongs.
+
+    Args:
+        request: vLLM's own object; what cannot be put before others is left as it is.
+        urgency: more of it goes first.
+    """
+    # vLLM handles lower numbers earlier, and refuses any but 0 without priority scheduling.
+    if hasattr(request, "priority") and "priority" not in request.model_fields_set:
+        request.priority = -urgency
 
 
 def _media_of(messages: object) -> Iterator[tuple[str, str]]:

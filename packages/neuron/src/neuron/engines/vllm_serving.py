@@ -15,7 +15,7 @@ from cortex_core.ids import RequestId
 from neuron.engines import vllm_failures
 from neuron.engines.media import MediaPolicy
 from neuron.engines.vllm_handlers import Handler
-from neuron.engines.vllm_requests import check_options, check_request
+from neuron.engines.vllm_requests import check_options, check_request, rank
 
 _ERROR_EVENT = 'data: {"error"'
 """Start of the event that vLLM sends when a stream breaks; it goes on with `[DONE]` as if all
@@ -54,9 +54,9 @@ class Stack:
         return frozenset(self._handlers)
 
     async def answer(
-        self, route: Route, body: bytes, request_id: RequestId
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
     ) -> EngineAnswer | AsyncGenerator[str, None]:
-        """Answer one request.
+        """Answer one request; see `cortex_core.harness.Engine.serve`.
 
         Returns:
             The whole answer, or vLLM's own stream of events, not begun.
@@ -69,6 +69,8 @@ class Stack:
             request = await self._parse(route, handler, body)
             if hasattr(request, "request_id"):
                 request.request_id = request_id
+            if self._has_priorities:
+                rank(request, urgency)
             result = await handler.answer(request)
         # vLLM turns a cancellation into an answer, "Client disconnected".
         task = asyncio.current_task()

@@ -38,9 +38,11 @@ class _Grouped:
         """Those on this node."""
         return self._engine.process_ids
 
-    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+    async def serve(
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
+    ) -> EngineAnswer:
         """Answer one request."""
-        return await self._engine.serve(route, body, request_id)
+        return await self._engine.serve(route, body, request_id, urgency)
 
     async def check_request(self, route: Route, body: bytes) -> None:
         """Read a request and generate nothing."""
@@ -108,12 +110,14 @@ class LeadingEngine(_Grouped):
             return own
         return self._lost.result()
 
-    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
+    async def serve(
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
+    ) -> EngineAnswer:
         """Answer one request, unless the copy is not whole any more."""
         failure = self.failure
         if failure is not None:
             raise EngineError(failure)
-        return await super().serve(route, body, request_id)
+        return await super().serve(route, body, request_id, urgency)
 
     async def failed(self) -> str:
         """Wait until it dies by itself, or a follower does, and return the short reason."""

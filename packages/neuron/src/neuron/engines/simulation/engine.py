@@ -84,8 +84,10 @@ class SimulatedEngine:
         """None: it runs in this process."""
         return frozenset()
 
-    async def serve(self, route: Route, body: bytes, request_id: RequestId) -> EngineAnswer:
-        """Answer one request."""
+    async def serve(
+        self, route: Route, body: bytes, request_id: RequestId, urgency: int = 0
+    ) -> EngineAnswer:
+        """Answer one request; none is more urgent than another."""
         if self._nap.level is not None:
             raise UnavailableError(f"{self._model!r} sleeps")
         match route:
