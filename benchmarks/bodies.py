@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ import uvloop
 
 from benchmarks import relay
 from benchmarks.compare import PACKAGES
-from benchmarks.upstream import ANSWER, MODEL
+from benchmarks.upstream import MODEL
 from cortex_core.server.listen import open_listener
 
 SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
@@ -81,12 +82,12 @@ class Gateway:
 
 async def run_gateway(fd: int, asked: int, url: str) -> None:
     """Be the gateway, and look at the loop."""
-    # CPU time, so that what else the machine does is not counted.
-    loop, worst_s, last = asyncio.get_running_loop(), 0.0, time.thread_time()
+    # CPU time of all threads, so that what else the machine does is not counted.
+    loop, worst_s, last = asyncio.get_running_loop(), 0.0, time.process_time()
 
     def tick() -> None:
         nonlocal worst_s, last
-        now = time.thread_time()
+        now = time.process_time()
         worst_s, last = max(worst_s, now - last), now
         loop.call_later(TICK_S, tick)
 
@@ -116,23 +117,65 @@ _TEXTS: dict[str, Callable[[int], object]] = {
 }
 """What a message says, by kind, of about so many bytes."""
 
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
 KINDS = ("text", "turns", "wide", "image")
 
 
+TRANSLATED = {"messages": "/v1/messages", "responses": "/v1/responses"}
+"""Dialects that are translated, and where they are spoken."""
+
+SAID = "word " * 100
+
+
+def messages_of_turns(size: int) -> dict[str, object]:
+    """Return a request as agents send them, in Anthropic's dialect."""
+    turns: list[object] = [{"role": "user", "content": SAID}]
+    for number in range(size // 1750):
+        text = {"type": "text", "text": SAID}
+        call = {"type": "tool_use", "id": f"call_{number}", "name": "f", "input": {"x": SAID}}
+        result = {"type": "tool_result", "tool_use_id": f"call_{number}", "content": SAID}
+        turns.append({"role": "assistant", "content": [text, call]})
+        turns.append({"role": "user", "content": [result]})
+    return {"model": MODEL, "max_tokens": 100, "messages": turns}
+
+
+def responses_of_turns(size: int) -> dict[str, object]:
+    """Return the same in the dialect of responses."""
+    items: list[object] = [{"role": "user", "content": SAID}]
+    for number in range(size // 1250):
+        text = {"type": "output_text", "text": SAID}
+        call = {"call_id": f"call_{number}"}
+        items += (
+            {"type": "message", "role": "assistant", "content": [text]},
+            {"type": "function_call", "name": "f", "arguments": "{}", **call},
+            {"type": "function_call_output", "output": SAID, **call},
+        )
+    return {"model": MODEL, "input": items, "store": False}
+
+
 def request(kind: str, size: int, *, is_stream: bool = False) -> bytes:
-    """Return a chat request of one of `KINDS` and of about `size` bytes."""
-    if kind == "turns":
-        said = 'He said: "no"\nand left. ' * 40
-        messages = [{"role": "user", "content": said} for _ in range(max(1, size // 1160))]
+    """Return a request of one of `KINDS` or `TRANSLATED`, and of about `size` bytes."""
+    fields: dict[str, object]
+    if kind in TRANSLATED:
+        fields = messages_of_turns(size) if kind == "messages" else responses_of_turns(size)
     else:
-        messages = [{"role": "user", "content": _TEXTS[kind](size)}]  # type: ignore[dict-item]  # JSON
-    fields = {"model": MODEL, "stream": is_stream, "messages": messages}
+        fields = {"model": MODEL, "messages": chat_messages(kind, size)}
+    fields["stream"] = is_stream
     body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        f"POST {TRANSLATED.get(kind, '/v1/chat/completions')} HTTP/1.1\r\nhost: x\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+def chat_messages(kind: str, size: int) -> list[object]:
+    """Return the messages of a chat request."""
+    if kind == "turns":
+        said = 'He said: "no"\nand left. ' * 40
+        return [{"role": "user", "content": said} for _ in range(max(1, size // 1160))]
+    return [{"role": "user", "content": _TEXTS[kind](size)}]
 
 
 def calls(port: int, count: int, data: bytes) -> list[float]:
@@ -143,7 +186,7 @@ def calls(port: int, count: int, data: bytes) -> list[float]:
         for _ in range(count):
             begin, answer = time.perf_counter(), b""
             connection.sendall(data)
-            while not answer.endswith((ANSWER[-40:], b"0\r\n\r\n")):
+            while not _is_whole(answer):
                 piece = connection.recv(1 << 16)
                 if not piece:
                     raise RuntimeError(f"no whole answer, but {answer[:200]!r}")
@@ -152,6 +195,14 @@ def calls(port: int, count: int, data: bytes) -> list[float]:
             if not answer.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(f"{answer[:200]!r}")
     return took
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head)
+    if not end or length is None:
+        return answer.endswith(b"0\r\n\r\n")
+    return len(body) == int(length[1])
 
 
 async def gaps_beside(port: int, data: bytes) -> list[float]:
@@ -168,6 +219,7 @@ def added(direct: int, gateways: dict[str, Gateway], rounds: int) -> None:
     for kind, sizes, is_stream in (
         ("text", SIZES, False),
         *((kind, SIZES[-1:], True) for kind in KINDS),
+        *((kind, SIZES[-1:], False) for kind in TRANSLATED),
     ):
         for size in sizes:
             data = request(kind, size, is_stream=is_stream)

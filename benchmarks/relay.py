@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import uvloop
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from benchmarks import upstream
 from benchmarks.upstream import ANSWER, DONE, run_upstream
@@ -28,13 +29,15 @@ from cortex_core.fleet.reducers import from_endpoints, with_facts, with_report
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.node import NodeFacts, NodeReport
 from cortex_core.replica import Replica, ReplicaStatus
-from cortex_core.server.clock import SystemClock
+from cortex_core.server.clock import Clock, SystemClock
 from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import NEURON_KEEP_ALIVE_S
 from cortex_core.server.listen import open_listener
 from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
-from cortex_gateway.api.openai import routes
+from cortex_gateway.api import anthropic, openai
+from cortex_gateway.api.background import Background
+from cortex_gateway.api.responses import ResponsesApi
 from cortex_gateway.clients.upstream import open_upstream
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
@@ -68,7 +71,7 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
         )
         drain, shutdown = Drain(), Shutdown()
         listener = Listener(
-            app=protect(Starlette(routes=routes(proxy, clock.wall)), drain=drain),
+            app=protect(Starlette(routes=routes(proxy, clock)), drain=drain),
             socket=ListeningSocket(socket.socket(fileno=fd)),
             keep_alive_s=NEURON_KEEP_ALIVE_S,
         )
@@ -77,6 +80,23 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
                 await serve(
                     [listener], drain=drain, shutdown=shutdown, environ={}, drain_timeout_s=0
                 )
+
+
+def routes(proxy: Proxy, clock: Clock) -> list[Route]:
+    """Return the routes of three dialects, with nothing kept."""
+    responses = ResponsesApi(
+        proxy,
+        None,
+        Background(1),
+        new_id=lambda: "0" * 32,
+        epoch_s=clock.wall,
+        read_pdf=None,
+    )
+    return [
+        *openai.routes(proxy, clock.wall),
+        *anthropic.routes(proxy, None),
+        *responses.routes(),
+    ]
 
 
 class Target:

@@ -32,6 +32,7 @@ from cortex_gateway.api.counting import CountAsked
 from cortex_gateway.api.documents import may_have_pdf
 from cortex_gateway.api.kept_items import input_items, page_of, resolved
 from cortex_gateway.api.responses_asked import ResponsesAsked
+from cortex_gateway.proxy.aside import aside
 from cortex_gateway.proxy.asked import EVENT_STREAM, Head
 from cortex_gateway.proxy.call import read_body
 from cortex_gateway.proxy.proxy import Proxy
@@ -118,15 +119,20 @@ class ResponsesApi:
         await self._proxy.serve(scope, _given(body), send, self._read)
 
     async def _read(self, head: Head, body: bytes) -> ResponsesAsked:
-        return await self._asked(decode_request(body, RESPONSES_REQUEST_DECODER))
+        return await self._asked(decode_request(body, RESPONSES_REQUEST_DECODER), len(body))
 
     async def _read_count(self, head: Head, body: bytes) -> CountAsked:
         request = decode_request(body, RESPONSES_REQUEST_DECODER)
-        asked = await self._asked(msgspec.structs.replace(request, store=False, background=None))
+        request = msgspec.structs.replace(request, store=False, background=None)
+        asked = await self._asked(request, len(body))
         return CountAsked(asked, _render_count)
 
-    async def _asked(self, request: ResponsesRequest) -> ResponsesAsked:
+    async def _asked(self, request: ResponsesRequest, body_bytes: int) -> ResponsesAsked:
         """Find what a request refers to.
+
+        Args:
+            request: that was read.
+            body_bytes: its size.
 
         Raises:
             InvalidRequestError: it refers to what is not there, or to too much.
@@ -136,7 +142,8 @@ class ResponsesApi:
         salt = self._new_id()
         conversation_id = _conversation_id(request)
         history = await self._history(request, conversation_id)
-        own = await resolved(input_items(request.input, salt), self._store)
+        given = await aside(body_bytes, input_items, request.input, salt)
+        own = await resolved(given, self._store)
         begun = begun_response(
             request,
             response_id=f"resp_{salt}",
@@ -145,7 +152,9 @@ class ResponsesApi:
             conversation_id=conversation_id,
             status="queued" if request.background else "in_progress",
         )
-        asked = ResponsesAsked(
+        asked = await aside(
+            body_bytes,
+            ResponsesAsked,
             request,
             begun,
             own,
@@ -183,7 +192,7 @@ class ResponsesApi:
             raise InvalidRequestError(
                 "background needs a response that is kept (store)", param="background"
             )
-        asked = await self._asked(request)
+        asked = await self._asked(request, len(body))
         await asked.keep(asked.response)
 
         async def read(head: Head, again: bytes) -> ResponsesAsked:

@@ -26,6 +26,7 @@ from cortex_gateway.control.journal import Journal
 from cortex_gateway.ports import ProxySettings, RequestMetrics, Store, Upstream
 from cortex_gateway.proxy.access import Accesses
 from cortex_gateway.proxy.account import Account
+from cortex_gateway.proxy.aside import LARGE_BYTES, aside
 from cortex_gateway.proxy.asked import ReadAsked
 from cortex_gateway.proxy.call import Call, read_body, read_call
 from cortex_gateway.proxy.inflight import InFlight
@@ -38,9 +39,6 @@ from cortex_gateway.proxy.walk import Doors, Foreseen, Walk
 
 logger = logging.getLogger(__name__)
 
-
-_LARGE_BYTES = 1 << 20
-"""Milliseconds of work for each step; others have a turn between two."""
 
 HEARD_S = 10.0
 """Bound on the wait for nodes that were never asked; a poll ends within a second or two."""
@@ -144,19 +142,17 @@ class Proxy:
         call = read_call(scope, reply.request_id)
         account.shows_timing = call.shows_timing
         body = await read_body(receive)
-        is_large = len(body) > _LARGE_BYTES
-        if is_large:
+        if len(body) >= LARGE_BYTES:
+            # To join the body and to decode it take milliseconds each.
             await asyncio.sleep(0)
         asked = await read(call.head, body)
-        if is_large:
-            await asyncio.sleep(0)
         account.is_stream = asked.is_stream
         reply.stream_type, reply.failed = asked.stream_type, asked.failed
         resolved = await self._resolve(asked.model)
         account.begin(resolved.model)
         # What cannot work is refused before anybody waits for a load.
         target, dialect = foreseen_target(doors.store.state, resolved.model, doors.accesses)
-        outbound = asked.outbound(target, dialect)
+        outbound = await aside(len(body), asked.outbound, target, dialect)
         affinity = affinity_of(call.session, body)
         search = Search(resolved.model, RouteHints(cold_ok=call.cold_ok, affinity=affinity))
         ticket = self._ticket(call, len(body))

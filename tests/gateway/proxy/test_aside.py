@@ -1,0 +1,102 @@
+"""Large requests of other dialects: translated like small ones, beside the loop."""
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from cortex_gateway.proxy.aside import LARGE_BYTES, aside
+from tests.fakes.gateway import ask, gateway
+from tests.fakes.upstream import ScriptedNode, nodes, streams, words
+
+TURNS = 600
+TEXT = "word " * 100
+
+SAID: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "developer", "content": TEXT}, *[{"role": "user", "content": TEXT}]]
+    },
+    "/v1/messages": {"max_tokens": 5, "messages": [{"role": "user", "content": TEXT}]},
+    "/v1/responses": {"input": [{"role": "user", "content": TEXT}], "store": False},
+    "/api/chat": {"messages": [{"role": "user", "content": TEXT}]},
+}
+"""Requests of one turn, by path."""
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "/v1/messages": {"role": "user", "content": [{"type": "server_nonsense"}]},
+    "/v1/responses": {"type": "nonsense"},
+}
+
+
+def of_turns(path: str, turns: int) -> dict[str, Any]:
+    """Return a request of so many turns, by two in turn."""
+    key = "input" if path == "/v1/responses" else "messages"
+    before = SAID[path][key]
+    more = [
+        {"role": "user" if number % 2 else "assistant", "content": TEXT} for number in range(turns)
+    ]
+    return {**SAID[path], "stream": True, key: [*before, *more]}
+
+
+def with_one_text(messages: Any) -> list[tuple[str, str]]:
+    """Return role and text of messages, whose contents are text or parts."""
+    return [
+        (
+            message["role"],
+            message["content"]
+            if isinstance(message["content"], str)
+            else "".join(part["text"] for part in message["content"]),
+        )
+        for message in messages
+    ]
+
+
+@pytest.mark.parametrize("path", SAID)
+async def test_what_is_large_is_sent_like_what_is_small(path: str) -> None:
+    """Ours: a node cannot tell where it was translated."""
+    large = of_turns(path, 2 * TURNS)
+    assert len(json.dumps(large)) > LARGE_BYTES
+    async with nodes(node := ScriptedNode(streams(words(2)))), gateway({"a": node.url}) as g:
+        answers = [await ask(g.url, fields, path=path) for fields in (of_turns(path, 0), large)]
+
+    assert [answer.status for answer in answers] == [200, 200]
+    small, sent = (json.loads(wire.body) for wire in node.wires)
+    begin, whole = with_one_text(small.pop("messages")), with_one_text(sent.pop("messages"))
+    assert sent == small
+    assert whole == begin + [("user" if n % 2 else "assistant", TEXT) for n in range(2 * TURNS)]
+
+
+@pytest.mark.parametrize("path", WRONG)
+async def test_what_is_large_and_wrong_is_refused_alike(path: str) -> None:
+    """Ours: an error crosses the thread as it is."""
+    key = "input" if path == "/v1/responses" else "messages"
+    async with nodes(node := ScriptedNode(streams(words(1)))), gateway({"a": node.url}) as g:
+        told = []
+        for turns in (0, 2 * TURNS):
+            fields = of_turns(path, turns)
+            fields[key].insert(0, WRONG[path])
+            answer = await ask(g.url, fields, path=path)
+            told.append((answer.status, json.loads(answer.body)["error"]["message"]))
+
+    assert told[0] == told[1]
+    assert told[0][0] == 400
+    assert not node.wires
+
+
+async def test_the_loop_goes_on_beside_large_work() -> None:
+    """Ours: what waits for the loop would wait for ever on it."""
+    loop, goes_on = asyncio.get_running_loop(), threading.Event()
+
+    def work() -> bool:
+        loop.call_soon_threadsafe(goes_on.set)
+        return goes_on.wait(5)
+
+    assert await aside(LARGE_BYTES, work)
+
+
+async def test_small_work_is_done_where_it_is_asked_for() -> None:
+    """Ours: to change threads costs more."""
+    assert await aside(LARGE_BYTES - 1, threading.get_ident) == threading.get_ident()
