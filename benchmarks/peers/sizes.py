@@ -28,7 +28,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """How long all of those are open together."""
     most: int = 5000
     """Likewise, of those that take so many; 0 leaves it out."""
-    most_s: float = 8.0
+    most_s: float = 6.0
     """How long all of those are open together."""
     chunks_per_s: float = 10_000.0
     """Of all open streams together, though none has its chunks less than 5 ms apart."""
@@ -57,8 +57,8 @@ SLOW = Sizes(
     turns=3,
     calls=(15, 8, 2, 1),
     rate_per_s=25.0,
-    due_calls=50,
-    stream_rate_per_s=2.0,
+    due_calls=30,
+    stream_rate_per_s=4.0,
     due_streams=4,
     crowd_calls=10,
     long_chunks=64,
