@@ -1,13 +1,9 @@
 """What both daemons show to a scraper: well-formed, and no more than there is to show."""
 
 import asyncio
-import contextlib
 import pathlib
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -15,7 +11,14 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.docs.tables import rows_of
-from tests.fleet.daemons import CATALOGUE, Daemon, gateway, simulated_neuron, until
+from tests.fleet.daemons import CATALOGUE, Daemon, gateway, simulated_neuron
+from tests.fleet.prometheus import (
+    complaints,
+    metrics_of,
+    needs_prometheus,
+    needs_promtool,
+    prometheus,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -52,9 +55,7 @@ class Scraped:
         self.workers = workers
         self.neuron = neuron
         self.door = door
-        said = re.search(r"metrics on (\S+)", "".join(door.log))
-        assert said is not None
-        self.urls = {"gateway": f"http://{said[1]}/metrics", "neuron": f"{neuron.url}/metrics"}
+        self.urls = {"gateway": metrics_of(door), "neuron": f"{neuron.url}/metrics"}
 
     def text(self, daemon: str, **headers: str) -> str:
         return httpx.get(self.urls[daemon], headers=headers, timeout=WAIT_S).text
@@ -172,31 +173,14 @@ def test_openmetrics_is_strictly_right(fleet: Scraped, daemon: str) -> None:
     assert {family.name for family in families} == names
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@needs_promtool
 @pytest.mark.parametrize("daemon", ["gateway", "neuron"])
 def test_promtool_finds_nothing(fleet: Scraped, daemon: str) -> None:
     """`promtool check metrics`: names, units and texts as is the custom."""
-    done = subprocess.run(
-        ["promtool", "check", "metrics"],
-        input=fleet.text(daemon),
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
+    assert complaints(fleet.text(daemon)) == []
 
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-CONFIG = """
-global: {{scrape_interval: 1s, scrape_timeout: 1s}}
-scrape_configs:
-- job_name: cortex
-  static_configs: [{{targets: ["{gateway}", "{neuron}"]}}]
-"""
 
 ANSWERED = (
-    "up == 1",
     "cortex_requests_total{outcome='ok'} > 0",
     "cortex_request_errors_total > 0",
     "cortex_rejections_total{reason='model_not_found'} > 0",
@@ -226,39 +210,9 @@ ANSWERED = (
 """What a dashboard asks; none may say "no data"."""
 
 
-@contextlib.contextmanager
-def prometheus(folder: pathlib.Path, config: str) -> Iterator[str]:
-    """Run a Prometheus and give its URL."""
-    (folder / "prometheus.yml").write_text(config)
-    command = [
-        "prometheus",
-        f"--config.file={folder}/prometheus.yml",
-        f"--storage.tsdb.path={folder}/data",
-        "--web.listen-address=127.0.0.1:0",
-    ]
-    with (
-        open(folder / "log", "w") as log,
-        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
-    ):
-        try:
-            until(lambda: "Listening on" in (folder / "log").read_text(), WAIT_S)
-            said = re.search(r"Listening on\" address=(\S+)", (folder / "log").read_text())
-            assert said is not None
-            yield f"http://{said[1]}"
-        finally:
-            process.kill()
-
-
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+@needs_prometheus
 def test_prometheus_scrapes_a_fleet(fleet: Scraped, tmp_path: pathlib.Path) -> None:
     """Ours: a real one takes what both daemons show, and answers what dashboards ask."""
     asked = ANSWERED if fleet.workers == 1 else (*ANSWERED, "sum(cortex_worker_up) == 2")
-    targets = {name: urlsplit(url).netloc for name, url in fleet.urls.items()}
-    with prometheus(tmp_path, CONFIG.format_map(targets)) as url:
-
-        def ask(query: str) -> list[object]:
-            answer = httpx.get(f"{url}/api/v1/query", params={"query": query}, timeout=WAIT_S)
-            found: list[object] = answer.json()["data"]["result"]
-            return found
-
-        until(lambda: len(ask("up == 1")) == 2 and all(map(ask, asked)), WAIT_S)
+    with prometheus(tmp_path, fleet.urls) as scraper:
+        scraper.until_answered(*asked)

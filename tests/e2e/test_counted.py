@@ -1,6 +1,7 @@
-"""Tokens of the real engine's streams: counted by the gateway, and told to those who ask."""
+"""What is counted of the real engine: tokens of streams, told to those who ask, and its series."""
 
 import json
+import pathlib
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,13 @@ from cortex_core.sse import SseDecoder
 from tests.e2e.conftest import CHAT
 from tests.e2e.neuron_process import NeuronProcess
 from tests.fleet.daemons import Daemon, gateway, until
+from tests.fleet.prometheus import (
+    complaints,
+    metrics_of,
+    needs_prometheus,
+    needs_promtool,
+    prometheus,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -77,9 +85,7 @@ class Heard:
         return [json.loads(line) for line in lines]
 
     def _counters(self) -> dict[str, float]:
-        said = re.search(r"metrics on ([^\s\",]+)", "".join(self._door.log))
-        assert said is not None
-        text = httpx.get(f"http://{said[1]}/metrics", timeout=10.0).text
+        text = httpx.get(metrics_of(self._door), timeout=10.0).text
         names = {"requests": 0.0, "prompt_tokens": 0.0, "completion_tokens": 0.0}
         for name in names:
             found = re.findall(rf"^cortex_{name}_total{{.*}} (\S+)$", text, re.MULTILINE)
@@ -129,3 +135,28 @@ def test_translated_streams_are_counted(door: Daemon, path: str) -> None:
     heard = Heard(door, path, {"temperature": 0, "stream": True})
 
     assert tokens(heard) == of_whole_answer(door, path)
+
+
+@needs_promtool
+def test_promtool_minds_nothing_but_the_names_of_vllm(neuron: NeuronProcess) -> None:
+    """Ours: vLLM's names have a colon, which Prometheus keeps for rules; they are given."""
+    text = neuron.http.get("/metrics").text
+
+    assert [one for one in complaints(text) if not one.startswith("vllm:")] == []
+
+
+@needs_prometheus
+def test_prometheus_scrapes_the_real_engine(
+    door: Daemon, neuron: NeuronProcess, tmp_path: pathlib.Path
+) -> None:
+    """Issue: "a real Prometheus scraping a real run"; the engine's series are among the others."""
+    Heard(door, OPENAI[0], {"stream": True})
+    urls = {"gateway": metrics_of(door), "neuron": f"{neuron.url}/metrics"}
+    with prometheus(tmp_path, urls) as scraper:
+        scraper.until_answered(
+            f"vllm:generation_tokens_total{{model='{CHAT}'}} > 0",
+            "sum(vllm:time_to_first_token_seconds_count) > 0",
+            f"neuron_requests_total{{model='{CHAT}', outcome='ok'}} > 0",
+            f"cortex_completion_tokens_total{{model='{CHAT}'}} > 0",
+            f"cortex_time_to_first_token_seconds_count{{model='{CHAT}'}} > 0",
+        )
