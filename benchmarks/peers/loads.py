@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import select
 import time
 from collections.abc import AsyncIterator, Mapping
 
@@ -109,6 +110,12 @@ class Connection(asyncio.Protocol):
         """Whether an answer is coming."""
         return self._answer is not None and self._answer.first_byte_at > 0
 
+    def has_ended(self) -> bool:
+        """Whether the gateway has closed it, which a loop that is late has not heard of."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
     def call(self, data: bytes, due_at: float | None = None) -> asyncio.Future[Answer]:
         """Send a request; the answer comes with its end.
 
@@ -197,6 +204,17 @@ async def crowd(target: Target, callers: int, count: int, data: bytes | None = N
     return clock() - begin
 
 
+def _usable(idle: list[tuple[float, Connection]]) -> Connection | None:
+    """Take one out of those that are idle since when; a call on one that ends would be lost."""
+    while idle:
+        # A gateway may be about to close what was idle for long.
+        since, connection = idle.pop()
+        if clock() - since <= FRESH_S and not connection.has_ended():
+            return connection
+        connection.transport.close()
+    return None
+
+
 async def open_loop(
     target: Target, rate_per_s: float, count: int, data: bytes, *, most_open: int | None = None
 ) -> list[Answer]:
@@ -219,10 +237,7 @@ async def open_loop(
     idle: list[tuple[float, Connection]] = []
 
     async def one(due_at: float) -> None:
-        # A gateway may be about to close what was idle for long, and the call would be lost.
-        while idle and clock() - idle[0][0] > FRESH_S:
-            idle.pop(0)[1].transport.close()
-        connection = idle.pop()[1] if idle else await connect(target)
+        connection = _usable(idle) or await connect(target)
         try:
             answers.append(await connection.call(data, due_at))
         except asyncio.CancelledError:
