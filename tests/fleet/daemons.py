@@ -129,6 +129,8 @@ def _read(process: subprocess.Popen[str], log: list[str], lines: queue.Queue[str
         for line in output:
             log.append(line)
             lines.put(line)
+    # No line is empty, so this is the end of the daemon.
+    lines.put("")
 
 
 def _address(lines: queue.Queue[str], listens: str, log: list[str]) -> str:
@@ -137,7 +139,9 @@ def _address(lines: queue.Queue[str], listens: str, log: list[str]) -> str:
         try:
             line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
-            raise AssertionError(f"it did not say where it listens: {''.join(log)}") from None
+            line = ""
+        if not line:
+            raise AssertionError(f"it did not say where it listens: {''.join(log)}")
         found = re.search(listens, line)
         if found:
             return f"http://{found[1]}"
