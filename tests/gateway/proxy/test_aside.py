@@ -26,9 +26,10 @@ SAID: dict[str, dict[str, Any]] = {
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "/v1/messages": {"role": "user", "content": [{"type": "server_nonsense"}]},
-    "/v1/responses": {"type": "nonsense"},
+    "/v1/messages": {"temperature": 2},
+    "/v1/responses": {"input": [{"type": "nonsense"}]},
 }
+"""What each path refuses in the thread."""
 
 
 def of_turns(path: str, turns: int) -> dict[str, Any]:
@@ -72,12 +73,12 @@ async def test_what_is_large_is_sent_like_what_is_small(path: str) -> None:
 @pytest.mark.parametrize("path", WRONG)
 async def test_what_is_large_and_wrong_is_refused_alike(path: str) -> None:
     """Ours: an error crosses the thread as it is."""
-    key = "input" if path == "/v1/responses" else "messages"
     async with nodes(node := ScriptedNode(streams(words(1)))), gateway({"a": node.url}) as g:
         told = []
         for turns in (0, 2 * TURNS):
             fields = of_turns(path, turns)
-            fields[key].insert(0, WRONG[path])
+            for name, value in WRONG[path].items():
+                fields[name] = [*value, *fields[name]] if isinstance(value, list) else value
             answer = await ask(g.url, fields, path=path)
             told.append((answer.status, json.loads(answer.body)["error"]["message"]))
 
