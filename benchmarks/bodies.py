@@ -227,8 +227,10 @@ def added(direct: int, gateways: dict[str, Gateway], rounds: int) -> None:
             took: dict[str, list[float]] = {name: [] for name in gateways}
             spent: dict[str, list[float]] = {name: [] for name in gateways}
             held: dict[str, list[float]] = {name: [] for name in gateways}
+            # The node takes no other dialect than its own.
+            plain = request("turns", size) if kind in TRANSLATED else data
             for number in range(rounds):
-                base = statistics.median(calls(direct, count, data))
+                base = statistics.median(calls(direct, count, plain))
                 for name in list(gateways)[:: -1 if number % 2 else 1]:
                     calls(gateways[name].port, 1, data)
                     gateways[name].held_ms()
