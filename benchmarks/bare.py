@@ -39,7 +39,7 @@ class Bare:
         if scope["type"] != "http":
             return
         reply = Reply(send, scope, exchange_of(scope))
-        body = await read_body(receive)
+        body = await read_body(scope, receive)
         pairs = [
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
         ]

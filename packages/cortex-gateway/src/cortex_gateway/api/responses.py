@@ -108,7 +108,7 @@ class ResponsesApi:
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request for a response."""
-        body = await read_body(receive)
+        body = await read_body(scope, receive)
         # Most requests have no such word, and are decoded once.
         if b'"background"' in body:
             request = decode_request(body, RESPONSES_REQUEST_DECODER)

@@ -141,7 +141,7 @@ class Proxy:
         doors = self._doors
         call = read_call(scope, reply.request_id)
         account.shows_timing = call.shows_timing
-        body = await read_body(receive)
+        body = await read_body(scope, receive)
         if len(body) >= LARGE_BYTES:
             # To join the body and to decode it take milliseconds each.
             await asyncio.sleep(0)
