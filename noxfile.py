@@ -148,13 +148,13 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; arguments after `--` choose and tune them, `peers` first compares."""
+    """Run the benchmarks; arguments after `--` choose them, `peers` and `stages` take options."""
     if not (ROOT / "benchmarks" / "__main__.py").exists():
         session.error("there are no benchmarks in this checkout")
     install(session, "build", "runtime", "test")
     module, arguments = "benchmarks", session.posargs
-    if arguments[:1] == ["peers"]:
-        module, arguments = "benchmarks.peers", arguments[1:]
+    if arguments[:1] in (["peers"], ["stages"]):
+        module, arguments = f"benchmarks.{arguments[0]}", arguments[1:]
     session.run("python", "-m", module, *arguments)
 
 

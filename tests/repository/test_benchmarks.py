@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import probes
 from benchmarks.peers import loads
 from tests.repository.checkout import PACKAGES, ROOT
 
@@ -86,3 +87,78 @@ async def test_a_gateway_is_soaked_in_the_smallest_size(
     assert last["in_flight"] == last["node_streams"] == 0
     assert last["calls"] > 0
     assert last["descriptors"] > 0
+
+
+def test_every_seam_of_the_stages_is_there() -> None:
+    """Ours: whoever moves a function that is measured says where it went."""
+    for seam in probes.SEAMS:
+        owner, name = probes.found(seam)
+        assert callable(getattr(owner, name))
+
+
+def test_the_time_of_a_stage_is_without_that_of_those_within_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ours: stages add up; a coroutine that waits is in none."""
+    now = iter(range(0, 1_000_000, 10))
+    monkeypatch.setattr(probes, "clock", lambda: next(now))
+    watch = probes.Stopwatch()
+    inner = watch.wrapped(lambda: None, 2, 2)
+
+    async def wait() -> None:
+        inner()
+        await asyncio.sleep(0)
+        inner()
+
+    running = watch.wrapped(wait, 1, 3)()
+    running.send(None)
+    with pytest.raises(StopIteration):
+        running.send(None)
+
+    passed = watch.passed()
+    # Every look at the clock is ten later than the one before, and each probe looks four times.
+    assert passed.spent_ns[1:4] == (20, 20, 20)
+    assert passed.entered[1:4] == (1, 2, 1)
+    assert passed.left[:4] == (2, 1, 0, 1)
+
+
+def test_a_probe_hands_on_what_is_thrown_into_a_coroutine() -> None:
+    """Ours: a gateway with clocks around it cancels as one without does."""
+    watch = probes.Stopwatch()
+    seen = []
+
+    async def wait() -> str:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+        return "done"
+
+    async def cancelled() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(watch.wrapped(wait, 1, 1)())
+            await asyncio.sleep(0)
+            task.cancel()
+
+    asyncio.run(cancelled())
+
+    assert seen == ["cancelled"]
+    assert watch.entered[1] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
+async def test_stages_are_told_apart_in_the_smallest_size(tmp_path: Path) -> None:
+    """Issue: each stage of a request has its cost, and the whole is told beside their sum."""
+    options = ("--calls", "100", "--rounds", "1", "--out", str(tmp_path / "found"))
+    status, said = await run("stages", *options)
+
+    assert status == 0, said
+    found = json.loads((tmp_path / "found.json").read_text())
+    call, fresh = found["columns"]["call"], found["columns"]["call, new connection"]
+    # With so few calls the cost of the clocks may be all that a small stage has.
+    assert all(call[stage] > 0 for stage in ("walk", "answer", "read"))
+    assert fresh["accept"] > call["accept"]
+    assert found["totals"]["call"] > 0
+    assert "| without clocks |" in (tmp_path / "found.md").read_text()
