@@ -23,6 +23,7 @@ import msgspec
 import uvloop
 
 from benchmarks import probes
+from benchmarks.page import with_table
 from benchmarks.peers import loads
 from benchmarks.peers.places import PLACES
 from benchmarks.peers.running import Running, node, others_cpu_s, prepare, started
@@ -55,7 +56,6 @@ SAYS = {
 }
 
 TOP = 5
-MARKS = ("<!-- begin stages -->", "<!-- end stages -->")
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
@@ -308,19 +308,6 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_table(page: str, table: str) -> str:
-    """Return a page with another table between its marks.
-
-    Raises:
-        ValueError: it has none.
-    """
-    head, begin, rest = page.partition(MARKS[0])
-    _, end, tail = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise ValueError(f"the page has no {MARKS[0]} and {MARKS[1]}")
-    return f"{head}{begin}\n\n{table}\n{end}{tail}"
-
-
 def main(*arguments: str) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.stages", description=__doc__)
     parser.add_argument("--calls", type=int, default=2000, help="of each load in each round")
@@ -339,7 +326,7 @@ def main(*arguments: str) -> int:
         page = msgspec.json.format(msgspec.json.encode(table))
         asked.out.with_suffix(".json").write_bytes(page + b"\n")
     if asked.page is not None:
-        asked.page.write_text(with_table(asked.page.read_text(), markdown(table)))
+        asked.page.write_text(with_table(asked.page.read_text(), "stages", markdown(table)))
     return 0
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import probes
+from benchmarks import probes, soak
+from benchmarks.page import with_table
 from benchmarks.peers import loads
 from tests.repository.checkout import PACKAGES, ROOT
 
@@ -70,6 +71,86 @@ async def test_gateways_are_compared_in_the_smallest_size(tmp_path: Path) -> Non
     assert ours["cut_left_ms"] >= 0
     assert "| cortex over | direct |" in (tmp_path / "found.md").read_text()
     assert (tmp_path / "found.svg").read_text().endswith("</svg>\n")
+
+
+def looks(count: int, calls: int, kib_per_call: float, **fields: float) -> tuple[soak.Look, ...]:
+    """Return looks at a gateway that grows as it is told, after a start that grows anyhow."""
+    return tuple(
+        soak.Look(
+            calls=(number + 1) * calls,
+            rss_mib=100 + min(number, count // 4) + number * calls * kib_per_call / 1024,
+            descriptors=40 + round(number * fields.get("descriptors", 0)),
+            threads=3 + round(number * fields.get("threads", 0)),
+            in_flight=0,
+            node_streams=0,
+            lag_p99_ms=2.5 * (1 + max(0, number - 20) * fields.get("lag", 0)),
+            p99_ms=None,
+        )
+        for number in range(count)
+    )
+
+
+def test_memory_that_stays_after_its_start_is_no_growth() -> None:
+    """Ours: what a process takes to warm up is not what it takes for each call."""
+    assert soak.growth_kib(looks(40, 25_000, 0.0)) == pytest.approx(0, abs=1e-6)
+    assert not soak.faults(looks(40, 25_000, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("grows", "said"),
+    [
+        ({"descriptors": 3}, "descriptors"),
+        ({"threads": 0.1}, "threads"),
+        ({"lag": 1}, "lag"),
+    ],
+)
+def test_what_grows_is_told(grows: dict[str, float], said: str) -> None:
+    """Issue: a soak with memory, file descriptors and lag flat."""
+    (fault,) = soak.faults(looks(40, 25_000, 0.0, **grows))
+
+    assert said in fault
+
+
+def test_sixteen_bytes_for_each_call_are_found() -> None:
+    """Ours: no object is smaller."""
+    grown = looks(40, 25_000, 16 / 1024)
+
+    assert soak.growth_kib(grown) == pytest.approx(1562.5)
+    assert "memory" in soak.faults(grown)[0]
+
+
+def test_few_calls_say_nothing_about_memory() -> None:
+    """Ours: what an allocator keeps would be taken for growth."""
+    assert soak.growth_kib(looks(40, 100, 1.0)) is None
+    assert soak.growth_kib(looks(5, 1_000_000, 1.0)) is None
+
+
+def test_a_soak_that_ends_early_leaves_what_was_seen(tmp_path: Path) -> None:
+    """Ours: half an hour is not thrown away for its last call."""
+    kept = soak.Kept(tmp_path / "found")
+    kept.change(load="a load")
+    for one in looks(6, 100_000, 0.0):
+        kept.add(one)
+    kept.change(failure="HTTP/1.1 502")
+
+    assert soak.verdict(kept.soak) == ["it ended early: HTTP/1.1 502"]
+    assert len(json.loads((tmp_path / "found.json").read_text())["looks"]) == 6
+    assert "Verdict: it ended early: HTTP/1.1 502." in (tmp_path / "found.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["", "<!-- begin a -->", "<!-- begin b --><!-- end b -->"])
+def test_a_page_without_the_marks_is_refused(page: str) -> None:
+    """Ours: a table that went nowhere would be missed by nobody."""
+    with pytest.raises(ValueError, match="begin a"):
+        with_table(page, "a", "table")
+
+
+def test_a_table_takes_the_place_of_the_one_before() -> None:
+    """Ours: what stands around it stays."""
+    page = with_table("one <!-- begin a -->old<!-- end a --> two", "a", "new\n")
+
+    assert with_table(page, "a", "new\n") == page
+    assert page == "one <!-- begin a -->\n\nnew\n\n<!-- end a --> two"
 
 
 @pytest.mark.slow
