@@ -13,6 +13,7 @@ from aiohttp import web
 from hypothesis import given, strategies as st
 
 from cortex_cli.bench.caller import Stream
+from cortex_cli.bench.lag import lag_of, metrics_url, read_buckets, with_looks
 from cortex_cli.bench.open_loop import open_loop
 from cortex_cli.bench.samples import Sample, spread, summarize
 from cortex_cli.context import Style
@@ -99,6 +100,94 @@ def test_what_is_shown_says_when_it_is_worth_nothing() -> None:
     assert "3 requests, 5 a second: 3 ok" in text
 
 
+PAGE = """# TYPE cortex_event_loop_lag_seconds histogram
+cortex_event_loop_lag_seconds_bucket{le="0.001"} %d
+cortex_event_loop_lag_seconds_bucket{le="0.005"} %d
+cortex_event_loop_lag_seconds_bucket{le="+Inf"} %d
+cortex_event_loop_lag_seconds_count 9
+cortex_requests_total{le="0.001"} 7
+"""
+
+
+@given(st.lists(st.sampled_from([0.0005, 0.002, 9.0]), min_size=1))
+def test_the_lag_is_no_less_than_what_was_measured(late: list[float]) -> None:
+    """Ours: an edge is what so many of the looks do not exceed."""
+    lag = lag_of({edge: sum(one <= edge for one in late) for edge in (0.001, 0.005, math.inf)})
+
+    assert lag is not None
+    assert lag.looks == len(late)
+    for share, edge in ((0.5, lag.p50_s), (0.99, lag.p99_s)):
+        within = sum(one <= (math.inf if edge is None else edge) for one in late)
+        assert within >= share * len(late)
+
+
+def test_looks_of_all_turns_and_processes_count() -> None:
+    """Ours: what came before a turn is not of it."""
+    two = "".join(PAGE.replace("{le", f'{{worker="{n}",le') % (1, 2, 3) for n in (1, 2))
+    before, after = read_buckets(two), read_buckets(PAGE % (10, 14, 15))
+
+    assert before == {0.001: 2, 0.005: 4, math.inf: 6}
+    assert after is not None
+    assert with_looks({0.001: 1}, before, after) == {0.001: 9, 0.005: 10, math.inf: 9}
+
+
+def test_a_gateway_that_was_restarted_has_no_known_lag() -> None:
+    """Ours: counts that went down say nothing."""
+    assert with_looks({}, {0.001: 5.0}, {0.001: 4.0}) is None
+
+
+@pytest.mark.parametrize("page", ["", "<html>", PAGE.replace("%d", "many")])
+def test_a_page_without_the_lag_is_none(page: str) -> None:
+    """Ours: whoever listens there is no gateway."""
+    assert read_buckets(page) is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "url"),
+    [
+        ("http://127.0.0.1:31313", None, "http://127.0.0.1:31314/metrics"),
+        ("http://[::1]:80/", None, "http://[::1]:81/metrics"),
+        ("https://gateway.example", None, None),
+        ("http://a:65535", None, None),
+        ("http://a:no", None, None),
+        ("http://a:1", "http://b:2/", "http://b:2/metrics"),
+        ("http://a:1", "http://b/its/metrics", "http://b/its/metrics"),
+    ],
+)
+def test_metrics_are_at_the_next_port(endpoint: str, given: str | None, url: str | None) -> None:
+    """Ours: as `cortex up` and the settings have it when nothing else is said."""
+    assert metrics_url(endpoint, given) == url
+
+
+async def test_the_lag_of_the_gateway_is_shown(cortex: Run) -> None:
+    """Issue: event-loop lag among what `cortex bench` tells."""
+    pages = itertools.count(1)
+
+    def answer(request: web.Request) -> object:
+        if request.path == "/metrics":
+            number = next(pages)
+            return web.Response(text=PAGE % (number, 10 * number, 10 * number))
+        return [TOKEN, DONE]
+
+    async with server(answer) as url:
+        load = ("--rate", "50", "--duration", "0.1", "--metrics", url)
+        shown = await asyncio.to_thread(cortex, "bench", "m", "--endpoint", url, *load)
+        machine = await asyncio.to_thread(cortex, "bench", "m", "--endpoint", url, *load, "--json")
+
+    assert "lag of its event loop: p50 at most 5.00 ms, p99 at most 5.00 ms" in shown.stdout
+    assert json.loads(machine.stdout)[url]["lag"] == {"looks": 10, "p50_s": 0.005, "p99_s": 0.005}
+
+
+async def test_a_lag_that_nobody_shows_is_no_error(cortex: Run) -> None:
+    """Ours: metrics are on a listener of their own, which callers need not reach."""
+    async with server(lambda request: [TOKEN, DONE]) as url:
+        load = ("--rate", "50", "--duration", "0.1", "--metrics", "http://127.0.0.1:1")
+        shown = await asyncio.to_thread(cortex, "bench", "m", "--endpoint", url, *load)
+
+    assert shown.returncode == 0
+    assert "lag of its event loop: not known" in shown.stdout
+
+
 @asynccontextmanager
 async def server(answer: Callable[[web.Request], object]) -> AsyncIterator[str]:
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -114,6 +203,7 @@ async def server(answer: Callable[[web.Request], object]) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", handle)
+    app.router.add_get("/metrics", handle)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import msgspec
 
+from cortex_cli.bench.lag import Buckets, read_buckets
 from cortex_cli.bench.open_loop import Call
 from cortex_cli.bench.samples import Sample
 from cortex_core.errors import UpstreamCutError
@@ -16,6 +17,11 @@ from cortex_core.sse import SseDecoder, SseEvent
 DONE = "[DONE]"
 
 CONNECT_S = 10.0
+
+METRICS_S = 3.0
+"""For a page that comes from memory, and that nobody has to show."""
+
+_MOST_BYTES = 16 << 20
 
 
 class _Delta(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +109,25 @@ async def connected() -> AsyncIterator[aiohttp.ClientSession]:
     """Yield what makes as many connections as requests are open."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         yield session
+
+
+async def lag_buckets(session: aiohttp.ClientSession, url: str | None) -> Buckets | None:
+    """Return how late a gateway's loop has been so far; `None` where that is not shown."""
+    timeout = aiohttp.ClientTimeout(total=METRICS_S)
+    told = bytearray()
+    if url is None:
+        return None
+    try:
+        async with session.get(url, timeout=timeout, allow_redirects=False) as answer:
+            if answer.status != 200:
+                return None
+            async for piece in answer.content.iter_any():
+                told += piece
+                if len(told) > _MOST_BYTES:
+                    return None
+    except (TimeoutError, OSError, ValueError, aiohttp.ClientError):
+        return None
+    return read_buckets(told.decode(errors="replace"))
 
 
 def chat_caller(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from cortex_cli.bench.lag import Lag
+
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One request, in seconds since it was due: a caller does not wait for the one before."""
@@ -53,6 +55,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     total: Spread | None
     gap: Spread | None
     events_per_s: float
+    lag: Lag | None = None
+    """Of the gateway's own event loop meanwhile; `None` where nobody says."""
 
 
 def summarize(samples: Sequence[Sample], offered_per_s: float, wall_s: float) -> Summary:

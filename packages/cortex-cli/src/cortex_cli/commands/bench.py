@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import click
 import msgspec
 
-from cortex_cli.bench.caller import Question, chat_caller, connected
+from cortex_cli.bench.caller import Question, chat_caller, connected, lag_buckets
+from cortex_cli.bench.lag import Buckets, lag_of, metrics_url, with_looks
 from cortex_cli.bench.open_loop import open_loop
 from cortex_cli.bench.samples import Sample, Summary, summarize
 from cortex_cli.commands.options import endpoint_option, gateway_of, show
@@ -23,6 +24,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Of each server, over all rounds."""
     rounds: int
     patience_s: float
+    metrics_url: str | None
+    """Where the first server may show how late its event loop is."""
 
 
 @click.command()
@@ -52,6 +55,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "--patience", default=600.0, show_default=True, help="Seconds until an answer is given up."
 )
+@click.option(
+    "--metrics", metavar="URL",
+    help="Where the gateway shows its metrics; else at the port after its own.",
+)  # fmt: skip
 @endpoint_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -66,6 +73,7 @@ def bench(
     against: tuple[str, ...],
     rounds: int,
     patience: float,
+    metrics: str | None,
     endpoint: str | None,
     as_json: bool,
 ) -> None:
@@ -84,6 +92,7 @@ def bench(
         duration_s=duration,
         rounds=rounds if len(servers) > 1 else 1,
         patience_s=patience,
+        metrics_url=metrics_url(servers[0], metrics),
     )
     question = Question(
         model=model, prompt_bytes=prompt_bytes, max_tokens=max_tokens, is_stream=not no_stream
@@ -99,15 +108,29 @@ async def _measured(servers: list[str], question: Question, plan: Plan) -> Mappi
     """Put the load on each server in turns, so that what else the machine does hits all alike."""
     samples: dict[str, list[Sample]] = {server: [] for server in servers}
     walls = dict.fromkeys(servers, 0.0)
+    looks: Buckets | None = {}
     async with connected() as session:
         for _ in range(plan.rounds):
             for server in servers:
+                url = plan.metrics_url if server == servers[0] else None
+                before = await lag_buckets(session, url)
                 call = chat_caller(session, server, question, plan.patience_s)
                 began = time.perf_counter()
                 samples[server] += await open_loop(
                     call, plan.rate_per_s, plan.duration_s / plan.rounds
                 )
                 walls[server] += time.perf_counter() - began
-    return {
+                if server == servers[0]:
+                    looks = _added(looks, before, await lag_buckets(session, url))
+    found = {
         server: summarize(samples[server], plan.rate_per_s, walls[server]) for server in servers
     }
+    lag = None if looks is None else lag_of(looks)
+    return found | {servers[0]: msgspec.structs.replace(found[servers[0]], lag=lag)}
+
+
+def _added(looks: Buckets | None, before: Buckets | None, after: Buckets | None) -> Buckets | None:
+    """Return looks with those of another turn; not known once those of one turn are not."""
+    if looks is None or before is None or after is None:
+        return None
+    return with_looks(looks, before, after)

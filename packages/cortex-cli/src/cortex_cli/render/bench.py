@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from cortex_cli.bench.lag import Lag
 from cortex_cli.bench.samples import Spread, Summary
 from cortex_cli.context import Style
 from cortex_cli.render.text import NOTHING, clean, table, text_of
@@ -20,10 +21,12 @@ def render_bench(summaries: Mapping[str, Summary], style: Style) -> str:
         style: what the output can show.
     """
     lines: list[str] = []
+    first, *others = summaries.values()
     for address, summary in summaries.items():
         lines.append(clean(address))
         lines += [f"  {line}" for line in _lines(summary, style)]
-    first, *others = summaries.values()
+        if summary is first:
+            lines.append(f"  lag of its event loop: {_lag(summary.lag)}")
     for address, other in zip(list(summaries)[1:], others, strict=True):
         lines.append(f"{clean(address)} against the first")
         lines += [f"  {line}" for line in table(*_compared(first, other), style)]
@@ -66,6 +69,16 @@ def _cells(spread: Spread | None) -> tuple[str, ...]:
         return ("0", NOTHING, NOTHING, NOTHING, NOTHING)
     times = (spread.p50_s, spread.p99_s, spread.p999_s, spread.max_s)
     return (str(spread.count), *(_ms(seconds) for seconds in times))
+
+
+def _lag(lag: Lag | None) -> str:
+    if lag is None:
+        return "not known"
+    p50, p99 = (
+        "beyond what is told" if edge_s is None else f"at most {_ms(edge_s)} ms"
+        for edge_s in (lag.p50_s, lag.p99_s)
+    )
+    return f"p50 {p50}, p99 {p99}, of {lag.looks} looks"
 
 
 def _ms(seconds: float) -> str:
