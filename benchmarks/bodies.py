@@ -23,7 +23,7 @@ import uvloop
 
 from benchmarks import relay
 from benchmarks.compare import PACKAGES
-from benchmarks.upstream import MODEL
+from benchmarks.upstream import MODEL, Upstream, run_upstream
 from cortex_core.server.listen import open_listener
 
 SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
@@ -31,10 +31,40 @@ SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
 TICK_S = 0.001
 """How often the loop of a gateway is looked at."""
 
+_KEPT_BYTES = 1024
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
 STREAM = (400, 0.005)
 """Events of the stream that is read beside large bodies, and seconds between them."""
 
 BODIES_BESIDE = 12
+
+
+class Node(Upstream):
+    """The node that computes nothing, which keeps no more of a large body than its beginning.
+
+    What holds the node's own loop would be taken for a gap of the gateway's.
+    """
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._left = 0
+        self._kept = b""
+
+    def data_received(self, data: bytes) -> None:
+        if not self._left:
+            head, end, begin = data.partition(b"\r\n\r\n")
+            length = _LENGTH.search(head + b"\r\n") if end and not self.buffer else None
+            if length is None or int(length[1]) <= _KEPT_BYTES:
+                super().data_received(data)
+                return
+            self._head = head.replace(length[0], b"\r\ncontent-length: %d" % _KEPT_BYTES)
+            self._left, self._kept, data = int(length[1]), b"", begin
+        self._left -= len(data)
+        self._kept += data[: _KEPT_BYTES - len(self._kept)]
+        if not self._left:
+            super().data_received(self._head + b"\r\n\r\n" + self._kept)
 
 
 class Gateway:
@@ -117,8 +147,6 @@ _TEXTS: dict[str, Callable[[int], object]] = {
 }
 """What a message says, by kind, of about so many bytes."""
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-
 KINDS = ("text", "turns", "wide", "image")
 
 
@@ -160,8 +188,9 @@ def request(kind: str, size: int, *, is_stream: bool = False) -> bytes:
     if kind in TRANSLATED:
         fields = messages_of_turns(size) if kind == "messages" else responses_of_turns(size)
     else:
-        fields = {"model": MODEL, "messages": chat_messages(kind, size)}
-    fields["stream"] = is_stream
+        fields = {"messages": chat_messages(kind, size)}
+    # What is asked for stands first, where the node looks for it.
+    fields = {"model": MODEL, "stream": is_stream, **fields}
     body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     head = (
         f"POST {TRANSLATED.get(kind, '/v1/chat/completions')} HTTP/1.1\r\nhost: x\r\n"
@@ -274,7 +303,10 @@ def show(title: str, found: dict[str, list[float]]) -> None:
 @contextlib.contextmanager
 def started(folders: dict[str, Path]) -> Iterator[tuple[int, dict[str, Gateway]]]:
     """Start the node and all gateways; they are gone when the context ends."""
-    with relay.started("node") as node, contextlib.ExitStack() as stack:
+    with (
+        relay.started("node", module="benchmarks.bodies") as node,
+        contextlib.ExitStack() as stack,
+    ):
         gateways = {}
         for name, folder in folders.items():
             gateways[name] = Gateway(folder, f"http://127.0.0.1:{node.port}")
@@ -298,7 +330,9 @@ _HERE = Path(__file__).parents[1]
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["gateway"]:
+    if sys.argv[1:2] == ["node"]:
+        uvloop.run(run_upstream(int(sys.argv[2]), Node))
+    elif sys.argv[1:2] == ["gateway"]:
         uvloop.run(run_gateway(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
     else:
         main(*(sys.argv[1:] or ["3"]))

@@ -113,11 +113,11 @@ class Target:
 
 
 @contextlib.contextmanager
-def started(role: str, *arguments: str) -> Iterator[Target]:
+def started(role: str, *arguments: str, module: str = "benchmarks.relay") -> Iterator[Target]:
     """Start one of the server processes; it is gone when the context ends."""
     listener = open_listener("127.0.0.1:0")
     fd = listener.socket.fileno()
-    command = [sys.executable, "-m", "benchmarks.relay", role, str(fd), *arguments]
+    command = [sys.executable, "-m", module, role, str(fd), *arguments]
     process = subprocess.Popen(command, pass_fds=(fd,))
     listener.close()
     try:
