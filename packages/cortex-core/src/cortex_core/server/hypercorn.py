@@ -12,12 +12,13 @@ import hashlib
 import inspect
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio import run
 from hypercorn.config import Config, Sockets
+from starlette.types import ASGIApp
 
 from cortex_core.errors import CortexError
 from cortex_core.server.connection import Connection
@@ -41,9 +42,14 @@ class HypercornChangedError(CortexError):
 
 
 class TamedConfig(Config):
-    """Hypercorn's settings, the one socket to listen on, and the connections that came in."""
+    """Hypercorn's settings, the one socket to listen on, and the connections that came in.
 
-    def __init__(self, sock: socket.socket, flush_timeout_s: float) -> None:
+    Args:
+        sock: to listen on; `None` when somebody else accepts.
+        flush_timeout_s: see the attribute.
+    """
+
+    def __init__(self, sock: socket.socket | None, flush_timeout_s: float) -> None:
         self.sock = sock
         self.flush_timeout_s = flush_timeout_s
         """How long what was written may take to reach a caller after the connection's end."""
@@ -52,7 +58,7 @@ class TamedConfig(Config):
 
     def create_sockets(self) -> Sockets:
         """Give Hypercorn our socket, which it closes at its end."""
-        return Sockets([], [self.sock], [])
+        return Sockets([], [] if self.sock is None else [self.sock], [])
 
     def end_connections(self) -> None:
         """Let each end with its running answer, and those that come now too."""
@@ -62,7 +68,7 @@ class TamedConfig(Config):
 
 
 def tamed_config(
-    sock: socket.socket,
+    sock: socket.socket | None,
     *,
     keep_alive_s: float,
     graceful_s: float = 5.0,
@@ -71,7 +77,7 @@ def tamed_config(
     """Return settings for one listening socket.
 
     Args:
-        sock: listens already; Hypercorn closes it.
+        sock: listens already; Hypercorn closes it. `None` when somebody else accepts.
         keep_alive_s: how long a connection may be idle; also how long a caller may take to
             send the head of its first request.
         graceful_s: how long connections may take to end after the drain.
@@ -116,33 +122,65 @@ async def _serve_connection(
     writer: asyncio.StreamWriter,
 ) -> None:
     """Serve one connection until it is gone; stands in for Hypercorn's `TCPServer`."""
+
+    async def begin(connection: Connection) -> None:
+        writer.transport.set_protocol(connection)
+        connection.connection_made(writer.transport)
+        # Not before: whoever counts them asks for what they hold.
+        config.connections.add(connection)
+        await _hand_over(reader, connection)
+
     if writer.is_closing():
         return
+    stream = writer.transport.get_protocol()
+    try:
+        # Typed more closely than Starlette's.
+        await _serve_until_lost(app.app, config, state, begin)  # type: ignore[arg-type]  # see above
+    finally:
+        # It lets go of reader and writer, which are a circle with it and this task.
+        stream.connection_lost(None)
+
+
+async def serve_accepted(app: ASGIApp, config: TamedConfig, sock: socket.socket) -> None:
+    """Serve a connection that somebody else has accepted until it is gone.
+
+    Raises:
+        OSError: it is gone already.
+    """
+
+    async def begin(connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: connection, sock)
+        config.connections.add(connection)
+
+    await _serve_until_lost(app, config, {}, begin)
+
+
+async def _serve_until_lost(
+    app: ASGIApp,
+    config: TamedConfig,
+    state: dict[str, Any],
+    begin: Callable[[Connection], Awaitable[None]],
+) -> None:
     async with asyncio.TaskGroup() as tasks:
         connection = Connection(
-            app.app,  # type: ignore[arg-type]  # typed more closely than Starlette's
+            app,
             tasks,
             state,
             keep_alive_s=config.keep_alive_timeout,
             flush_timeout_s=config.flush_timeout_s,
         )
-        stream = writer.transport.get_protocol()
         try:
-            writer.transport.set_protocol(connection)
-            connection.connection_made(writer.transport)
-            # Not before: whoever counts them asks for what they hold.
-            config.connections.add(connection)
-            await _hand_over(reader, connection)
+            await begin(connection)
             if config.is_ending:
                 connection.end()
             await connection.is_lost.wait()
         except asyncio.CancelledError:
-            connection.abort()
+            if connection in config.connections:
+                connection.abort()
             raise
         finally:
             config.connections.discard(connection)
-            # It lets go of reader and writer, which are a circle with it and this task.
-            stream.connection_lost(None)
 
 
 async def _hand_over(reader: asyncio.StreamReader, connection: Connection) -> None:

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,10 +20,11 @@ from cortex_core.errors import CortexError, SettingsError
 from cortex_core.server.connection import Connection
 from cortex_core.server.drain import Drain
 from cortex_core.server.failures import lone_error
-from cortex_core.server.hypercorn import take_over, tamed_config
+from cortex_core.server.hypercorn import serve_accepted, take_over, tamed_config
 from cortex_core.server.lifespan import Lifespan
 from cortex_core.server.listen import ListeningSocket, closing_all
 from cortex_core.server.notify import READY, STOPPING, notify
+from cortex_core.server.share import Seat, accepting
 from cortex_core.server.watchdog import watching
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     socket: ListeningSocket
     keep_alive_s: float
     """How long a connection may be idle; `PUBLIC_KEEP_ALIVE_S` or `NEURON_KEEP_ALIVE_S`."""
+    seat: Seat | None = None
+    """Of this process, where others accept on the same socket; the app has no lifespan then."""
     connections: set[Connection] = msgspec.field(default_factory=set)
     """Those that are open; the server keeps them here."""
 
@@ -187,7 +191,7 @@ async def _serve_one(
     over: asyncio.Event,
 ) -> None:
     config = tamed_config(
-        listener.socket.socket,
+        listener.socket.socket if listener.seat is None else None,
         keep_alive_s=listener.keep_alive_s,
         graceful_s=graceful_s,
         flush_timeout_s=flush_timeout_s,
@@ -200,7 +204,14 @@ async def _serve_one(
         await over.wait()
         config.end_connections()
 
-    await hypercorn_serve(app, config, shutdown_trigger=ending, mode="asgi")
+    async with contextlib.AsyncExitStack() as stack:
+        if listener.seat is not None:
+            serve_caller = partial(serve_accepted, lifespan, config)
+            callers = accepting(
+                listener.socket.socket, listener.seat, serve_caller, graceful_s=graceful_s
+            )
+            await stack.enter_async_context(callers)
+        await hypercorn_serve(app, config, shutdown_trigger=ending, mode="asgi")
 
 
 async def _announce(
