@@ -1,8 +1,10 @@
 """One process against two workers: `python -m benchmarks.workers [ROUNDS]`.
 
-The same gateway, started both ways over one node that computes nothing, is loaded in turns. What
-counts is the CPU time of all its processes, and how much of it the busiest process has: that one
-is the first to fill its core, so what can be served grows with the work per CPU second of it.
+The same gateway, started both ways over one node that computes nothing, is loaded in turns: each
+worker with as many callers as the one process. What counts is the CPU time of all its processes,
+which says what so many cores can serve, and how much of it the busiest process has, which is the
+first to fill its core. Where there are cores for the workers, the deciding process, the node and
+the callers, what was served in a second is shown too.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import uvloop
 
@@ -32,6 +35,8 @@ models_config = "models.toml"
 listen = "127.0.0.1:0"
 metrics_listen = "127.0.0.1:0"
 workers = {workers}
+[gateway.queue]
+max_in_flight = 1024
 [[neurons]]
 name = "node"
 endpoint = "http://127.0.0.1:{port}"
@@ -91,53 +96,78 @@ def _cpu_us(pid: int) -> float:
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1000
 
 
-async def calls(port: int) -> int:
+async def calls(port: int, workers: int) -> int:
     """Make short calls over many connections."""
-    await asyncio.gather(*(relay.plain_calls(port, CALLS) for _ in range(CALLERS)))
-    return CALLERS * CALLS
+    callers = CALLERS * workers
+    await asyncio.gather(*(relay.plain_calls(port, CALLS) for _ in range(callers)))
+    return callers * CALLS
 
 
-async def events(port: int) -> int:
+async def events(port: int, workers: int) -> int:
     """Read many streams."""
-    await relay.streams(port, STREAMS, EVENTS, GAP_S)
-    return STREAMS * EVENTS
+    await relay.streams(port, STREAMS * workers, EVENTS, GAP_S)
+    return STREAMS * workers * EVENTS
+
+
+class Round(NamedTuple):
+    """What one round took, for each request or event."""
+
+    wall_us: float
+    control_us: float
+    """CPU time of the process that was started."""
+    workers_us: tuple[float, ...]
+    """CPU time of each worker; none with one process."""
+
+    @property
+    def total_us(self) -> float:
+        """CPU time of all processes."""
+        return self.control_us + sum(self.workers_us)
+
+    @property
+    def busiest_us(self) -> float:
+        """CPU time of the busiest process."""
+        return max(self.control_us, *self.workers_us, 0.0)
 
 
 async def measure(gateways: dict[int, Gateway], rounds: int) -> None:
     """Load all in turns, and print what it took."""
     for title, load in (("request", calls), ("streamed event", events)):
-        for gateway in gateways.values():
-            await load(gateway.port)
-        total: dict[int, list[float]] = {count: [] for count in gateways}
-        busiest: dict[int, list[float]] = {count: [] for count in gateways}
-        spread: list[float] = []
+        for count, gateway in gateways.items():
+            await load(gateway.port, count)
+        found: dict[int, list[Round]] = {count: [] for count in gateways}
         for number in range(rounds):
             for count in sorted(gateways, reverse=bool(number % 2)):
-                before = gateways[count].spent_us()
-                done = await load(gateways[count].port)
-                after = gateways[count].spent_us()
-                spent = [after[pid] - before.get(pid, 0.0) for pid in after]
-                total[count].append(sum(spent) / done)
-                busiest[count].append(max(spent) / done)
-                if count > 1:
-                    spread.append(max(spent[1:]) / sum(spent[1:]))
-        _show(title, total, busiest, spread)
+                before, began = gateways[count].spent_us(), time.perf_counter()
+                done = await load(gateways[count].port, count)
+                wall_us, after = (time.perf_counter() - began) * 1e6, gateways[count].spent_us()
+                control, *workers = [(after[pid] - before.get(pid, 0.0)) / done for pid in after]
+                found[count].append(Round(wall_us / done, control, tuple(workers)))
+        _show(title, found)
 
 
-def _show(
-    title: str,
-    total: dict[int, list[float]],
-    busiest: dict[int, list[float]],
-    spread: list[float],
-) -> None:
-    for count in total:
+def _show(title: str, found: dict[int, list[Round]]) -> None:
+    for count, rounds in found.items():
         print(
-            f"{title:16}workers {count}: {statistics.median(total[count]):8.1f} us CPU in all, "
-            f"{statistics.median(busiest[count]):8.1f} in the busiest process"
+            f"{title:16}workers {count}: {_median(rounds, lambda r: r.total_us):8.1f} us CPU in all, "
+            f"{_median(rounds, lambda r: r.busiest_us):8.1f} in the busiest process, "
+            f"{_median(rounds, lambda r: r.control_us):8.1f} in the first"
         )
-    pairs = zip(busiest[1], busiest[2], strict=True)
-    gain = statistics.median(one / two for one, two in pairs)
-    print(f"{title:16}x{gain:.2f} before a core is full; busiest worker has {max(spread):.0%}")
+    (_, one), (count, many) = found.items()
+    pairs = list(zip(one, many, strict=True))
+    on_all = statistics.median(count * a.total_us / b.total_us for a, b in pairs)
+    busiest = statistics.median(a.busiest_us / b.busiest_us for a, b in pairs)
+    share = max(max(r.workers_us) / sum(r.workers_us) for r in many)
+    print(
+        f"{title:16}x{on_all:.2f} with {count} cores full, x{busiest:.2f} before the busiest "
+        f"process fills one; a worker had at most {share:.0%} of the work of all workers"
+    )
+    if (os.cpu_count() or 1) >= count + 3:
+        served = statistics.median(a.wall_us / b.wall_us for a, b in pairs)
+        print(f"{title:16}x{served:.2f} served in a second")
+
+
+def _median(rounds: list[Round], figure: Callable[[Round], float]) -> float:
+    return statistics.median(map(figure, rounds))
 
 
 def main(rounds: str = "9") -> None:

@@ -143,27 +143,28 @@ def test_responses_are_kept_for_all(tmp_path: pathlib.Path, neuron: Daemon) -> N
                 assert client.responses.retrieve(made.id).id == made.id
 
 
-BOUND = CATALOGUE.replace(
-    "vram_mb = 8000\n[[models]]", "vram_mb = 8000\nmax_in_flight = 2\n[[models]]"
-)
+BOUND = "vram_mb = 8000\nmax_in_flight = {places}\n[[models]]"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_replica_gets_no_more_than_its_share(tmp_path: pathlib.Path, workers: int) -> None:
-    """Lines are one for all workers."""
-    most = 0
+@pytest.mark.parametrize(("workers", "places"), [(1, 2), (2, 2), (2, 12)])
+def test_a_replica_gets_no_more_than_its_share(
+    tmp_path: pathlib.Path, workers: int, places: int
+) -> None:
+    """Lines are one for all workers, and so are the places that some of them have ahead."""
+    most, jobs_count = 0, 6 * places
+    catalogue = CATALOGUE.replace("vram_mb = 8000\n[[models]]", BOUND.format(places=places))
     with (
         simulated_neuron(tmp_path, rate=50, together=64) as neuron,
-        gateway(tmp_path, BOUND, told=f"workers = {workers}\n", sim=neuron.url) as door,
-        concurrent.futures.ThreadPoolExecutor(12) as pool,
+        gateway(tmp_path, catalogue, told=f"workers = {workers}\n", sim=neuron.url) as door,
+        concurrent.futures.ThreadPoolExecutor(3 * places) as pool,
     ):
-        jobs = [pool.submit(asked, door, number) for number in range(12)]
+        jobs = [pool.submit(asked, door, number) for number in range(jobs_count)]
         while not all(job.done() for job in jobs):
             most = max(most, in_flight(neuron))
         for job in jobs:
             job.result()
-        assert most <= 2
-        until(lambda: requests(door) == 12)
+        assert most <= places
+        until(lambda: requests(door) == jobs_count)
 
 
 def test_a_worker_that_dies_takes_only_its_own_with_it(tmp_path: pathlib.Path) -> None:
@@ -231,9 +232,14 @@ def test_the_end_lets_streams_end(tmp_path: pathlib.Path, neuron: Daemon, worker
 
 
 def test_workers_end_when_the_control_process_is_killed(
-    tmp_path: pathlib.Path, neuron: Daemon
+    tmp_path: pathlib.Path, neuron: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor does anything of them stay on the disk."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     with gateway(tmp_path, told="workers = 2\n", sim=neuron.url) as door:
         left = children(door)
         door.kill()
         until(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in left))
+    assert not list(scratch.iterdir())

@@ -187,12 +187,12 @@ async def open_gateway(
         levers = Levers(control=control, live=live, accesses=accesses)
         proxy = levers.proxy(upstream, metrics, journal, clock, trace)
         reloader = Reloader(configuration, file=file, read=read, apply=levers.apply, clock=clock)
-        keeps, rooms = settings.gateway.responses, _rooms(control, proxy, trace)
+        keeps, rooms = settings.gateway.responses, _rooms(control, proxy, trace, live, clock)
         opening = open_api(
             control, proxy, keeps, reloader, clock=clock, drain=drain, version=version
         )
         async with opening as app, reloader:
-            yield Gateway(levers.protected(app, settings.gateway, drain), reloader, levers, rooms)
+            yield Gateway(levers.protected(app, drain), reloader, levers, rooms)
 
 
 @asynccontextmanager
@@ -296,9 +296,13 @@ def _gauges(store: FleetStore, clock: Clock) -> FleetCollector:
     return FleetCollector(lambda: store.state, store.waiting, clock.now)
 
 
-def _rooms(control: Control, proxy: Proxy, trace: TraceRecorder | None) -> Rooms:
+def _rooms(
+    control: Control, proxy: Proxy, trace: TraceRecorder | None, live: LiveSettings, clock: Clock
+) -> Rooms:
     """Return what this process has for its workers, if it has any."""
     return Rooms(
+        settings=live,
+        clock=clock,
         store=control.store,
         lines=proxy.lines,
         in_flight=proxy.in_flight,

@@ -72,22 +72,35 @@ def has_place(
     default: int,
     now: float,
 ) -> bool:
-    """Whether `replica` may be given one more request.
+    """Whether `replica` may be given one more request; see `places_left`."""
+    left = places_left(catalogue, node, replica, in_flight=in_flight, default=default, now=now)
+    return left > 0
+
+
+def places_left(
+    catalogue: Catalogue,
+    node: NodeState,
+    replica: Replica,
+    *,
+    in_flight: Mapping[ReplicaId, int],
+    default: int,
+    now: float,
+) -> float:
+    """Return how many requests more `replica` may be given; less than none when it has too many.
 
     What is no neuron (a service elsewhere) has limits of its own, and is given everything.
     """
     resident = node.residents.get(replica.id.model)
     if node.facts is None or resident is None:
-        return True
+        return math.inf
     cap = capacity(catalogue, replica, default)
-    if depth(replica, in_flight) >= ceiling(cap, resident.age_s(now)):
-        return False
+    left = ceiling(cap, resident.age_s(now)) - depth(replica, in_flight)
     if not node.adapters:
-        return True
+        return left
     # A base and its adapters have one engine, which runs so many requests whosever they are.
     base = node.replicas.get(replica.base or replica.id.model, replica)
     together = sum(depth(one, in_flight) for one in node.sharing(replica))
-    return together < capacity(catalogue, base, default)
+    return min(left, capacity(catalogue, base, default) - together)
 
 
 def choose(

@@ -36,10 +36,11 @@ class ListeningSocket:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         name = sock.getsockname()
-        is_path = sock.family == socket.AF_UNIX
-        self.host: str = name if is_path else name[0]
-        self.port: int = 0 if is_path else name[1]
-        """The real one, also when port 0 was asked for; 0 of one that has a path."""
+        is_local = sock.family == socket.AF_UNIX
+        # The name begins with a zero byte, and is of ASCII otherwise.
+        self.host: str = name.decode() if is_local else name[0]
+        self.port: int = 0 if is_local else name[1]
+        """The real one, also when port 0 was asked for; 0 of one that has a name."""
 
     @property
     def address(self) -> str:
@@ -90,19 +91,15 @@ def open_listener(address: str, inherited: Sequence[ListeningSocket] = ()) -> Li
     return ListeningSocket(sock)
 
 
-def open_path(path: str) -> ListeningSocket:
-    """Listen at a path, for other processes of this daemon.
+def open_abstract() -> ListeningSocket:
+    """Listen under a name of the kernel's choice in its abstract namespace (unix(7)).
 
-    Raises:
-        ListenError: nothing can be made there.
+    It is for other processes of this daemon, and nothing of it stays, however the daemon ends. Any
+    user of the machine may connect; whoever serves it must know its callers.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(path)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ListenError(f"cannot listen on {path}: {_reason(error)}") from error
+    sock.bind("")
+    sock.listen(BACKLOG)
     return ListeningSocket(sock)
 
 

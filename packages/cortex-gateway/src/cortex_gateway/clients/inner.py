@@ -1,10 +1,15 @@
 """The way from a worker to the control process, for whatever it does not serve itself."""
 
+import asyncio
+import secrets
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 import yarl
+from aiohttp.client_proto import ResponseHandler
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cortex_core.errors import UpstreamError
@@ -14,9 +19,14 @@ from cortex_core.server.exchange import ClientGoneError, exchange_of
 PEER = b"x-cortex-peer"
 """Header between the two: the address of the caller, which nobody else may say."""
 
+TOKEN = b"x-cortex-inner"
+"""Header between the two, by which the control process knows its workers."""
+
 _REQUEST_ID = b"x-request-id"
 
-_ASKED_OFF = frozenset((*(name.encode() for name in HOP_BY_HOP), b"expect", _REQUEST_ID, PEER))
+_ASKED_OFF = frozenset(
+    (*(name.encode() for name in HOP_BY_HOP), b"expect", _REQUEST_ID, PEER, TOKEN)
+)
 
 _ANSWERED_OFF = frozenset(
     (*(name.encode() for name in HOP_BY_HOP), b"date", b"server", _REQUEST_ID, b"request-id")
@@ -60,11 +70,39 @@ class Inner:
             raise UpstreamError("the control process does not answer") from error
 
 
+class _Connector(aiohttp.BaseConnector):
+    """Connects to a socket in the abstract namespace, which libuv alone cannot.
+
+    Args:
+        name: of the socket.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(limit=0)
+        self._name = name
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            # Done at once, or refused because too many wait.
+            sock.connect(self._name)
+            _, handler = await loop.create_unix_connection(lambda: ResponseHandler(loop), sock=sock)
+        except OSError as error:
+            sock.close()
+            raise aiohttp.ClientConnectionError(str(error)) from error
+        return handler
+
+
 @asynccontextmanager
-async def open_inner(path: str) -> AsyncIterator[Inner]:
-    """Open the way to the control process, which listens at `path`."""
+async def open_inner(name: str, token: str) -> AsyncIterator[Inner]:
+    """Open the way to the control process, which listens under `name` and knows `token`."""
     session = aiohttp.ClientSession(
-        connector=aiohttp.UnixConnector(path, limit=0),
+        connector=_Connector(name),
+        headers={TOKEN.decode(): token},
         timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -75,11 +113,21 @@ async def open_inner(path: str) -> AsyncIterator[Inner]:
         yield Inner(session)
 
 
-def behind_workers(app: ASGIApp) -> ASGIApp:
-    """Return `app` for requests that workers pass on: their callers are those of the workers."""
+def behind_workers(app: ASGIApp, token: str) -> ASGIApp:
+    """Return `app` for requests that workers pass on: their callers are those of the workers.
+
+    Args:
+        app: serves them.
+        token: known to the workers alone; without it nothing is served.
+    """
 
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            told = [value for name, value in scope["headers"] if name == TOKEN]
+            if not secrets.compare_digest(b"".join(told), token.encode()):
+                await send({"type": "http.response.start", "status": 403, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+                return
             peers = [value for name, value in scope["headers"] if name == PEER]
             scope["client"] = (peers[0].decode("latin-1"), 0) if peers else None
         await app(scope, receive, send)

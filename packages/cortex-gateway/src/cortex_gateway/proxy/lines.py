@@ -117,6 +117,8 @@ class Lines:
         self._reported: dict[NodeName, float | None] = {}
         self._expected: dict[ModelId, tuple[float, float | None]] = {}
         """When each load was last reckoned, and how many seconds it was to take from then."""
+        self.on_line: Callable[[ModelId], None] = lambda model: None
+        """Called whenever a request begins to stand in line."""
         in_flight.on_free = self._freed
 
     @asynccontextmanager
@@ -249,6 +251,7 @@ class Lines:
             raise OverloadedError(error.message, retry_after_s=advice) from None
         line.places[place.ticket.id] = place
         line.endure(self._clock.now())
+        self.on_line(model)
 
     def _leave(self, line: Line, model: ModelId, place: Place) -> bool:
         """Take a request out of its line, and its place back from the counts.
@@ -282,18 +285,11 @@ class Lines:
         store, now = self._store, self._clock.now()
         at, expected_s = self._expected.get(model, (-math.inf, None))
         if now - at >= OUTLOOK_S:
-            at, expected_s = (
-                now,
-                explain(
-                    store.state,
-                    store.catalogue,
-                    model,
-                    policy=store.policy,
-                    rates=store.rates(now),
-                    now=now,
-                ).expected_s,
+            rates, policy = store.rates(now), store.policy
+            outlook = explain(
+                store.state, store.catalogue, model, policy=policy, rates=rates, now=now
             )
-            self._expected[model] = (at, expected_s)
+            self._expected[model] = at, expected_s = now, outlook.expected_s
         return None if expected_s is None else max(0.0, expected_s - (now - at))
 
     def _advice(self, model: ModelId, waiting: int) -> float:

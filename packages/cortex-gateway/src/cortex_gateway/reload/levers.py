@@ -1,6 +1,5 @@
 """What a reload moves, and the moment at which it does."""
 
-import logging
 import random
 from collections.abc import Callable
 
@@ -9,20 +8,15 @@ from starlette.types import ASGIApp
 from cortex_core.ids import NodeName
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
-from cortex_core.server.guard import Guard
-from cortex_core.server.limits import Limits
-from cortex_core.server.stack import protect
-from cortex_core.units import bytes_from_mib
 from cortex_gateway.control.control import Control
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.metrics import GatewayMetrics
-from cortex_gateway.middleware import Origins
 from cortex_gateway.ports import Upstream
 from cortex_gateway.proxy.access import Access
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.reload.configuration import Configuration
+from cortex_gateway.reload.edge import Edge
 from cortex_gateway.reload.live import LiveSettings
-from cortex_gateway.settings import ApiSettings
 from cortex_gateway.trace import TraceRecorder
 
 
@@ -39,8 +33,7 @@ class Levers:
         self, *, control: Control, live: LiveSettings, accesses: dict[NodeName, Access]
     ) -> None:
         self._accesses = accesses
-        self._origins: Origins | None = None
-        self._guard: Guard | None = None
+        self._edge = Edge(live, accesses)
         self._control = control
         self._live = live
         self._listener: Callable[[Configuration], None] = lambda configuration: None
@@ -70,28 +63,19 @@ class Levers:
             trace=None if trace is None else trace.note,
         )
 
-    def protected(self, app: ASGIApp, settings: ApiSettings, drain: Drain) -> ASGIApp:
+    def protected(self, app: ASGIApp, drain: Drain) -> ASGIApp:
         """Return `app` within what its settings put around it."""
-        limits = Limits(max_body_bytes=bytes_from_mib(settings.max_body_mb))
-        self._origins = Origins(app, settings.cors_origins)
-        self._guard = protect(self._origins, drain=drain, limits=limits)
-        return self._guard
+        return self._edge.protected(self._edge.opened(app), drain)
 
     def apply(self, configuration: Configuration) -> None:
         """Put a configuration in force."""
         settings = configuration.settings
-        self._live.current = settings
         before = dict(self._accesses)
-        self._accesses.clear()
-        self._accesses.update(configuration.accesses)
+        self._edge.apply(settings, configuration.accesses)
         self._control.roster.set(settings.endpoints, settings.upstreams)
         for name in settings.endpoints:
             if before.get(name) != self._accesses.get(name):
                 # What it is told with another token may differ.
                 self._control.roster.watch_anew(name)
         self._control.store.configure(configuration.catalogue, settings.eviction.policy)
-        logging.getLogger().setLevel(settings.gateway.log_level.upper())
-        if self._origins is not None and self._guard is not None:
-            self._origins.allow(settings.gateway.cors_origins)
-            self._guard.limit_bodies(bytes_from_mib(settings.gateway.max_body_mb))
         self._listener(configuration)

@@ -12,6 +12,7 @@ from cortex_core.server.clock import SystemClock
 from cortex_core.server.listen import ListeningSocket
 from cortex_core.server.logging import logging_to
 from cortex_core.server.serve import run
+from cortex_core.server.share import Seat, Tally
 from cortex_gateway.workers.worker import run_worker
 
 
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cortex-gateway worker")
     parser.add_argument("--api", type=int, required=True, help="descriptor of the API's socket")
     parser.add_argument("--pair", type=int, required=True, help="descriptor of the way to control")
+    parser.add_argument("--tally", type=int, required=True, help="descriptor of the tally's memory")
+    parser.add_argument("--seat", type=int, required=True, help="number of the worker")
     parser.add_argument("--log-format", choices=("text", "json"), required=True)
     parser.add_argument("--log-level", required=True)
     args = parser.parse_args(argv)
@@ -32,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         worker = run_worker(
             ListeningSocket(socket.socket(fileno=args.api)),
             socket.socket(fileno=args.pair),
+            Seat(Tally(args.tally), args.seat),
             clock=SystemClock(),
             environ=os.environ,
         )

@@ -14,6 +14,9 @@ In = TypeVar("In")
 
 _LENGTH_BYTES = 4
 
+LATER_S = 0.005
+"""How long what is not urgent waits for more."""
+
 
 class Channel(asyncio.Protocol, Generic[In]):
     """One end of the pair.
@@ -36,15 +39,26 @@ class Channel(asyncio.Protocol, Generic[In]):
         self._is_lost = is_lost
         self._buffer = bytearray()
         self._unsent: list[msgspec.Struct] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_urgent = False
         self._transport: asyncio.Transport | None = None
 
     def say(self, message: msgspec.Struct) -> None:
         """Say something, in order; what is said to nobody is lost."""
         if self._transport is None:
             return
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(message)
+        if not self._is_urgent:
+            self._is_urgent = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def note(self, message: msgspec.Struct) -> None:
+        """Say something, in order, that can wait a moment for what else there is to say."""
+        if self._transport is None:
+            return
+        self._unsent.append(message)
+        if self._timer is None and not self._is_urgent:
+            self._timer = asyncio.get_running_loop().call_later(LATER_S, self._flush)
 
     def close(self) -> None:
         """Say what is left, and end."""
@@ -53,6 +67,9 @@ class Channel(asyncio.Protocol, Generic[In]):
             self._transport.close()
 
     def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._is_urgent = None, False
         unsent, self._unsent = self._unsent, []
         if unsent and self._transport is not None:
             self._transport.write(self._frame(unsent))

@@ -12,10 +12,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from cortex_core.fleet.state import FleetState
 from cortex_core.server.listen import ListeningSocket
+from cortex_core.server.share import Tally
 from cortex_gateway.reload.configuration import Configuration
 from cortex_gateway.workers import wire
 from cortex_gateway.workers.channel import Channel, connect
 from cortex_gateway.workers.desk import Desk, Rooms
+from cortex_gateway.workers.leases import Leases
 from cortex_gateway.workers.sums import Summed, lasting, total
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ class Crew:
         rooms: of this process.
         configuration: in force at first.
         api: where callers come in.
-        inner: path of the socket on which this process serves everything.
+        memory: descriptor of the tally's; closed by the caller.
+        inner: the way to where this process serves everything.
         registry: of this process's series; gets those about workers.
         environ: of this process.
         tasks: where workers are looked after.
@@ -76,7 +79,8 @@ class Crew:
         configuration: Configuration,
         *,
         api: ListeningSocket,
-        inner: str,
+        memory: int,
+        inner: wire.Inner,
         registry: CollectorRegistry,
         environ: Mapping[str, str],
         tasks: asyncio.TaskGroup,
@@ -85,6 +89,8 @@ class Crew:
         """What a scrape sees."""
         self.rooms = rooms
         self.api = api
+        self.memory = memory
+        self._tally = Tally(memory)
         self.tasks = tasks
         self._ending = asyncio.Event()
         self.environ = {
@@ -96,12 +102,22 @@ class Crew:
         self._hands: dict[str, Hand] = {}
         self._tending: list[asyncio.Task[None]] = []
         self._metrics = WorkerMetrics(registry)
+        self.leases = Leases(
+            store=rooms.store,
+            lines=rooms.lines,
+            in_flight=rooms.in_flight,
+            settings=rooms.settings,
+            clock=rooms.clock,
+            workers=configuration.settings.gateway.workers,
+        )
 
     @contextlib.asynccontextmanager
     async def working(self, count: int) -> AsyncIterator[None]:
         """Have so many workers while the context is open."""
         self._tending = [self.tasks.create_task(self._tend(str(number))) for number in range(count)]
-        beside = [self.tasks.create_task(self._push()), self.tasks.create_task(self._ask())]
+        beside = [
+            self.tasks.create_task(work) for work in (self._push(), self._look(), self._ask())
+        ]
         try:
             yield
         finally:
@@ -115,6 +131,7 @@ class Crew:
     def configure(self, configuration: Configuration) -> None:
         """Put a configuration in force with all workers."""
         self._configuration = configuration
+        self.leases.recall()
         for hand in self._hands.values():
             hand.say(self.setup())
 
@@ -186,6 +203,7 @@ class Crew:
             logger.error("worker %s cannot be started: %s", name, error)
         finally:
             up.set(0)
+            self._tally.leave(int(name))
             del self._hands[name]
             others = dict(self.registry.others)
             left = others.pop(name, ())
@@ -201,6 +219,16 @@ class Crew:
             for hand in self._hands.values():
                 hand.show(state)
             await asyncio.sleep(PUSH_S)
+
+    async def _look(self) -> None:
+        """Call back leases with each change of the fleet that they do not outlast.
+
+        It does not wait for the next snapshot to be shown: who has no lease asks.
+        """
+        store, revision = self.rooms.store, -1
+        while True:
+            revision = (await store.changed(revision)).revision
+            self.leases.look()
 
     async def _ask(self) -> None:
         """Ask all workers now and then for signs of life."""
@@ -229,7 +257,7 @@ class Hand:
         self.on_up: Callable[[], None] = lambda: None
         self._crew = crew
         self._name = name
-        self._desk = Desk(crew.rooms, life, self.say, crew.tasks)
+        self._desk = Desk(crew.rooms, crew.leases, life, self.say, crew.tasks)
         self._process: asyncio.subprocess.Process | None = None
         self._began = asyncio.get_running_loop().time()
         self._unanswered = 0
@@ -289,17 +317,19 @@ class Hand:
 
     async def _start(self, theirs: socket.socket) -> asyncio.subprocess.Process:
         settings = self._crew.setup().settings.gateway
-        api = self._crew.api.socket.fileno()
+        api, memory = self._crew.api.socket.fileno(), self._crew.memory
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "cortex_gateway.workers",
             f"--api={api}",
             f"--pair={theirs.fileno()}",
+            f"--tally={memory}",
+            f"--seat={self._name}",
             f"--log-format={settings.log_format}",
             f"--log-level={settings.log_level}",
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(api, theirs.fileno()),
+            pass_fds=(api, theirs.fileno(), memory),
             env=self._crew.environ,
             # A terminal's signals are the control process's to pass on.
             start_new_session=True,
@@ -307,6 +337,9 @@ class Hand:
 
     def _take(self, message: wire.FromWorker) -> None:
         match message:
+            case wire.Count() | wire.Took() | wire.Decided():
+                # Nearly all that is said.
+                self._desk.note(message)
             case wire.Hello():
                 self.is_up = True
                 self.on_up()

@@ -10,12 +10,15 @@ import msgspec
 from cortex_core.errors import RequestError
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.routing.route import Serve
+from cortex_core.server.clock import Clock
 from cortex_core.simulation.trace import Arrival
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
+from cortex_gateway.ports import ProxySettings
 from cortex_gateway.proxy.inflight import InFlight
 from cortex_gateway.proxy.lines import Lines
 from cortex_gateway.workers import wire
+from cortex_gateway.workers.leases import Leases
 
 
 class Rooms(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +29,8 @@ class Rooms(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: InFlight
     journal: Journal
     trace: Callable[[Arrival], None] | None
+    settings: ProxySettings
+    clock: Clock
 
 
 class Desk:
@@ -33,6 +38,7 @@ class Desk:
 
     Args:
         rooms: of the control process.
+        leases: of all workers.
         name: of the worker; no other one has it at the same time.
         say: says something to the worker.
         tasks: where turns are waited for.
@@ -41,6 +47,7 @@ class Desk:
     def __init__(
         self,
         rooms: Rooms,
+        leases: Leases,
         name: str,
         say: Callable[[wire.FromControl], None],
         tasks: asyncio.TaskGroup,
@@ -48,6 +55,7 @@ class Desk:
         self.changes = 0
         """Changes of the fleet that the worker has made."""
         self._rooms = rooms
+        self._leases = leases
         self._name = name
         self._say = say
         self._tasks = tasks
@@ -75,12 +83,34 @@ class Desk:
             case wire.Places() | wire.Freed() | wire.Filled():
                 self._place(message)
             case _:
-                self._note(message)
+                self.note(message)
+
+    def note(self, message: wire.FromWorker) -> None:
+        """Note what a worker has done."""
+        rooms = self._rooms
+        match message:
+            case wire.Count():
+                rooms.store.count(message.model, message.now)
+            case wire.Took():
+                rooms.store.served(message.model, message.request_s)
+            case wire.Decided():
+                decision = wire.decision_of(message.told)
+                rooms.journal.request(decision, message.model, message.request_id)
+            case wire.Touch():
+                rooms.store.touch(message.replica, message.now)
+            case wire.Refresh():
+                rooms.store.refresh(message.node)
+            case wire.Traced():
+                if rooms.trace is not None:
+                    rooms.trace(message.arrival)
+            case _:
+                pass
 
     def close(self) -> None:
         """Take back whatever the worker had: it is gone."""
         for task in self._turns.values():
             task.cancel()
+        self._leases.forget(self._recall)
         in_flight = self._rooms.in_flight
         freed = set(self._kept.values()) | set(self._places)
         for turn in tuple(self._kept):
@@ -117,14 +147,32 @@ class Desk:
             return
         finally:
             self._turns.pop(turn, None)
-        decision = got.decision
+        decision, lease = got.decision, 0
         if isinstance(decision, Serve):
             self._rooms.in_flight.reserve(decision.replica)
             self._kept[turn] = decision.replica
+            lease = self._lease(decision.replica)
         told = wire.told_of(decision)
         assert not isinstance(told, wire.Held)
-        granted = wire.Granted(turn=turn, told=told, is_cold=got.is_cold, load_s=got.load_s)
-        self._say(granted)
+        self._say(
+            wire.Granted(turn=turn, told=told, is_cold=got.is_cold, load_s=got.load_s, lease=lease)
+        )
+
+    def _lease(self, replica: ReplicaId) -> int:
+        """Give the worker places ahead, if there are enough."""
+        places = self._leases.grant(replica, self._recall, self._places[replica])
+        if places:
+            self._count(replica, places)
+        return places
+
+    def _recall(self, replica: ReplicaId) -> None:
+        self._say(wire.Recall(replica=replica))
+
+    def _count(self, replica: ReplicaId, change: int) -> None:
+        self._places[replica] += change
+        if not self._places[replica]:
+            del self._places[replica]
+        self._rooms.in_flight.change(replica, change)
 
     def _give_back(self, turn: int) -> ReplicaId | None:
         """Release the place that is kept for a turn, if there is one."""
@@ -145,14 +193,12 @@ class Desk:
         in_flight = self._rooms.in_flight
         match message:
             case wire.Places():
-                self._places[message.replica] += message.change
-                if not self._places[message.replica]:
-                    del self._places[message.replica]
-                in_flight.change(message.replica, message.change)
+                self._count(message.replica, message.change)
             case wire.Freed():
                 in_flight.on_free(message.replica)
             case wire.Filled():
                 in_flight.fill(message.replica, message.places)
+                self._leases.recall([message.replica])
 
     def _demand(self, message: wire.Demand) -> None:
         demands = self._demands[message.model]
@@ -176,23 +222,3 @@ class Desk:
                 self._rooms.store.failed(message.replica, message.now)
             case wire.Succeeded():
                 self._rooms.store.succeeded(message.replica)
-
-    def _note(self, message: wire.FromWorker) -> None:
-        rooms = self._rooms
-        match message:
-            case wire.Touch():
-                rooms.store.touch(message.replica, message.now)
-            case wire.Count():
-                rooms.store.count(message.model, message.now)
-            case wire.Took():
-                rooms.store.served(message.model, message.request_s)
-            case wire.Refresh():
-                rooms.store.refresh(message.node)
-            case wire.Decided():
-                decision = wire.decision_of(message.told)
-                rooms.journal.request(decision, message.model, message.request_id)
-            case wire.Traced():
-                if rooms.trace is not None:
-                    rooms.trace(message.arrival)
-            case _:
-                pass

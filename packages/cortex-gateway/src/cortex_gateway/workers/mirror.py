@@ -29,6 +29,8 @@ from cortex_gateway.workers import wire
 
 Say = Callable[[wire.FromWorker], None]
 
+Note = Callable[[wire.FromWorker], None]
+
 OfTurn = wire.Beat | wire.Waits | wire.Granted | wire.Denied
 
 
@@ -37,13 +39,15 @@ class MirrorStore(FleetStore):
 
     Args:
         say: says something to the control process.
+        note: says something that can wait a moment.
         catalogue: in force.
         policy: in force.
     """
 
-    def __init__(self, say: Say, catalogue: Catalogue, policy: EvictionPolicy) -> None:
+    def __init__(self, say: Say, note: Note, catalogue: Catalogue, policy: EvictionPolicy) -> None:
         super().__init__(FleetState(), catalogue, policy)
         self._say = say
+        self._note = note
         self._changes = 0
 
     def show(self, fleet: wire.Fleet) -> None:
@@ -84,15 +88,18 @@ class MirrorStore(FleetStore):
 
     def count(self, model: ModelId, now: float) -> None:
         """See `Store.count`."""
-        self._say(wire.Count(model=model, now=now))
+        self._note(wire.Count(model=model, now=now))
 
     def touch(self, replica: ReplicaId, now: float) -> None:
         """See `Store.touch`."""
-        self._say(wire.Touch(replica=replica, now=now))
+        before = self.state
+        super().touch(replica, now)
+        if self.state is not before:
+            self._note(wire.Touch(replica=replica, now=now))
 
     def served(self, model: ModelId, request_s: float) -> None:
         """See `Store.served`."""
-        self._say(wire.Took(model=model, request_s=request_s))
+        self._note(wire.Took(model=model, request_s=request_s))
 
     def refresh(self, node: NodeName) -> None:
         """See `Store.refresh`."""
@@ -106,6 +113,8 @@ class MirrorStore(FleetStore):
 class MirrorPlaces(InFlight):
     """Counts here, and has the control process count the same.
 
+    What is leased is counted over there whether or not it is in use; said is only what goes beyond.
+
     Args:
         say: says something to the control process.
     """
@@ -113,14 +122,70 @@ class MirrorPlaces(InFlight):
     def __init__(self, say: Say) -> None:
         super().__init__()
         self._say = say
+        self._leased: dict[ReplicaId, int] = {}
+        self._unused: dict[ReplicaId, int] = {}
+        """The fewest of the leased places that were free since `tidy` was called last."""
+
+    def lease(self, replica: ReplicaId, places: int) -> None:
+        """Take so many places more, which the control process has counted."""
+        # What is in use without a lease is counted there too, and is of the lease from now.
+        before = max(self._leased.get(replica, 0), self.replicas.get(replica, 0))
+        self._leased[replica] = before + places
+
+    def is_leased(self, replica: ReplicaId) -> bool:
+        """Whether a leased place is free."""
+        return self._free(replica) > 0
+
+    def has_lease(self, model: ModelId) -> bool:
+        """Whether places with any replica of a model are leased."""
+        return any(replica.model == model for replica in self._leased)
+
+    def recall(self, replica: ReplicaId) -> None:
+        """Give back all leased places that are not in use."""
+        self._return(replica, self._leased.get(replica, 0))
+        # Others are in line for them.
+        self._say(wire.Freed(replica=replica))
+
+    def tidy(self) -> None:
+        """Give back what was not used since this was called last."""
+        for replica, places in tuple(self._unused.items()):
+            self._return(replica, places)
+        self._unused = {replica: self._free(replica) for replica in self._leased}
+
+    def free(self, replica: ReplicaId) -> None:
+        """Have the control process look who is next for a place that is its own again."""
+        if not self._free(replica):
+            self._say(wire.Freed(replica=replica))
 
     def fill(self, replica: ReplicaId, places: int) -> None:
         """See `InFlight.fill`."""
         self._say(wire.Filled(replica=replica, places=places))
 
     def _add(self, replica: ReplicaId, change: int) -> None:
+        leased, used = self._leased.get(replica, 0), self.replicas.get(replica, 0)
         super()._add(replica, change)
-        self._say(wire.Places(replica=replica, change=change))
+        now_used = self.replicas.get(replica, 0)
+        if leased:
+            free = self._free(replica)
+            self._unused[replica] = min(self._unused.get(replica, free), free)
+        self._tell(replica, max(now_used, leased) - max(used, leased))
+
+    def _return(self, replica: ReplicaId, places: int) -> None:
+        leased, used = self._leased.get(replica, 0), self.replicas.get(replica, 0)
+        left = leased - places
+        self._tell(replica, max(used, left) - max(used, leased))
+        if left > 0:
+            self._leased[replica] = left
+        else:
+            self._leased.pop(replica, None)
+            self._unused.pop(replica, None)
+
+    def _tell(self, replica: ReplicaId, change: int) -> None:
+        if change:
+            self._say(wire.Places(replica=replica, change=change))
+
+    def _free(self, replica: ReplicaId) -> int:
+        return max(0, self._leased.get(replica, 0) - self.replicas.get(replica, 0))
 
 
 class MirrorJournal(Journal):
@@ -128,21 +193,21 @@ class MirrorJournal(Journal):
 
     Args:
         clock: of the process.
-        say: says something to the control process.
+        note: says something to the control process that can wait a moment.
     """
 
-    def __init__(self, clock: Clock, say: Say) -> None:
+    def __init__(self, clock: Clock, note: Note) -> None:
         super().__init__(clock, lambda kind: None)
-        self._say = say
+        self._tell = note
 
     def request(self, decision: Decision, model: ModelId, request_id: str) -> None:
         """See `Journal.request`."""
         told = wire.told_of(decision)
-        self._say(wire.Decided(told=told, model=model, request_id=request_id))
+        self._tell(wire.Decided(told=told, model=model, request_id=request_id))
 
 
 class FarLines(Lines):
-    """The lines of the control process: every turn is asked for there.
+    """The lines of the control process: turns are asked for there, or were given ahead.
 
     A request that had its turn and failed decides by itself; no limit holds it back any more.
 
@@ -170,11 +235,19 @@ class FarLines(Lines):
         )
         self._say = say
         self._numbers = itertools.count()
+        self._places = in_flight
         self._turns: dict[int, asyncio.Queue[OfTurn]] = {}
-        in_flight.on_free = lambda replica: say(wire.Freed(replica=replica))
+        in_flight.on_free = in_flight.free
+
+    def observe(self) -> None:
+        """Take the counts of a snapshot that was just shown."""
+        self._observe()
 
     def take(self, message: OfTurn) -> None:
         """Take what the control process says of a turn; its request may have gone."""
+        if isinstance(message, wire.Granted) and message.lease:
+            assert isinstance(message.told, wire.Served)
+            self._places.lease(message.told.serve.replica, message.lease)
         turn = self._turns.get(message.turn)
         if turn is not None:
             turn.put_nowait(message)
@@ -190,6 +263,23 @@ class FarLines(Lines):
         on_wait: Callable[[Wait], None] = lambda wait: None,
     ) -> Turn:
         """See `Lines.turn`."""
+        if self._places.has_lease(model):
+            # With a place that is leased it has its turn already.
+            ahead = msgspec.structs.replace(hints, has_turn=True)
+            decision = self.decide(model, ahead)
+            if isinstance(decision, Serve) and self._places.is_leased(decision.replica):
+                return Turn(decision=decision)
+        return await self._asked(model, ticket, hints, deadline, beat, on_wait)
+
+    async def _asked(
+        self,
+        model: ModelId,
+        ticket: Ticket,
+        hints: RouteHints,
+        deadline: float,
+        beat: ShowBeat | None,
+        on_wait: Callable[[Wait], None],
+    ) -> Turn:
         number = next(self._numbers)
         said = self._turns[number] = asyncio.Queue[OfTurn]()
         ask = wire.Ask(

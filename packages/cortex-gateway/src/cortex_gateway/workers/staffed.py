@@ -1,8 +1,7 @@
 """Serving with workers: they have the callers, and the control process has everything else."""
 
 import asyncio
-import pathlib
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -11,14 +10,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cortex_core.server.drain import Drain
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
-from cortex_core.server.listen import ListeningSocket, closing_all, open_path
+from cortex_core.server.listen import ListeningSocket, closing_all, open_abstract
 from cortex_core.server.metrics import metrics_app
 from cortex_core.server.notify import STOPPING, notify
 from cortex_core.server.serve import Listener, Shutdown, serve
+from cortex_core.server.share import open_memory
 from cortex_core.server.stack import protect
 from cortex_core.server.vitals import Vitals
 from cortex_gateway.clients.inner import behind_workers
 from cortex_gateway.reload.configuration import Configuration
+from cortex_gateway.workers import wire
 from cortex_gateway.workers.crew import Crew
 from cortex_gateway.workers.desk import Rooms
 
@@ -58,22 +59,22 @@ async def serve_staffed(
         serving: of this process.
     """
     count, drain_s = configuration.settings.gateway.workers, _drain_s(configuration)
-    with tempfile.TemporaryDirectory(prefix="cortex-") as folder:
-        path = str(pathlib.Path(folder) / "inner")
-        with closing_all([inner := open_path(path)]):
-            async with asyncio.TaskGroup() as tasks:
-                crew = Crew(
-                    rooms,
-                    configuration,
-                    api=serving.api,
-                    inner=path,
-                    registry=serving.registry,
-                    environ=serving.environ,
-                    tasks=tasks,
-                )
-                on_reload(crew.configure)
-                async with crew.working(count):
-                    await _serve(behind_workers(app), inner, crew, serving, drain_s)
+    with open_memory(count) as memory, closing_all([inner := open_abstract()]):
+        token = secrets.token_hex(16)
+        async with asyncio.TaskGroup() as tasks:
+            crew = Crew(
+                rooms,
+                configuration,
+                api=serving.api,
+                memory=memory,
+                inner=wire.Inner(name=inner.host, token=token),
+                registry=serving.registry,
+                environ=serving.environ,
+                tasks=tasks,
+            )
+            on_reload(crew.configure)
+            async with crew.working(count):
+                await _serve(behind_workers(app, token), inner, crew, serving, drain_s)
 
 
 async def _serve(

@@ -208,14 +208,22 @@ FromWorker = (
 # From the control process.
 
 
+class Inner(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The way to where the control process serves everything."""
+
+    name: str
+    """Of a socket in the abstract namespace."""
+    token: str
+    """By which a worker is known there."""
+
+
 class Setup(Message, frozen=True, kw_only=True):
     """The configuration in force; comes first, and with every reload."""
 
     settings: GatewaySettings
     catalogue: Catalogue
     accesses: Mapping[NodeName, Access]
-    inner: str
-    """Path of the socket on which the control process serves everything."""
+    inner: Inner
 
 
 class Fleet(Message, frozen=True, kw_only=True):
@@ -248,6 +256,14 @@ class Granted(Message, frozen=True, kw_only=True):
     told: Refusal | Served
     is_cold: bool
     load_s: float
+    lease: int = 0
+    """Places with the same replica that the worker has ahead from now, and need not ask for."""
+
+
+class Recall(Message, frozen=True, kw_only=True):
+    """Calls back all places with a replica that are leased and not in use."""
+
+    replica: ReplicaId
 
 
 class Denied(Message, frozen=True, kw_only=True):
@@ -267,7 +283,7 @@ class Drain(Message, frozen=True, kw_only=True):
     """Asks for the end; a second one for haste."""
 
 
-FromControl = Setup | Fleet | Beat | Waits | Granted | Denied | Tell | Drain
+FromControl = Setup | Fleet | Beat | Waits | Granted | Recall | Denied | Tell | Drain
 
 
 def told_of(decision: Decision) -> Told:

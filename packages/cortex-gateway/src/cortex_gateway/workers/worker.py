@@ -14,36 +14,46 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cortex_core.server.clock import Clock
 from cortex_core.server.drain import Drain
-from cortex_core.server.guard import Guard
 from cortex_core.server.hypercorn import PUBLIC_KEEP_ALIVE_S
-from cortex_core.server.limits import Limits
 from cortex_core.server.listen import ListeningSocket
 from cortex_core.server.serve import Listener, Shutdown, serve
-from cortex_core.server.stack import protect
+from cortex_core.server.share import Seat
 from cortex_core.server.vitals import Vitals
-from cortex_core.units import bytes_from_mib
 from cortex_gateway.clients.inner import Inner, open_inner
 from cortex_gateway.clients.upstream import open_upstream
 from cortex_gateway.metrics import GatewayMetrics
-from cortex_gateway.middleware import Origins
 from cortex_gateway.ports import Upstream
 from cortex_gateway.proxy.proxy import Proxy
+from cortex_gateway.reload.edge import Edge
 from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.workers import wire
 from cortex_gateway.workers.channel import Channel, connect
 from cortex_gateway.workers.edge import Divided, endpoints
-from cortex_gateway.workers.mirror import FarLines, MirrorJournal, MirrorPlaces, MirrorStore, Say
+from cortex_gateway.workers.mirror import (
+    FarLines,
+    MirrorJournal,
+    MirrorPlaces,
+    MirrorStore,
+    Note,
+    Say,
+)
 from cortex_gateway.workers.sums import families_of
 
 
 async def run_worker(
-    api: ListeningSocket, pair: socket.socket, *, clock: Clock, environ: Mapping[str, str]
+    api: ListeningSocket,
+    pair: socket.socket,
+    seat: Seat,
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
 ) -> None:
     """Serve until the control process wants the end, or is gone.
 
     Args:
         api: where callers come in, shared with the other workers.
         pair: leads to the control process.
+        seat: of this worker, for an even share of the callers.
         clock: of the process.
         environ: of the process.
     """
@@ -58,10 +68,10 @@ async def run_worker(
     logging.getLogger().setLevel(settings.log_level.upper())
     async with (
         open_upstream(settings.timeouts, worker.live) as upstream,
-        open_inner(worker.setup.inner) as inner,
+        open_inner(worker.setup.inner.name, worker.setup.inner.token) as inner,
     ):
         app = worker.app(upstream, inner)
-        listener = Listener(app=app, socket=api, keep_alive_s=PUBLIC_KEEP_ALIVE_S)
+        listener = Listener(app=app, socket=api, keep_alive_s=PUBLIC_KEEP_ALIVE_S, seat=seat)
         with _on_signals(link.shutdown), worker.vitals.running():
             await serve(
                 worker.vitals.of([listener]),
@@ -99,7 +109,7 @@ class Link:
         elif self.started.done():
             self.started.result().take(message)
         elif isinstance(message, wire.Setup):
-            self.started.set_result(Worker(message, self.channel.say, self._clock))
+            self.started.set_result(Worker(message, self.channel, self._clock))
 
     def _end(self) -> None:
         self.lost.set()
@@ -113,26 +123,28 @@ class Worker:
 
     Args:
         setup: what is in force at first.
-        say: says something to the control process.
+        channel: to the control process.
         clock: of the process.
     """
 
-    def __init__(self, setup: wire.Setup, say: Say, clock: Clock) -> None:
+    def __init__(self, setup: wire.Setup, channel: Channel[wire.FromControl], clock: Clock) -> None:
         self.setup = setup
         """The first one."""
         self.live = LiveSettings(setup.settings)
         self.drain = Drain()
         self.registry = CollectorRegistry()
         self.vitals = Vitals(self.registry, "cortex", self.drain)
-        self._say = say
+        self._say: Say = channel.say
+        self._note: Note = channel.note
         self._clock = clock
         self._accesses = dict(setup.accesses)
-        self._origins: Origins | None = None
-        self._guard: Guard | None = None
-        self._store = MirrorStore(say, setup.catalogue, setup.settings.eviction.policy)
-        self._places = MirrorPlaces(say)
+        self._edge = Edge(self.live, self._accesses)
+        self._store = MirrorStore(
+            self._say, self._note, setup.catalogue, setup.settings.eviction.policy
+        )
+        self._places = MirrorPlaces(self._say)
         self._lines = FarLines(
-            say,
+            self._say,
             store=self._store,
             in_flight=self._places,
             settings=self.live,
@@ -142,7 +154,7 @@ class Worker:
 
     def app(self, upstream: Upstream, inner: Inner) -> ASGIApp:
         """Return what is served."""
-        say, gateway = self._say, self.setup.settings.gateway
+        note = self._note
         traces = self.setup.settings.trace.path is not None
         proxy = Proxy(
             store=self._store,
@@ -150,19 +162,16 @@ class Worker:
             settings=self.live,
             metrics=GatewayMetrics(self.registry),
             clock=self._clock,
-            journal=MirrorJournal(self._clock, say),
+            journal=MirrorJournal(self._clock, note),
             random=random.random,
             accesses=self._accesses,
-            trace=(lambda arrival: say(wire.Traced(arrival=arrival))) if traces else None,
+            trace=(lambda arrival: note(wire.Traced(arrival=arrival))) if traces else None,
             in_flight=self._places,
             lines=self._lines,
         )
         served = endpoints(proxy, self._store, self._clock)
-        self._origins = Origins(served, gateway.cors_origins)
-        divided = Divided(self._origins, frozenset(served.endpoints), inner)
-        limits = Limits(max_body_bytes=bytes_from_mib(gateway.max_body_mb))
-        self._guard = protect(without_lifespan(divided), drain=self.drain, limits=limits)
-        return self._guard
+        divided = Divided(self._edge.opened(served), frozenset(served.endpoints), inner)
+        return self._edge.protected(without_lifespan(divided), self.drain)
 
     def take(self, message: wire.FromControl) -> None:
         """Take what the control process says."""
@@ -171,7 +180,11 @@ class Worker:
                 self._apply(message)
             case wire.Fleet():
                 self._store.show(message)
+                self._lines.observe()
+            case wire.Recall():
+                self._places.recall(message.replica)
             case wire.Tell():
+                self._places.tidy()
                 self._say(wire.Figures(number=message.number, families=families_of(self.registry)))
             case wire.Beat() | wire.Waits() | wire.Granted() | wire.Denied():
                 self._lines.take(message)
@@ -180,15 +193,8 @@ class Worker:
 
     def _apply(self, setup: wire.Setup) -> None:
         """Put a configuration in force."""
-        settings = setup.settings
-        self.live.current = settings
-        self._accesses.clear()
-        self._accesses.update(setup.accesses)
-        self._store.configure(setup.catalogue, settings.eviction.policy)
-        logging.getLogger().setLevel(settings.gateway.log_level.upper())
-        if self._origins is not None and self._guard is not None:
-            self._origins.allow(settings.gateway.cors_origins)
-            self._guard.limit_bodies(bytes_from_mib(settings.gateway.max_body_mb))
+        self._edge.apply(setup.settings, setup.accesses)
+        self._store.configure(setup.catalogue, setup.settings.eviction.policy)
 
 
 def without_lifespan(app: ASGIApp) -> ASGIApp:
