@@ -156,10 +156,11 @@ def by_row(before: Told, after: Told, cpu_s: float) -> Spent:
     for stage, name in enumerate(probes.STAGES):
         entered = new.entered[stage] - old.entered[stage]
         left = new.left[stage] - old.left[stage]
-        clocks_ns += entered * cost.whole
+        cost_ns = entered * cost.inside + left * cost.around
+        clocks_ns += cost_ns
         if stage != probes.OUTSIDE:
             took_ns = new.spent_ns[stage] - old.spent_ns[stage]
-            spent[name] = (took_ns - entered * cost.inside - left * cost.around) / 1e9
+            spent[name] = (took_ns - cost_ns) / 1e9
     thread_s = (new.thread_ns - old.thread_ns) / 1e9
     spent["loop"] = thread_s - clocks_ns / 1e9 - sum(spent.values())
     spent["threads"] = cpu_s - thread_s
@@ -301,9 +302,10 @@ def markdown(table: Table) -> str:
     lines.append(f"| without clocks | {' | '.join(f'{taken:.1f}' for taken in totals)} | |")
     errors = (sums[name] / table.totals[name] - 1 for name in table.columns)
     lines.append(f"| error | {' | '.join(f'{error:+.1%}' for error in errors)} | |")
+    cost = table.probe_ns
     lines += [
         "",
-        f"A passage through a clock takes {table.probe_ns.whole:.0f} ns, taken off above.",
+        f"A passage through a clock takes {cost.inside + cost.around:.0f} ns, taken off above.",
     ]
     return "\n".join(lines) + "\n"
 

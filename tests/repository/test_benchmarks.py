@@ -197,7 +197,7 @@ def test_the_time_of_a_stage_is_without_that_of_those_within_it(
         running.send(None)
 
     passed = watch.passed()
-    # Every look at the clock is ten later than the one before, and each probe looks four times.
+    # Every look at the clock is ten later than the one before.
     assert passed.spent_ns[1:4] == (20, 20, 20)
     assert passed.entered[1:4] == (1, 2, 1)
     assert passed.left[:4] == (2, 1, 0, 1)
