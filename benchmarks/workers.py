@@ -1,10 +1,10 @@
 """One process against two workers: `python -m benchmarks.workers [ROUNDS]`.
 
-The same gateway, started both ways over one node that computes nothing, is loaded in turns: each
-worker with as many callers as the one process. What counts is the CPU time of all its processes,
-which says what so many cores can serve, and how much of it the busiest process has, which is the
-first to fill its core. Where there are cores for the workers, the deciding process, the node and
-the callers, what was served in a second is shown too.
+The same gateway, started in several ways over one node that computes nothing, is loaded in turns:
+each worker with as many callers as the one process. Two gateways that know nothing of each other
+show what the machine has to give. What counts is the CPU time of all processes, which says what
+so many cores can serve, and how much of it the busiest process has, which is the first to fill its
+core. Where there are cores for all, what was served in a second is shown too.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,10 @@ from benchmarks import relay
 CALLERS, CALLS = 32, 20
 STREAMS, EVENTS, GAP_S = 64, 60, 0.01
 START_S = 60.0
+
+ONE, WORKERS = "one process", 2
+ENOUGH_CORES = (os.cpu_count() or 1) >= WORKERS + 3
+"""For the workers, the deciding process, the node and the callers."""
 
 SETTINGS = """
 models_config = "models.toml"
@@ -113,57 +117,70 @@ class Round(NamedTuple):
     """What one round took, for each request or event."""
 
     wall_us: float
-    control_us: float
-    """CPU time of the process that was started."""
-    workers_us: tuple[float, ...]
-    """CPU time of each worker; none with one process."""
+    spent_us: tuple[float, ...]
+    """CPU time of each process."""
 
     @property
     def total_us(self) -> float:
         """CPU time of all processes."""
-        return self.control_us + sum(self.workers_us)
+        return sum(self.spent_us)
 
     @property
     def busiest_us(self) -> float:
         """CPU time of the busiest process."""
-        return max(self.control_us, *self.workers_us, 0.0)
+        return max(self.spent_us)
 
 
-async def measure(gateways: dict[int, Gateway], rounds: int) -> None:
+Load = Callable[[int, int], Awaitable[int]]
+
+Way = Sequence[tuple[Gateway, int]]
+"""Gateways that are loaded together, and for how many processes each."""
+
+
+async def measure(ways: dict[str, Way], rounds: int) -> None:
     """Load all in turns, and print what it took."""
-    for title, load in (("request", calls), ("streamed event", events)):
-        for count, gateway in gateways.items():
-            await load(gateway.port, count)
-        found: dict[int, list[Round]] = {count: [] for count in gateways}
+    loads: dict[str, Load] = {"request": calls, "streamed event": events}
+    for title, load in loads.items():
+        for way in ways.values():
+            await _round(way, load)
+        found: dict[str, list[Round]] = {name: [] for name in ways}
         for number in range(rounds):
-            for count in sorted(gateways, reverse=bool(number % 2)):
-                before, began = gateways[count].spent_us(), time.perf_counter()
-                done = await load(gateways[count].port, count)
-                wall_us, after = (time.perf_counter() - began) * 1e6, gateways[count].spent_us()
-                control, *workers = [(after[pid] - before.get(pid, 0.0)) / done for pid in after]
-                found[count].append(Round(wall_us / done, control, tuple(workers)))
+            for name in sorted(ways, reverse=bool(number % 2)):
+                found[name].append(await _round(ways[name], load))
         _show(title, found)
 
 
-def _show(title: str, found: dict[int, list[Round]]) -> None:
-    for count, rounds in found.items():
-        print(
-            f"{title:16}workers {count}: {_median(rounds, lambda r: r.total_us):8.1f} us CPU in all, "
-            f"{_median(rounds, lambda r: r.busiest_us):8.1f} in the busiest process, "
-            f"{_median(rounds, lambda r: r.control_us):8.1f} in the first"
-        )
-    (_, one), (count, many) = found.items()
-    pairs = list(zip(one, many, strict=True))
-    on_all = statistics.median(count * a.total_us / b.total_us for a, b in pairs)
-    busiest = statistics.median(a.busiest_us / b.busiest_us for a, b in pairs)
-    share = max(max(r.workers_us) / sum(r.workers_us) for r in many)
-    print(
-        f"{title:16}x{on_all:.2f} with {count} cores full, x{busiest:.2f} before the busiest "
-        f"process fills one; a worker had at most {share:.0%} of the work of all workers"
+async def _round(way: Way, load: Load) -> Round:
+    before, began = [gateway.spent_us() for gateway, _ in way], time.perf_counter()
+    done = sum(await asyncio.gather(*(load(gateway.port, count) for gateway, count in way)))
+    wall_us = (time.perf_counter() - began) * 1e6
+    spent = tuple(
+        (spent - old.get(pid, 0.0)) / done
+        for (gateway, _), old in zip(way, before, strict=True)
+        for pid, spent in gateway.spent_us().items()
     )
-    if (os.cpu_count() or 1) >= count + 3:
+    return Round(wall_us / done, spent)
+
+
+def _show(title: str, found: dict[str, list[Round]]) -> None:
+    one = found[ONE]
+    for name, rounds in found.items():
+        print(
+            f"{title:16}{name:14}{_median(rounds, lambda r: r.total_us):8.1f} us CPU in all, "
+            f"{_median(rounds, lambda r: r.busiest_us):8.1f} in the busiest process, "
+            f"{_median(rounds, lambda r: r.spent_us[0]):8.1f} in the first"
+        )
+        if name == ONE:
+            continue
+        pairs = list(zip(one, rounds, strict=True))
+        on_all = statistics.median(WORKERS * a.total_us / b.total_us for a, b in pairs)
+        busiest = statistics.median(a.busiest_us / b.busiest_us for a, b in pairs)
         served = statistics.median(a.wall_us / b.wall_us for a, b in pairs)
-        print(f"{title:16}x{served:.2f} served in a second")
+        print(
+            f"{title:16}{name:14}x{on_all:.2f} with {WORKERS} cores full, x{busiest:.2f} before "
+            "the busiest process fills one"
+            + (f", x{served:.2f} served in a second" if ENOUGH_CORES else "")
+        )
 
 
 def _median(rounds: list[Round], figure: Callable[[Round], float]) -> float:
@@ -173,15 +190,21 @@ def _median(rounds: list[Round], figure: Callable[[Round], float]) -> float:
 def main(rounds: str = "9") -> None:
     """Start everything, measure, and end it."""
     with tempfile.TemporaryDirectory() as folder, relay.started("node") as node:
-        gateways: dict[int, Gateway] = {}
+        gateways: list[Gateway] = []
         try:
-            for count in (1, 2):
-                home = Path(folder) / str(count)
+            for number, workers in enumerate((1, 1, WORKERS)):
+                home = Path(folder) / str(number)
                 home.mkdir()
-                gateways[count] = Gateway(count, node.port, home)
-            uvloop.run(measure(gateways, int(rounds)))
+                gateways.append(Gateway(workers, node.port, home))
+            one, other, many = gateways
+            ways: dict[str, Way] = {
+                ONE: [(one, 1)],
+                "two apart": [(one, 1), (other, 1)],
+                "two workers": [(many, WORKERS)],
+            }
+            uvloop.run(measure(ways, int(rounds)))
         finally:
-            for gateway in gateways.values():
+            for gateway in gateways:
                 gateway.end()
 
 
