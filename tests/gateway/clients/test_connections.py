@@ -2,6 +2,8 @@
 
 import asyncio
 import resource
+import socket
+import time
 
 import pytest
 
@@ -322,3 +324,29 @@ async def test_the_url_is_asked_for(url: str, target: str, host: str) -> None:
         await ask(client, url.format(place))
 
     assert heads[0].startswith(f"POST {target} HTTP/1.1\r\nhost: {host.format(place)}\r\n".encode())
+
+
+async def test_a_connection_that_came_while_the_loop_stood_still_is_used() -> None:
+    """Ours: a stall of the gateway's own is no fault of the node's."""
+    node = Node()
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        async with serving(node.script) as url, upstream(Timeouts(connect_s=0.2)) as client:
+            place = client._place(url)
+            opening = place.pool._dialer.open
+
+            def stand_still() -> None:
+                theirs.send(b"x")
+                time.sleep(0.5)
+
+            async def open_late() -> socket.socket:
+                opened = await opening()
+                loop.call_soon(stand_still)
+                await loop.sock_recv(ours, 1)
+                return opened
+
+            place.pool._dialer.open = open_late  # type: ignore[method-assign]
+
+            assert await ask(client, url) == b"ok"

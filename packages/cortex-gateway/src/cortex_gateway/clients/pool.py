@@ -12,6 +12,9 @@ from cortex_gateway.ports import UpstreamFailure
 MAX_IDLE = 1024
 """Idle connections that are kept to one host."""
 
+_LAST_LOOK_S = 0.1
+"""Long enough for some turns of a loop that has much to make up for."""
+
 _CLOSING_S = 5.0
 """How long connections may take to be gone at the end, which they are at once."""
 
@@ -51,8 +54,12 @@ class Pool:
             UpstreamFailure: it could not be opened in time.
         """
         try:
-            async with asyncio.timeout(self._connect_s):
-                connection = await self._open()
+            async with asyncio.timeout(None) as limit:
+                timer = asyncio.get_running_loop().call_later(self._connect_s, _look_again, limit)
+                try:
+                    connection = await self._open()
+                finally:
+                    timer.cancel()
         except TimeoutError:
             raise UpstreamFailure(Failure.CONNECT, "no connection in time") from None
         except OSError as error:
@@ -100,6 +107,12 @@ class Pool:
             opened.close()
             raise
         return connection
+
+
+def _look_again(limit: asyncio.Timeout) -> None:
+    """Let the time be up, unless the connection is there already."""
+    # After a loop stood still, libuv tells that the time is up before it looks at sockets.
+    limit.reschedule(asyncio.get_running_loop().time() + _LAST_LOOK_S)
 
 
 @cache
