@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cortex_core.routing.retry import Failure
-from cortex_gateway.clients import pool
+from cortex_gateway.clients import dial, pool
 from cortex_gateway.clients.upstream import HttpUpstream
 from cortex_gateway.ports import UpstreamFailure
 from cortex_gateway.settings import Timeouts
@@ -326,27 +326,27 @@ async def test_the_url_is_asked_for(url: str, target: str, host: str) -> None:
     assert heads[0].startswith(f"POST {target} HTTP/1.1\r\nhost: {host.format(place)}\r\n".encode())
 
 
-async def test_a_connection_that_came_while_the_loop_stood_still_is_used() -> None:
+async def test_a_connection_that_came_while_the_loop_stood_still_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ours: a stall of the gateway's own is no fault of the node's."""
     node = Node()
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
+        opening = dial.Dialer.open
+
+        def stand_still() -> None:
+            theirs.send(b"x")
+            time.sleep(0.5)
+
+        async def open_late(dialer: dial.Dialer) -> socket.socket:
+            opened = await opening(dialer)
+            loop.call_soon(stand_still)
+            await loop.sock_recv(ours, 1)
+            return opened
+
+        monkeypatch.setattr(dial.Dialer, "open", open_late)
         async with serving(node.script) as url, upstream(Timeouts(connect_s=0.2)) as client:
-            place = client._place(url)
-            opening = place.pool._dialer.open
-
-            def stand_still() -> None:
-                theirs.send(b"x")
-                time.sleep(0.5)
-
-            async def open_late() -> socket.socket:
-                opened = await opening()
-                loop.call_soon(stand_still)
-                await loop.sock_recv(ours, 1)
-                return opened
-
-            place.pool._dialer.open = open_late  # type: ignore[method-assign]
-
             assert await ask(client, url) == b"ok"
