@@ -29,8 +29,6 @@ from cortex_gateway.workers import wire
 
 Say = Callable[[wire.FromWorker], None]
 
-Note = Callable[[wire.FromWorker], None]
-
 OfTurn = wire.Beat | wire.Waits | wire.Granted | wire.Denied
 
 
@@ -44,7 +42,7 @@ class MirrorStore(FleetStore):
         policy: in force.
     """
 
-    def __init__(self, say: Say, note: Note, catalogue: Catalogue, policy: EvictionPolicy) -> None:
+    def __init__(self, say: Say, note: Say, catalogue: Catalogue, policy: EvictionPolicy) -> None:
         super().__init__(FleetState(), catalogue, policy)
         self._say = say
         self._note = note
@@ -196,7 +194,7 @@ class MirrorJournal(Journal):
         note: says something to the control process that can wait a moment.
     """
 
-    def __init__(self, clock: Clock, note: Note) -> None:
+    def __init__(self, clock: Clock, note: Say) -> None:
         super().__init__(clock, lambda kind: None)
         self._tell = note
 

@@ -34,7 +34,6 @@ from cortex_gateway.workers.mirror import (
     MirrorJournal,
     MirrorPlaces,
     MirrorStore,
-    Note,
     Say,
 )
 from cortex_gateway.workers.sums import families_of
@@ -135,7 +134,7 @@ class Worker:
         self.registry = CollectorRegistry()
         self.vitals = Vitals(self.registry, "cortex", self.drain)
         self._say: Say = channel.say
-        self._note: Note = channel.note
+        self._note: Say = channel.note
         self._clock = clock
         self._accesses = dict(setup.accesses)
         self._edge = Edge(self.live, self._accesses)
