@@ -1,10 +1,10 @@
 """The gateway's series. All of them live on the registry that the process was given."""
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter
+
+from cortex_gateway.series import Counts, Levels, Spread
 
 UNKNOWN = "unknown"
 """Label of a model or node that is in no catalogue and no fleet, so that callers add no series."""
@@ -32,8 +32,8 @@ REPLICA_LABELS = ("model", "node")
 
 class _Counters:
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, labels: Sequence[str] = REPLICA_LABELS) -> Counter:
-            return Counter(name, text, labels, registry=registry)
+        def counter(name: str, text: str, labels: Sequence[str] = REPLICA_LABELS) -> Counts:
+            return Counts(registry, name, text, labels)
 
         self.requests = counter(
             "cortex_requests_total",
@@ -69,8 +69,8 @@ class _Counters:
 
 class _Histograms:
     def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(name, text, REPLICA_LABELS, buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, bounds: Sequence[float]) -> Spread:
+            return Spread(registry, name, text, REPLICA_LABELS, bounds)
 
         self.duration = histogram(
             "cortex_request_duration_seconds",
@@ -102,29 +102,22 @@ class _Histograms:
         )
 
 
-_KEPT = 4096
-"""Series that are found without a search; a fleet has a few for each of its replicas."""
-
-
 class GatewayMetrics:
     """The counters and histograms; the rooms above write to them through its methods."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        # The client checks and turns all labels into text each time, which costs more than to
-        # count does.
-        self._of = functools.lru_cache(maxsize=_KEPT)(_labelled)
         self._counters = _Counters(registry)
-        self._evictions = Counter(
+        self._evictions = Counts(
+            registry,
             "cortex_evictions_total",
             "Replicas that were put to sleep or unloaded to make room.",
             REPLICA_LABELS,
-            registry=registry,
         )
-        self._decisions = Counter(
+        self._decisions = Counts(
+            registry,
             "cortex_decisions_total",
             "Decisions about requests and models; `/admin/decisions` has the latest.",
             ("kind",),
-            registry=registry,
         )
         self._trace_lost = Counter(
             "cortex_trace_lines_lost_total",
@@ -132,20 +125,20 @@ class GatewayMetrics:
             registry=registry,
         )
         self._histograms = _Histograms(registry)
-        self._in_flight = Gauge(
+        self._in_flight = Levels(
+            registry,
             "cortex_requests_in_flight",
             "Requests for a known model that have arrived and not ended.",
             ("model",),
-            registry=registry,
         )
 
     def began(self, model: str) -> None:
         """Count a request whose model is known as in flight; `ended` follows without fail."""
-        self._of(self._in_flight, model).inc()
+        self._in_flight.of[(model,)] += 1
 
     def attempted(self, outcome: str) -> None:
         """Count one attempt at a node: `ok` or a `Failure`'s value."""
-        self._of(self._counters.attempts, outcome).inc()
+        self._counters.attempts.of[(outcome,)] += 1
 
     def trace_lost(self, lines: int) -> None:
         """Count lines of the trace that were lost."""
@@ -153,15 +146,15 @@ class GatewayMetrics:
 
     def loaded(self, *, model: str, node: str, load_s: float) -> None:
         """Count a load that this gateway asked for and that succeeded."""
-        self._of(self._histograms.load, model, node).observe(load_s)
+        self._histograms.load.observe((model, node), load_s)
 
     def decided(self, kind: str) -> None:
         """Count a decision."""
-        self._of(self._decisions, kind).inc()
+        self._decisions.of[(kind,)] += 1
 
     def evicted(self, *, model: str, node: str) -> None:
         """Count a replica that gave way to another model."""
-        self._of(self._evictions, model, node).inc()
+        self._evictions.of[model, node] += 1
 
     def ended(
         self,
@@ -182,38 +175,33 @@ class GatewayMetrics:
     ) -> None:
         """Count one request at its end; for the arguments see `RequestMetrics.ended`."""
         if has_begun:
-            self._of(self._in_flight, model).dec()
-        self._count(model, node, outcome, is_cold_start=is_cold_start)
-        counters, histograms = self._counters, self._histograms
-        for counter, tokens in (
-            (counters.prompt_tokens, prompt_tokens),
-            (counters.cached_tokens, cached_prompt_tokens),
-            (counters.completion_tokens, completion_tokens),
-        ):
-            if tokens is not None:
-                self._of(counter, model, node).inc(tokens)
+            self._in_flight.of[(model,)] -= 1
+        replica, counters = (model, node), self._counters
+        self._count(replica, outcome, is_cold_start=is_cold_start)
+        if prompt_tokens is not None:
+            counters.prompt_tokens.of[replica] += prompt_tokens
+        if cached_prompt_tokens is not None:
+            counters.cached_tokens.of[replica] += cached_prompt_tokens
+        if completion_tokens is not None:
+            counters.completion_tokens.of[replica] += completion_tokens
         generation_s = duration_s - (queue_s + load_s if ttft_s is None else ttft_s)
-        rate = completion_tokens / generation_s if completion_tokens and generation_s > 0 else None
-        for histogram, value in (
-            (histograms.duration, duration_s),
-            (histograms.queue, None if node == UNKNOWN else queue_s + load_s),
-            (histograms.first_token, ttft_s),
-            (histograms.inter_token, inter_token_s),
-            (histograms.rate, rate),
-        ):
-            if value is not None:
-                self._of(histogram, model, node).observe(value)
+        histograms = self._histograms
+        histograms.duration.observe(replica, duration_s)
+        if node != UNKNOWN:
+            histograms.queue.observe(replica, queue_s + load_s)
+        if ttft_s is not None:
+            histograms.first_token.observe(replica, ttft_s)
+        if inter_token_s is not None:
+            histograms.inter_token.observe(replica, inter_token_s)
+        if completion_tokens and generation_s > 0:
+            histograms.rate.observe(replica, completion_tokens / generation_s)
 
-    def _count(self, model: str, node: str, outcome: str, *, is_cold_start: bool) -> None:
-        self._of(self._counters.requests, model, node, outcome).inc()
+    def _count(self, replica: tuple[str, str], outcome: str, *, is_cold_start: bool) -> None:
+        counters = self._counters
+        counters.requests.of[(*replica, outcome)] += 1
         if outcome not in (OK, CLIENT_GONE):
-            self._of(self._counters.errors, model, node).inc()
-            if node == UNKNOWN:
-                self._of(self._counters.rejections, outcome).inc()
+            counters.errors.of[replica] += 1
+            if replica[1] == UNKNOWN:
+                counters.rejections.of[(outcome,)] += 1
         if is_cold_start:
-            self._of(self._counters.cold_starts, model, node).inc()
-
-
-def _labelled(metric: Any, *labels: str) -> Any:
-    """Return the series of a metric, which is of one of the client's kinds, with these labels."""
-    return metric.labels(*labels)
+            counters.cold_starts.of[replica] += 1
