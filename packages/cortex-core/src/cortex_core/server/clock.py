@@ -22,9 +22,9 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clock."""
 
-    def now(self) -> float:
-        """Return the monotonic time in seconds."""
-        return time.monotonic()
+    # As it is: a method around it would cost more than the clock, several times a request.
+    now = staticmethod(time.monotonic)
+    """Returns the monotonic time in seconds."""
 
     def wall(self) -> float:
         """Return seconds since the epoch."""

@@ -88,22 +88,19 @@ class Pulse:
     timer.
     """
 
-    def __init__(self, beat: Beat | None, interval_s: float, text: str) -> None:
+    def __init__(self, beat: Beat, interval_s: float, text: str) -> None:
         self._beat = beat
         self._interval_s = interval_s
         self._text = text
-        self._group: asyncio.TaskGroup | None = None
+        self._group = asyncio.TaskGroup()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_beating = False
         self._is_stopped = False
 
     async def __aenter__(self) -> Self:
-        if self._beat is not None:
-            self._group = asyncio.TaskGroup()
-            await self._group.__aenter__()
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._interval_s, self._start, self._beat)
+        await self._group.__aenter__()
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._start)
         return self
 
     async def __aexit__(
@@ -113,9 +110,8 @@ class Pulse:
         trace: TracebackType | None,
     ) -> None:
         await self.stop()
-        if self._group is not None:
-            # The block's own error is not the group's to wrap.
-            await self._group.__aexit__(None, None, None)
+        # The block's own error is not the group's to wrap.
+        await self._group.__aexit__(None, None, None)
 
     async def stop(self) -> None:
         """Return when no beat is under way and none will come."""
@@ -128,15 +124,14 @@ class Pulse:
                 self._task.cancel()
             await asyncio.wait((self._task,))
 
-    def _start(self, beat: Beat) -> None:
-        assert self._group is not None
-        self._task = self._group.create_task(self._run(beat))
+    def _start(self) -> None:
+        self._task = self._group.create_task(self._run())
 
-    async def _run(self, beat: Beat) -> None:
+    async def _run(self) -> None:
         try:
             while not self._is_stopped:
                 self._is_beating = True
-                await beat(self._text, False)
+                await self._beat(self._text, False)
                 self._is_beating = False
                 if not self._is_stopped:
                     await asyncio.sleep(self._interval_s)

@@ -1,7 +1,6 @@
 """How many requests are with each replica, and how many this gateway has open in all."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from cortex_core.ids import NodeName, ReplicaId
@@ -17,6 +16,8 @@ class InFlight:
         """Attempts after a first one that failed, now running."""
         self.on_free: Callable[[ReplicaId], None] = lambda replica: None
         """Called when a place with a replica has come free."""
+        self.request = _Request(self)
+        """Counts a request while its context is open."""
         self._own: dict[ReplicaId, int] = {}
         self._depths: dict[ReplicaId, int] = {}
 
@@ -69,26 +70,9 @@ class InFlight:
         """
         self._depths[replica] = max(self._depths.get(replica, 0), places + 1)
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request while the context is open."""
-        self.requests += 1
-        try:
-            yield
-        finally:
-            self.requests -= 1
-
-    @contextmanager
-    def attempt(self, replica: ReplicaId, *, is_retry: bool) -> Iterator[None]:
+    def attempt(self, replica: ReplicaId, *, is_retry: bool) -> "_Attempt":
         """Count an attempt at `replica` while the context is open."""
-        self._add(replica, 1)
-        self.retries += is_retry
-        try:
-            yield
-        finally:
-            self.retries -= is_retry
-            self._add(replica, -1)
-            self.on_free(replica)
+        return _Attempt(self, replica, is_retry)
 
     def _add(self, replica: ReplicaId, change: int) -> None:
         own = self._own.get(replica, 0) + change
@@ -97,3 +81,34 @@ class InFlight:
         else:
             self._own.pop(replica, None)
         self._depths[replica] = max(self._depths.get(replica, 0) + change, 0)
+
+
+# Classes, for a generator as a context costs several times as much with each request.
+
+
+class _Request:
+    def __init__(self, counts: InFlight) -> None:
+        self._counts = counts
+
+    def __enter__(self) -> None:
+        self._counts.requests += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._counts.requests -= 1
+
+
+class _Attempt:
+    __slots__ = ("_counts", "_is_retry", "_replica")
+
+    def __init__(self, counts: InFlight, replica: ReplicaId, is_retry: bool) -> None:
+        self._counts, self._replica, self._is_retry = counts, replica, is_retry
+
+    def __enter__(self) -> None:
+        self._counts._add(self._replica, 1)
+        self._counts.retries += self._is_retry
+
+    def __exit__(self, *error: object) -> None:
+        counts = self._counts
+        counts.retries -= self._is_retry
+        counts._add(self._replica, -1)
+        counts.on_free(self._replica)

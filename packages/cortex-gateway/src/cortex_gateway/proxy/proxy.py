@@ -107,7 +107,7 @@ class Proxy:
         account = Account(doors.metrics, doors.clock, request_id=request_id, path=scope["path"])
         reply = Reply(send, scope, exchange)
         try:
-            with self.in_flight.request():
+            with self.in_flight.request:
                 await self._serve(scope, receive, reply, account, read)
         except RequestError as error:
             account.fail(error)

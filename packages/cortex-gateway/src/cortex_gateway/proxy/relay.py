@@ -47,7 +47,7 @@ class Relay:
     Args:
         reply: the caller's side.
         account: gets the times and findings.
-        pulse: the heartbeat, stopped when the first content is there.
+        pulse: the heartbeat, stopped when the first content is there; `None` without one.
         asked: the request.
         outbound: what was sent, and how the answer is to be read.
         dialect: of the upstream.
@@ -57,7 +57,7 @@ class Relay:
         self,
         reply: Reply,
         account: Account,
-        pulse: Pulse,
+        pulse: Pulse | None,
         asked: Asked,
         outbound: Outbound,
         dialect: Dialect,
@@ -102,7 +102,7 @@ class Relay:
         watch = StreamWatch(self._dialect)
         try:
             events = await _first_events(answer, watch)
-            await self._pulse.stop()
+            await self._quiet()
             await self._reply.begin_stream(self._headers(answer, without=_STREAM_OWN))
             try:
                 out = await self._pass_on(answer, watch, events)
@@ -171,6 +171,11 @@ class Relay:
         else:
             raise UpstreamFailure(Failure.CUT_MID_ANSWER, "the stream ended without its terminator")
 
+    async def _quiet(self) -> None:
+        """Return when no heartbeat will be sent any more."""
+        if self._pulse is not None:
+            await self._pulse.stop()
+
     def _has_failed(self) -> bool:
         return self._answer is not None and self._answer.failure is not None
 
@@ -182,7 +187,7 @@ class Relay:
         assert self._answer is not None
         parts, is_whole = await _collect(answer, REWRITTEN_BYTES)
         body = b"".join(parts)
-        await self._pulse.stop()
+        await self._quiet()
         if is_encoded or not is_whole:
             raise UpstreamFailure(Failure.BAD_ANSWER, "the answer is compressed, or endless")
         if not _is_json(body):
@@ -198,7 +203,7 @@ class Relay:
     ) -> None:
         parts, is_whole = await _collect(answer, whole_bytes)
         body = b"".join(parts)
-        await self._pulse.stop()
+        await self._quiet()
         if is_whole:
             if not _is_delimited(headers) and not _is_json(body):
                 # Such a body ends where its connection does, and a cut looks the same.
@@ -220,7 +225,7 @@ class Relay:
         """Pass on a status that is no success, if it comes with an error object."""
         parts, is_whole = await _collect(answer, MAX_ERROR_BYTES)
         body = b"".join(parts)
-        await self._pulse.stop()
+        await self._quiet()
         is_ours = kind.startswith("application/json") and not is_encoded and _is_json(body)
         if answer.status < 400 or not is_whole or not is_ours:
             raise UpstreamFailure(Failure.BAD_ANSWER, f"status {answer.status} without an error")

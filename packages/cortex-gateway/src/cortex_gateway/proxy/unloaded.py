@@ -18,7 +18,6 @@ from cortex_gateway.proxy.access import NEURON, headers_for
 from cortex_gateway.proxy.account import Account
 from cortex_gateway.proxy.asked import Asked, Outbound
 from cortex_gateway.proxy.call import Call
-from cortex_gateway.proxy.hold import Pulse
 from cortex_gateway.proxy.relay import Relay
 from cortex_gateway.proxy.reply import Reply
 from cortex_gateway.proxy.search import error_of
@@ -91,8 +90,7 @@ class FilesWalk:
         self._account.ignored = sent.ignored
         access = doors.accesses.get(node.name, NEURON)
         headers = headers_for(access, self._call.onward, [*sent.headers, spec])
-        pulse = Pulse(None, doors.settings.heartbeat_s, "")
-        relay = Relay(self._reply, self._account, pulse, self._asked, sent, Dialect.OPENAI)
+        relay = Relay(self._reply, self._account, None, self._asked, sent, Dialect.OPENAI)
         try:
             answer = await doors.upstream.post(node.endpoint + sent.path, headers, sent.body)
             with contextlib.closing(answer):

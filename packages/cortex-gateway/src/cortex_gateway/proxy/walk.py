@@ -1,6 +1,7 @@
 """From a request that was read to an answer: route, wait, attempt, try again."""
 
 import logging
+from collections.abc import Awaitable
 
 import msgspec
 
@@ -126,7 +127,7 @@ class Walk:
         now = self._doors.clock.now()
         self._doors.store.count(self._search.model, now)
         deadline = now + hold_s
-        back_off = BackOff(self._doors.clock, deadline)
+        back_off: BackOff | None = None
         rounds = 0
         while rounds < MAX_ROUNDS:
             serve = await self._choose(deadline)
@@ -136,6 +137,7 @@ class Walk:
                 rounds += 1
                 continue
             overload, self._overload = self._overload, None
+            back_off = back_off or BackOff(self._doors.clock, deadline)
             await back_off.wait(overload)
         raise NoReplicaError(f"every node that has {self._search.model!r} refuses it")
 
@@ -194,13 +196,10 @@ class Walk:
         began = account.now()
         doors.store.touch(replica, began)
         account.ignored = outbound.ignored
-        beat = self._beat if self._asked.is_stream else None
-        pulse = Pulse(beat, doors.settings.heartbeat_s, f"waiting for {replica.model} to begin")
         try:
             with doors.in_flight.attempt(replica, is_retry=is_retry):
-                async with pulse:
-                    if not await self._send(serve, access, outbound, pulse):
-                        return False
+                if not await self._send_alive(serve, access, outbound):
+                    return False
         except UpstreamFailure as failure:
             self._failed(replica, failure, access)
             return False
@@ -214,13 +213,28 @@ class Walk:
             return foreseen.outbound
         return self._asked.outbound(target, dialect)
 
-    async def _send(self, serve: Serve, access: Access, outbound: Outbound, pulse: Pulse) -> bool:
+    def _send_alive(self, serve: Serve, access: Access, outbound: Outbound) -> Awaitable[bool]:
+        """Send the request, with a heartbeat for who reads a stream; see `_send`."""
+        if not self._asked.is_stream:
+            return self._send(serve, access, outbound, None)
+        return self._send_beating(serve, access, outbound)
+
+    async def _send_beating(self, serve: Serve, access: Access, outbound: Outbound) -> bool:
+        text = f"waiting for {serve.replica.model} to begin"
+        async with Pulse(self._beat, self._doors.settings.heartbeat_s, text) as pulse:
+            return await self._send(serve, access, outbound, pulse)
+
+    async def _send(
+        self, serve: Serve, access: Access, outbound: Outbound, pulse: Pulse | None
+    ) -> bool:
         """Post the request and pass on its answer; False if the node refused it before any work."""
         answer = None
+        doors, url = self._doors, serve.endpoint + outbound.path
+        headers = headers_for(access, self._call.onward, outbound.headers)
         try:
             # Once the answer flows it proves by itself that the node lives.
-            with self._doors.store.while_up(serve.replica.node):
-                answer = await self._post(serve.endpoint, access, outbound)
+            with doors.store.while_up(serve.replica.node):
+                answer = await doors.upstream.post(url, headers, outbound.body)
             if access.is_neuron and answer.status >= 400:
                 if has_died(answer):
                     raise UpstreamFailure(Failure.ENGINE_DIED, "its engine died")
@@ -234,10 +248,6 @@ class Walk:
             if answer is not None:
                 answer.close()
         return True
-
-    async def _post(self, endpoint: str, access: Access, outbound: Outbound) -> UpstreamAnswer:
-        headers = headers_for(access, self._call.onward, outbound.headers)
-        return await self._doors.upstream.post(endpoint + outbound.path, headers, outbound.body)
 
     async def _show_wait(self, text: str, is_load: bool) -> None:
         """Show a streaming caller what it waits for, as reasoning if it wants that."""
