@@ -33,6 +33,9 @@ REFUSED_BY_NODE = "refused_by_node"
 FAILED_AT_NODE = "failed_at_node"
 """The same with a 5xx status, or an error event of the node's within a stream."""
 
+_NOTHING = Findings()
+_UNKNOWN_USAGE = Usage()
+
 
 class Account:
     """Collects the figures of one request, and closes with a line and a count.
@@ -52,18 +55,19 @@ class Account:
         self.load_s = 0.0
         """Time held for want of a loaded replica."""
         self.is_cold_start = False
-        self.findings = Findings()
+        self.findings = _NOTHING
         self.ignored: tuple[str, ...] = ()
         """Paths in the request that were left out of what the upstream was sent."""
         self.arrival: Arrival | None = None
         """The request as a trace has it, its sizes guessed; only where one is recorded."""
         self._metrics = metrics
-        self._clock = clock
+        self.now = clock.now
+        """Returns monotonic seconds."""
         self._request_id = request_id
         self._path = path
         self._model: ModelId | None = None
         self._node: str | None = None
-        self._started_at = clock.now()
+        self._started_at = self.now()
         self._dispatched_at: float | None = None
         self._answered_at: float | None = None
         self._first_token_at: float | None = None
@@ -75,43 +79,40 @@ class Account:
         """Whether no content has come so far."""
         return self._first_token_at is None
 
-    def now(self) -> float:
-        """Return monotonic seconds."""
-        return self._clock.now()
-
     def begin(self, model: ModelId) -> None:
         """Note the model, which the fleet knows."""
         self._model = model
         self._metrics.began(model)
 
-    def dispatch(self, replica: ReplicaId) -> None:
-        """Note that an attempt at `replica` begins."""
+    def dispatch(self, replica: ReplicaId) -> float:
+        """Note that an attempt at `replica` begins; return when, in monotonic seconds."""
         self.attempts += 1
         self._node = replica.node
-        self._dispatched_at = self._clock.now()
+        self._dispatched_at = now = self.now()
         self._answered_at = None
+        return now
 
     def answered(self) -> None:
         """Note that the node has begun to answer."""
-        self._answered_at = self._clock.now()
+        self._answered_at = self.now()
 
     @contextmanager
     def loading(self) -> Iterator[None]:
         """Count the time in the context as a wait for a load."""
-        since = self._clock.now()
+        since = self.now()
         try:
             yield
         finally:
-            self.load_s += self._clock.now() - since
+            self.load_s += self.now() - since
 
     def first_token(self) -> None:
         """Note that the first content is here."""
-        self._first_token_at = self._clock.now()
+        self._first_token_at = self.now()
 
     def succeed(self) -> None:
         """Note that the answer is complete, but for its last byte on the way to the caller."""
         self.outcome = OK
-        self._ended_at = self._clock.now()
+        self._ended_at = self.now()
 
     def fail(self, error: RequestError) -> None:
         """Note that the request ends in `error`."""
@@ -157,14 +158,12 @@ class Account:
         Args:
             status: what the caller got; 0 when somebody else answers, or nobody can.
         """
-        ended_at = self._clock.now() if self._ended_at is None else self._ended_at
+        ended_at = self.now() if self._ended_at is None else self._ended_at
         duration_s = ended_at - self._started_at
-        self._count(duration_s)
-        self._tell(duration_s, status or self._error_status)
-
-    def _count(self, duration_s: float) -> None:
-        usage = self.findings.usage or Usage()
+        queue_s, ttft_s = self._queue_s(), self._ttft_s()
+        usage = self.findings.usage or _UNKNOWN_USAGE
         details = usage.prompt_tokens_details
+        cached_tokens = details.cached_tokens if details else None
         self._metrics.ended(
             model=self._model or UNKNOWN,
             node=self._node or UNKNOWN,
@@ -172,43 +171,55 @@ class Account:
             has_begun=self._model is not None,
             is_cold_start=self.is_cold_start,
             duration_s=duration_s,
-            queue_s=self._queue_s(),
+            queue_s=queue_s,
             load_s=self.load_s,
-            ttft_s=self._ttft_s(),
-            inter_token_s=self._inter_token_s(duration_s, usage.completion_tokens),
+            ttft_s=ttft_s,
+            inter_token_s=_gap_s(duration_s, ttft_s, usage.completion_tokens),
             prompt_tokens=usage.prompt_tokens,
-            cached_prompt_tokens=details.cached_tokens if details else None,
+            cached_prompt_tokens=cached_tokens,
             completion_tokens=usage.completion_tokens,
         )
+        self._tell(duration_s, queue_s, ttft_s, cached_tokens, status)
 
-    def _tell(self, duration_s: float, status: int) -> None:
-        usage = self.findings.usage or Usage()
-        details = usage.prompt_tokens_details
+    def _tell(
+        self,
+        duration_s: float,
+        queue_s: float,
+        ttft_s: float | None,
+        cached_tokens: int | None,
+        status: int,
+    ) -> None:
+        usage = self.findings.usage or _UNKNOWN_USAGE
         fields = {
             "request_id": self._request_id,
             "path": self._path,
             "model": self._model,
             "node": self._node,
             "outcome": self.outcome,
-            "status": CLIENT_GONE_STATUS if self.outcome == CLIENT_GONE else status,
+            "status": self._shown_status(status),
             "stream": self.is_stream,
             "attempts": self.attempts,
-            "queue_ms": round(self._queue_s() * 1000),
+            "queue_ms": round(queue_s * 1000),
             "load_ms": round(self.load_s * 1000),
             "first_byte_ms": _ms(self._first_byte_s()),
-            "ttft_ms": _ms(self._ttft_s()),
+            "ttft_ms": _ms(ttft_s),
             "total_ms": round(duration_s * 1000),
             "prompt_tokens": usage.prompt_tokens,
-            "cached_prompt_tokens": details.cached_tokens if details else None,
+            "cached_prompt_tokens": cached_tokens,
             "completion_tokens": usage.completion_tokens,
             "finish": self.findings.finish,
             "ignored": ", ".join(self.ignored)[:MAX_IGNORED_CHARS] or None,
         }
         tell(logger, "request ended", fields)
 
+    def _shown_status(self, status: int) -> int:
+        if self.outcome == CLIENT_GONE:
+            return CLIENT_GONE_STATUS
+        return status or self._error_status
+
     def _queue_s(self) -> float:
         """Time from the arrival to the last dispatch that was no wait for a load."""
-        until = self._clock.now() if self._dispatched_at is None else self._dispatched_at
+        until = self.now() if self._dispatched_at is None else self._dispatched_at
         return max(0.0, until - self._started_at - self.load_s)
 
     def _first_byte_s(self) -> float | None:
@@ -225,18 +236,19 @@ class Account:
             stages.append(("first_byte", first_byte_s))
         if self.outcome != CLIENT_GONE:
             # It is known what became of it, so this is the head of an answer that is whole.
-            ended_at = self._clock.now() if self._ended_at is None else self._ended_at
+            ended_at = self.now() if self._ended_at is None else self._ended_at
             stages.append(("total", ended_at - self._started_at))
         return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages)
 
     def _ttft_s(self) -> float | None:
         return None if self._first_token_at is None else self._first_token_at - self._started_at
 
-    def _inter_token_s(self, duration_s: float, completion_tokens: int | None) -> float | None:
-        ttft_s = self._ttft_s()
-        if ttft_s is None or completion_tokens is None or completion_tokens < 2:
-            return None
-        return (duration_s - ttft_s) / (completion_tokens - 1)
+
+def _gap_s(duration_s: float, ttft_s: float | None, completion_tokens: int | None) -> float | None:
+    """Return the mean gap between the tokens after the first."""
+    if ttft_s is None or completion_tokens is None or completion_tokens < 2:
+        return None
+    return (duration_s - ttft_s) / (completion_tokens - 1)
 
 
 @functools.lru_cache(maxsize=1024)

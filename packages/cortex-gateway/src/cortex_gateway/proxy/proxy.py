@@ -14,6 +14,7 @@ from cortex_core.errors import (
     ModelNotFoundError,
     RequestError,
 )
+from cortex_core.harness import FILES_ROUTES
 from cortex_core.ids import ModelId
 from cortex_core.routing.choose import affinity_of
 from cortex_core.routing.queue import ANSWER_TOKENS, BYTES_PER_TOKEN, Ticket, cost_of
@@ -158,9 +159,10 @@ class Proxy:
         ticket = self._ticket(call, len(body))
         if self._trace is not None:
             account.arrival = self._arrival(resolved.model, call, len(body))
-        files = FilesWalk(doors, call, asked, outbound, reply, account)
-        if await files.run(search.model, search.hints):
-            return
+        if outbound.path in FILES_ROUTES:
+            files = FilesWalk(doors, call, asked, outbound, reply, account)
+            if await files.run(search.model, search.hints):
+                return
         foreseen = Foreseen(target=target, dialect=dialect, outbound=outbound)
         await Walk(doors, call, asked, ticket, foreseen, search, reply, account).run()
 

@@ -8,7 +8,6 @@ from cortex_core.catalogue import Profile
 from cortex_core.codec import encode_json
 from cortex_core.dialect import Dialect
 from cortex_core.fleet.state import NodeState
-from cortex_core.harness import FILES_ROUTES
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.routing.files import nodes_with_files
 from cortex_core.routing.route import RouteHints, Serve
@@ -30,7 +29,7 @@ _MAX_SPEC_CHARS = 8 << 10
 
 
 class FilesWalk:
-    """Takes a question about tokens to the files of its model.
+    """Takes a question about tokens (`FILES_ROUTES`) to the files of its model.
 
     Args:
         doors: the rooms around.
@@ -61,15 +60,15 @@ class FilesWalk:
         """Answer the question without an engine.
 
         Returns:
-            False when it is another question, or needs an engine after all: a node has the model
-            loaded, or none has its files.
+            False when it needs an engine after all: a node has the model loaded, or none has its
+            files.
 
         Raises:
             RequestError: what the caller is to be told instead.
         """
         doors = self._doors
         profile = doors.store.catalogue.profiles.get(model)
-        if profile is None or self._foreseen.path not in FILES_ROUTES:
+        if profile is None:
             return False
         if isinstance(doors.lines.decide(model, hints), Serve):
             return False

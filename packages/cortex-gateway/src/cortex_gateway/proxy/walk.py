@@ -192,8 +192,7 @@ class Walk:
             # What is shown from now on must be known to who writes the answer.
             self._thoughts = outbound.answer
         is_retry = self._search.attempts > 0
-        account.dispatch(replica)
-        began = account.now()
+        began = account.dispatch(replica)
         doors.store.touch(replica, began)
         account.ignored = outbound.ignored
         try:
