@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
         self._state = state
         self._keep_alive_s = keep_alive_s
         self._flush_timeout_s = flush_timeout_s
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._is_writable = asyncio.Event()
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
         """Let the others have a turn within a large body, of which libuv would read 8 MB first."""
         if (self._left or self._chunks is not None) and not (self._is_closing or self._is_paused):
             self._transport.pause_reading()
-            self._loop.call_soon(self._read_again)
+            self.loop.call_soon(self._read_again)
 
     def _read_again(self) -> None:
         if not self._is_closing and not self._is_paused:
@@ -315,7 +315,7 @@ class Connection(asyncio.Protocol):
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
             self._held = self._answer.head(message["status"], headers, _date.text())
-            self._loop.call_soon(self._flush)
+            self.loop.call_soon(self._flush)
             return
         if message["type"] != "http.response.body":
             raise AnswerError(f"{message['type']} is no part of an answer")
@@ -384,7 +384,7 @@ class Connection(asyncio.Protocol):
     def _wait(self, seconds: float, then: Callable[[], object]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, then)
+        self._timer = self.loop.call_later(seconds, then)
 
 
 async def _receive() -> Message:

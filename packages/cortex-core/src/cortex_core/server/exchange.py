@@ -43,6 +43,10 @@ class Connection(Protocol):
     """Where an exchange's request came from."""
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where it runs; up to Python 3.11 it costs a system call to ask for the running one."""
+
+    @property
     def refusal(self) -> RequestError | None:
         """Why the request must not run, if it was malformed."""
 
@@ -120,7 +124,7 @@ class Exchange:
         self._limits = limits
         self._path, self._send = path, send
         self._connection = connection
-        self._loop = asyncio.get_running_loop()
+        self._loop = connection.loop
         self._task: asyncio.Task[object] | None = None
         self._born = self._loop.time()
         self._news = asyncio.Event()
@@ -147,7 +151,7 @@ class Exchange:
         if self._is_gone:
             self.cut = self.cut or Cut.CLIENT_GONE
             return
-        task = self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task(self._loop)
         assert task is not None
         try:
             await app(scope, self.receive, self.send)

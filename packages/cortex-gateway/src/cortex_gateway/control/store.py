@@ -49,6 +49,7 @@ class FleetStore:
         self._request_times: dict[ModelId, float] = {}
         # Nodes come and go with the settings, so that entries are made when they are needed.
         self._waits: defaultdict[NodeName, set[WhileUp]] = defaultdict(set)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self._refreshes: defaultdict[NodeName, asyncio.Event] = defaultdict(asyncio.Event)
@@ -251,7 +252,9 @@ class FleetStore:
 
     def while_up(self, node: NodeName) -> "WhileUp":
         """Run a block that is cancelled when `node` goes down; see `Store`."""
-        return WhileUp(self._waits[node])
+        # Up to Python 3.11 it costs a system call to ask for the running loop.
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        return WhileUp(self._waits[node], loop)
 
     def _cut_waits(self, before: FleetState) -> None:
         for name, waits in self._waits.items():
@@ -278,14 +281,16 @@ class WhileUp:
 
     Args:
         waits: all such blocks with that node.
+        loop: runs it.
     """
 
-    def __init__(self, waits: set["WhileUp"]) -> None:
+    def __init__(self, waits: set["WhileUp"], loop: asyncio.AbstractEventLoop) -> None:
         self._waits = waits
+        self._loop = loop
         self._is_cut = False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._task = task
         self._cancels = task.cancelling()
