@@ -27,6 +27,7 @@ from cortex_gateway.workers import wire
 from cortex_gateway.workers.desk import Desk, Rooms
 from cortex_gateway.workers.leases import MOST_AT_ONCE, Leases, lease_of
 from cortex_gateway.workers.mirror import FarLines, MirrorPlaces, MirrorStore
+from cortex_gateway.workers.notes import Notes
 from tests.fakes.clock import FakeClock
 
 MODEL = ModelId("some/model")
@@ -95,7 +96,8 @@ class Worker:
         self.to_worker: Pipe[wire.FromControl] = Pipe()
         self.desk = Desk(room.rooms, room.leases, name, self.to_worker.say, room.tasks)
         self.places = MirrorPlaces(self.to_control.say)
-        store = MirrorStore(self.to_control.say, self.to_control.say, Catalogue(), DEFAULT_POLICY)
+        say = self.to_control.say
+        store = MirrorStore(say, say, Notes(say), Catalogue(), DEFAULT_POLICY)
         store.show(wire.Fleet(state=room.store.state, heard=0))
         self.lines = FarLines(
             self.to_control.say,

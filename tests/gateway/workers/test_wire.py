@@ -18,23 +18,23 @@ from cortex_core.errors import (
 )
 from cortex_core.fleet.state import FleetState, NodeState, Resident
 from cortex_core.ids import ModelId, NodeName, ReplicaId
-from cortex_core.replica import LoadProgress
-from cortex_core.routing.route import Candidate, Decision, Refuse, Serve, Wait
+from cortex_core.routing.route import Candidate, Refuse, Serve
 from cortex_gateway.workers import wire
 from cortex_gateway.workers.channel import Channel, connect, frame, whole
 
 REPLICA = ReplicaId(node=NodeName("left"), model=ModelId("some/model"))
-
-SIZES = st.none() | st.integers(0, 2**64 - 1)
-PROGRESS = st.builds(LoadProgress, stage=st.text(), done_bytes=SIZES, total_bytes=SIZES)
-WAITS = st.builds(Wait, model=st.text(), reason=st.text(), progress=st.none() | PROGRESS)
 
 MESSAGES = st.one_of(
     st.builds(wire.Hello),
     st.builds(wire.Places, replica=st.just(REPLICA), change=st.integers(-5, 5)),
     st.builds(wire.Leave, turn=st.integers(0, 9)),
     st.builds(
-        wire.Decided, told=st.builds(wire.Held, wait=WAITS), model=st.text(), request_id=st.text()
+        wire.Noted,
+        counts=st.dictionaries(st.text(), st.integers(1, 2**31)),
+        counted_at=st.floats(allow_nan=False),
+        took=st.dictionaries(st.text(), st.lists(st.floats(allow_nan=False))),
+        lines=st.integers(0, 9),
+        journal=st.binary(),
     ),
 )
 
@@ -83,19 +83,13 @@ async def test_number_that_no_message_carries_holds_up_no_other_message() -> Non
     assert got == [wire.Leave(turn=1)]
 
 
-@pytest.mark.parametrize(
-    "decision",
-    [
-        Serve(
-            replica=REPLICA,
-            endpoint="http://left:1",
-            reason="the only one",
-            candidates=(Candidate(replica=REPLICA, score=0.5),),
-        ),
-        Wait(model=ModelId("some/model"), reason="it is about to be loaded"),
-    ],
-)
-def test_a_decision_arrives_whole(decision: Decision) -> None:
+def test_a_decision_arrives_whole() -> None:
+    decision = Serve(
+        replica=REPLICA,
+        endpoint="http://left:1",
+        reason="the only one",
+        candidates=(Candidate(replica=REPLICA, score=0.5),),
+    )
     told = msgspec.msgpack.decode(msgspec.msgpack.encode(wire.told_of(decision)), type=wire.Told)
     assert wire.decision_of(told) == decision
 

@@ -17,10 +17,12 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds."""
 
 
-def counted(rate: Rate | None, now: float, *, memory_s: float = MEMORY_S) -> Rate:
-    """Return the rate after one more request; `None` is no request so far."""
+def counted(
+    rate: Rate | None, now: float, *, requests: int = 1, memory_s: float = MEMORY_S
+) -> Rate:
+    """Return the rate after so many requests more; `None` is no request so far."""
     before = 0.0 if rate is None else _faded(rate, now, memory_s)
-    return Rate(count=before + 1.0, at=now)
+    return Rate(count=before + requests, at=now)
 
 
 def per_second(rate: Rate, now: float, *, memory_s: float = MEMORY_S) -> float:

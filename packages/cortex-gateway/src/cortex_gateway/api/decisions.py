@@ -23,10 +23,12 @@ def routes(journal: Journal) -> list[Route]:
     async def decisions(request: Request) -> Response:
         query = request.query_params
         model = query.get("model")
+        limit = _limit(query.get("limit", "100"))
+        await journal.gather()
         found = journal.find(
             request_id=query.get("request"),
             model=None if model is None else ModelId(model),
-            limit=_limit(query.get("limit", "100")),
+            limit=limit,
         )
         body = encode_json(DecisionsAnswer(decisions=found))
         return Response(body, media_type="application/json")

@@ -1,8 +1,9 @@
 """The latest decisions of this gateway, kept so that somebody can ask why."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
+from heapq import merge
 from typing import TypeVar
 
 import msgspec
@@ -42,6 +43,10 @@ class Journal:
         self._requests: deque[Record | partial[Record]] = deque(maxlen=KEPT_REQUESTS)
         self._steps: deque[Record] = deque(maxlen=KEPT_STEPS)
         self._holds: dict[ModelId, str] = {}
+        self._elsewhere: deque[tuple[int, Callable[[], Iterable[Record]]]] = deque()
+        self._elsewhere_lines = 0
+        self.gather: Callable[[], Awaitable[None]] = _nothing
+        """Has other processes of this gateway tell what they have decided."""
 
     def request(self, decision: Decision, model: ModelId, request_id: str) -> None:
         """Note what was decided about a request."""
@@ -50,6 +55,18 @@ class Journal:
         # and with it whatever raised it.
         self._requests.append(record if isinstance(decision, Serve) else record())
         self._count(kind_of(decision))
+
+    def take(self, lines: int, read: Callable[[], Iterable[Record]]) -> None:
+        """Take so many records of requests from another process, which has counted them.
+
+        Args:
+            lines: how many there are.
+            read: returns them, the newest first, when somebody asks.
+        """
+        self._elsewhere.append((lines, read))
+        self._elsewhere_lines += lines
+        while self._elsewhere_lines - self._elsewhere[0][0] >= KEPT_REQUESTS:
+            self._elsewhere_lines -= self._elsewhere.popleft()[0]
 
     def step(self, step: Step, *, by_operator: bool = False) -> None:
         """Note a step of a plan; a `Hold` that says what the last one said is none."""
@@ -128,12 +145,16 @@ class Journal:
 
     def _newest(self) -> Iterator[Record]:
         requests = (one() if isinstance(one, partial) else one for one in reversed(self._requests))
-        rings = [requests, iter(reversed(self._steps))]
-        heads = [next(ring, None) for ring in rings]
-        while any(head is not None for head in heads):
-            at = [-1.0 if head is None else head.at for head in heads]
-            newest = at.index(max(at))
-            head = heads[newest]
-            assert head is not None
-            yield head
-            heads[newest] = next(rings[newest], None)
+        # What came from several processes in turn overlaps.
+        elsewhere = sorted(
+            (one for _, read in reversed(self._elsewhere) for one in read()), key=_age
+        )
+        return merge(requests, elsewhere, reversed(self._steps), key=_age)
+
+
+def _age(record: Record) -> float:
+    return -record.at
+
+
+async def _nothing() -> None:
+    pass

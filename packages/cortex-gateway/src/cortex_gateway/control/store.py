@@ -165,9 +165,9 @@ class FleetStore:
         self._asked.clear()
         return wanted
 
-    def count(self, model: ModelId, now: float) -> None:
-        """Note one request for `model`."""
-        self._rates[model] = counted(self._rates.get(model), now)
+    def count(self, model: ModelId, now: float, requests: int = 1) -> None:
+        """Note one request for `model`, or as many as have come since the last note."""
+        self._rates[model] = counted(self._rates.get(model), now, requests=requests)
 
     def rates(self, now: float) -> Mapping[ModelId, float]:
         """Return requests per second by model."""

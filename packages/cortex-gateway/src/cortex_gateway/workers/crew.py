@@ -102,6 +102,7 @@ class Crew:
         self._hands: dict[str, Hand] = {}
         self._tending: list[asyncio.Task[None]] = []
         self._metrics = WorkerMetrics(registry)
+        rooms.journal.gather = self.count
         self.leases = Leases(
             store=rooms.store,
             lines=rooms.lines,
@@ -337,9 +338,6 @@ class Hand:
 
     def _take(self, message: wire.FromWorker) -> None:
         match message:
-            case wire.Count() | wire.Took() | wire.Decided():
-                # Nearly all that is said.
-                self._desk.note(message)
             case wire.Hello():
                 self.is_up = True
                 self.on_up()

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import msgspec
 
@@ -19,6 +20,7 @@ from cortex_gateway.proxy.inflight import InFlight
 from cortex_gateway.proxy.lines import Lines
 from cortex_gateway.workers import wire
 from cortex_gateway.workers.leases import Leases
+from cortex_gateway.workers.notes import records_of
 
 
 class Rooms(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,13 +91,8 @@ class Desk:
         """Note what a worker has done."""
         rooms = self._rooms
         match message:
-            case wire.Count():
-                rooms.store.count(message.model, message.now)
-            case wire.Took():
-                rooms.store.served(message.model, message.request_s)
-            case wire.Decided():
-                decision = wire.decision_of(message.told)
-                rooms.journal.request(decision, message.model, message.request_id)
+            case wire.Noted():
+                self._noted(message)
             case wire.Touch():
                 rooms.store.touch(message.replica, message.now)
             case wire.Refresh():
@@ -105,6 +102,16 @@ class Desk:
                     rooms.trace(message.arrival)
             case _:
                 pass
+
+    def _noted(self, message: wire.Noted) -> None:
+        store, journal = self._rooms.store, message.journal
+        for model, requests in message.counts.items():
+            store.count(model, message.counted_at, requests)
+        for model, times in message.took.items():
+            for request_s in times:
+                store.served(model, request_s)
+        if message.lines:
+            self._rooms.journal.take(message.lines, partial(records_of, journal))
 
     def close(self) -> None:
         """Take back whatever the worker had: it is gone."""
@@ -153,7 +160,6 @@ class Desk:
             self._kept[turn] = decision.replica
             lease = self._lease(decision.replica)
         told = wire.told_of(decision)
-        assert not isinstance(told, wire.Held)
         self._say(
             wire.Granted(turn=turn, told=told, is_cold=got.is_cold, load_s=got.load_s, lease=lease)
         )

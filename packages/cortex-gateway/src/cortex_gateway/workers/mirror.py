@@ -17,7 +17,8 @@ from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.placement.policy import EvictionPolicy
 from cortex_core.routing.queue import Ticket
-from cortex_core.routing.route import Decision, Refuse, RouteHints, Serve, Wait
+from cortex_core.routing.record import DecisionKind, kind_of, record_of_request
+from cortex_core.routing.route import Decision, RouteHints, Serve, Wait
 from cortex_core.server.clock import Clock
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
@@ -26,6 +27,7 @@ from cortex_gateway.proxy.hold import Beat as ShowBeat
 from cortex_gateway.proxy.inflight import InFlight
 from cortex_gateway.proxy.lines import Lines, Turn
 from cortex_gateway.workers import wire
+from cortex_gateway.workers.notes import Notes
 
 Say = Callable[[wire.FromWorker], None]
 
@@ -38,12 +40,16 @@ class MirrorStore(FleetStore):
     Args:
         say: says something to the control process.
         note: says something that can wait a moment.
+        notes: what is gathered about requests.
         catalogue: in force.
         policy: in force.
     """
 
-    def __init__(self, say: Say, note: Say, catalogue: Catalogue, policy: EvictionPolicy) -> None:
+    def __init__(
+        self, say: Say, note: Say, notes: Notes, catalogue: Catalogue, policy: EvictionPolicy
+    ) -> None:
         super().__init__(FleetState(), catalogue, policy)
+        self._notes = notes
         self._say = say
         self._note = note
         self._changes = 0
@@ -84,9 +90,9 @@ class MirrorStore(FleetStore):
         finally:
             self._say(wire.Demand(model=model, is_over=True, was_late=was_late))
 
-    def count(self, model: ModelId, now: float) -> None:
+    def count(self, model: ModelId, now: float, requests: int = 1) -> None:
         """See `Store.count`."""
-        self._note(wire.Count(model=model, now=now))
+        self._notes.count(model, now)
 
     def touch(self, replica: ReplicaId, now: float) -> None:
         """See `Store.touch`."""
@@ -97,7 +103,7 @@ class MirrorStore(FleetStore):
 
     def served(self, model: ModelId, request_s: float) -> None:
         """See `Store.served`."""
-        self._note(wire.Took(model=model, request_s=request_s))
+        self._notes.took(model, request_s)
 
     def refresh(self, node: NodeName) -> None:
         """See `Store.refresh`."""
@@ -191,17 +197,22 @@ class MirrorJournal(Journal):
 
     Args:
         clock: of the process.
-        note: says something to the control process that can wait a moment.
+        count: told the kind of every decision.
+        notes: what is gathered about requests.
     """
 
-    def __init__(self, clock: Clock, note: Say) -> None:
-        super().__init__(clock, lambda kind: None)
-        self._tell = note
+    def __init__(self, clock: Clock, count: Callable[[DecisionKind], None], notes: Notes) -> None:
+        super().__init__(clock, count)
+        self._notes = notes
 
     def request(self, decision: Decision, model: ModelId, request_id: str) -> None:
         """See `Journal.request`."""
-        told = wire.told_of(decision)
-        self._tell(wire.Decided(told=told, model=model, request_id=request_id))
+        at = self._clock.wall()
+        if isinstance(decision, Serve):
+            self._notes.served(at, model, request_id, decision)
+        else:
+            self._notes.record(record_of_request(decision, model, request_id, at))
+        self._count(kind_of(decision))
 
 
 class FarLines(Lines):
@@ -311,5 +322,4 @@ class FarLines(Lines):
 
 def _turn_of(granted: wire.Granted) -> Turn:
     decision = wire.decision_of(granted.told)
-    assert isinstance(decision, Serve | Refuse)
     return Turn(decision=decision, is_cold=granted.is_cold, load_s=granted.load_s)

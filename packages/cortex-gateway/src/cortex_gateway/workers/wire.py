@@ -12,7 +12,7 @@ from cortex_core.errors import RequestError
 from cortex_core.fleet.state import FleetState
 from cortex_core.ids import ModelId, NodeName, ReplicaId
 from cortex_core.routing.queue import Ticket
-from cortex_core.routing.route import Candidate, Decision, Refuse, RouteHints, Serve, Wait
+from cortex_core.routing.route import Candidate, Refuse, RouteHints, Serve, Wait
 from cortex_core.simulation.trace import Arrival
 from cortex_gateway.proxy.access import Access
 from cortex_gateway.settings import GatewaySettings
@@ -46,13 +46,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     serve: Serve
 
 
-class Held(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """`Wait`."""
-
-    wait: Wait
-
-
-Told = Refusal | Served | Held
+Told = Refusal | Served
 
 
 # From a worker.
@@ -142,32 +136,24 @@ class Touch(Message, frozen=True, kw_only=True):
     now: float
 
 
-class Count(Message, frozen=True, kw_only=True):
-    """See `Store.count`."""
-
-    model: ModelId
-    now: float
-
-
-class Took(Message, frozen=True, kw_only=True):
-    """See `Store.served`."""
-
-    model: ModelId
-    request_s: float
-
-
 class Refresh(Message, frozen=True, kw_only=True):
     """See `Store.refresh`."""
 
     node: NodeName
 
 
-class Decided(Message, frozen=True, kw_only=True):
-    """A line of the journal."""
+class Noted(Message, frozen=True, kw_only=True):
+    """What has become of requests since it was said last."""
 
-    told: Told
-    model: ModelId
-    request_id: str
+    counts: Mapping[ModelId, int]
+    """How many there were; see `Store.count`."""
+    counted_at: float
+    took: Mapping[ModelId, list[float]]
+    """See `Store.served`."""
+    lines: int
+    """How many `journal` has."""
+    journal: bytes
+    """Lines of the journal, as `records_of` reads them."""
 
 
 class Traced(Message, frozen=True, kw_only=True):
@@ -196,10 +182,8 @@ FromWorker = (
     | Failed
     | Succeeded
     | Touch
-    | Count
-    | Took
     | Refresh
-    | Decided
+    | Noted
     | Traced
     | Figures
 )
@@ -253,7 +237,7 @@ class Granted(Message, frozen=True, kw_only=True):
     """The end of a turn; of one that is served, a place is kept until `Take` or `Leave`."""
 
     turn: int
-    told: Refusal | Served
+    told: Told
     is_cold: bool
     load_s: float
     lease: int = 0
@@ -286,22 +270,18 @@ class Drain(Message, frozen=True, kw_only=True):
 FromControl = Setup | Fleet | Beat | Waits | Granted | Recall | Denied | Tell | Drain
 
 
-def told_of(decision: Decision) -> Told:
+def told_of(decision: Serve | Refuse) -> Told:
     """Return a decision as it is sent."""
     if isinstance(decision, Serve):
         return Served(serve=decision)
-    if isinstance(decision, Wait):
-        return Held(wait=decision)
     return Refusal(problem=problem_of(decision.error), candidates=decision.candidates)
 
 
-def decision_of(told: Told) -> Decision:
+def decision_of(told: Told) -> Serve | Refuse:
     """Return a decision that was sent."""
     match told:
         case Served():
             return told.serve
-        case Held():
-            return told.wait
         case Refusal():
             return Refuse(error=error_of(told.problem), candidates=told.candidates)
 

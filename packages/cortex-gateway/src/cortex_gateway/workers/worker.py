@@ -36,6 +36,7 @@ from cortex_gateway.workers.mirror import (
     MirrorStore,
     Say,
 )
+from cortex_gateway.workers.notes import Notes
 from cortex_gateway.workers.sums import families_of
 
 
@@ -80,6 +81,7 @@ async def run_worker(
                 drain_timeout_s=settings.timeouts.drain_s,
             )
         # What was counted last is not to be lost with the process.
+        worker.notes.flush()
         link.channel.say(wire.Figures(number=0, families=families_of(worker.registry)))
         link.channel.close()
         await link.lost.wait()
@@ -135,11 +137,13 @@ class Worker:
         self.vitals = Vitals(self.registry, "cortex", self.drain)
         self._say: Say = channel.say
         self._note: Say = channel.note
+        self.notes = Notes(self._say)
+        """What is gathered about requests."""
         self._clock = clock
         self._accesses = dict(setup.accesses)
         self._edge = Edge(self.live, self._accesses)
         self._store = MirrorStore(
-            self._say, self._note, setup.catalogue, setup.settings.eviction.policy
+            self._say, self._note, self.notes, setup.catalogue, setup.settings.eviction.policy
         )
         self._places = MirrorPlaces(self._say)
         self._lines = FarLines(
@@ -153,15 +157,15 @@ class Worker:
 
     def app(self, upstream: Upstream, inner: Inner) -> ASGIApp:
         """Return what is served."""
-        note = self._note
+        note, metrics = self._note, GatewayMetrics(self.registry)
         traces = self.setup.settings.trace.path is not None
         proxy = Proxy(
             store=self._store,
             upstream=upstream,
             settings=self.live,
-            metrics=GatewayMetrics(self.registry),
+            metrics=metrics,
             clock=self._clock,
-            journal=MirrorJournal(self._clock, note),
+            journal=MirrorJournal(self._clock, metrics.decided, self.notes),
             random=random.random,
             accesses=self._accesses,
             trace=(lambda arrival: note(wire.Traced(arrival=arrival))) if traces else None,
@@ -184,6 +188,7 @@ class Worker:
                 self._places.recall(message.replica)
             case wire.Tell():
                 self._places.tidy()
+                self.notes.flush()
                 self._say(wire.Figures(number=message.number, families=families_of(self.registry)))
             case wire.Beat() | wire.Waits() | wire.Granted() | wire.Denied():
                 self._lines.take(message)
