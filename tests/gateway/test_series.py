@@ -1,7 +1,6 @@
 """Counters and histograms that are added up between scrapes, beside the client library's own."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from cortex_gateway.series import Counts, Levels, Spread

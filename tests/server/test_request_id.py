@@ -1,5 +1,7 @@
 """Every answer names its request; callers may bring a name of their own."""
 
+import asyncio
+
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
@@ -40,6 +42,9 @@ class Idle:
 
     refusal = None
     unsent_bytes = 0
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
 
     def listen(self, listener: object) -> None:
         """Say nothing."""
