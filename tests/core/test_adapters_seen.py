@@ -8,7 +8,7 @@ from cortex_core.fleet.views import model_object
 from cortex_core.harness import Capabilities, Limit
 from cortex_core.ids import ModelId
 from cortex_core.placement.drain import Draining, departures
-from cortex_core.routing.choose import has_place
+from cortex_core.routing.choose import places_left
 from cortex_core.routing.explain import Outcome, explain
 from tests.core.test_adapters import (
     BASE,
@@ -34,7 +34,8 @@ def test_a_base_and_its_adapters_share_the_places_of_one_engine() -> None:
     def is_free(model: ModelId, **counts: int) -> bool:
         in_flight = {there(ModelId(name)).id: count for name, count in counts.items()}
         replica = here.replicas[model]
-        return has_place(known, here, replica, in_flight=in_flight, default=64, now=NOW)
+        left = places_left(known, here, replica, in_flight=in_flight, default=64, now=NOW)
+        return left > 0
 
     assert is_free(B, base=2, a=1)
     assert not is_free(B, base=2, a=2)

@@ -2,13 +2,14 @@
 
 import enum
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 import msgspec
 
 from cortex_core.device import DeviceReading
 from cortex_core.fleet.breaker import Breaker
+from cortex_core.fleet.told import Told, told_by
 from cortex_core.harness import Capabilities, Limit
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import Measured, NodeFacts
@@ -199,6 +200,10 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.is_reachable and not self.is_draining
 
 
+Pairs = tuple[tuple[NodeState, Replica], ...]
+"""Replicas with their nodes."""
+
+
 class Known(msgspec.Struct, frozen=True, kw_only=True):
     """What a neuron says of a model from its files, whether or not it is loaded anywhere."""
 
@@ -374,8 +379,31 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return True
         return any(node.is_recycling for node in self.nodes.values())
 
-    def replicas_of(self, model: ModelId) -> Iterator[tuple[NodeState, Replica]]:
-        """Yield every replica of `model` with its node, in the order of the nodes."""
-        for name in self.homes.get(model, ()):
-            node = self.nodes[name]
-            yield node, node.replicas[model]
+    def replicas_of(self, model: ModelId) -> Pairs:
+        """Return every replica of `model` with its node, in the order of the nodes."""
+        found = self._pairs.get(model)
+        if found is None:
+            nodes = [self.nodes[name] for name in self.homes.get(model, ())]
+            found = tuple([(node, node.replicas[model]) for node in nodes])
+            if found:
+                # Not of names that callers make up: they would stay as long as the snapshot.
+                self._pairs[model] = found
+        return found
+
+    def told_of(self, model: ModelId) -> Told:
+        """Return what the replicas of `model` say that it can do."""
+        told = self._told.get(model)
+        if told is None:
+            pairs = self.replicas_of(model)
+            told = told_by([replica for _, replica in pairs])
+            if pairs:
+                self._told[model] = told
+        return told
+
+    @cached_property
+    def _pairs(self) -> dict[ModelId, Pairs]:
+        return {}
+
+    @cached_property
+    def _told(self) -> dict[ModelId, Told]:
+        return {}

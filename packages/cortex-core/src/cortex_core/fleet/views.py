@@ -9,7 +9,7 @@ from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.feasibility import is_feasible
 from cortex_core.fleet.sizes import estimated, sized
 from cortex_core.fleet.state import FleetState, Known, NodeState
-from cortex_core.harness import Capabilities, Limit
+from cortex_core.harness import Limit
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.replica import Replica, ReplicaStatus
 from cortex_core.units import mib_from_bytes
@@ -71,13 +71,13 @@ def model_object(
     """Return one model as the list shows it."""
     profile = catalogue.profiles.get(model)
     host = None if profile is None else catalogue.host(profile)
-    pairs = list(state.replicas_of(model))
+    pairs = state.replicas_of(model)
     bases = {replica.base for _, replica in pairs if replica.base is not None}
     parent = min(bases, default=None) if profile is None else profile.base
     # What runs says best what it can do; of others, their files; of adapters, their base.
-    telling = pairs or list(state.replicas_of(parent or model))
+    told = state.told_of(model if pairs or parent is None else parent)
     files = state.known.get(parent or model, Known())
-    limit = known_limit(replica for _, replica in telling) or files.limit
+    limit = told.limit or files.limit
     context, output = (None, None) if limit is None else (limit.context, limit.output)
     if context is None and host is not None:
         context = host.context
@@ -98,33 +98,9 @@ def model_object(
         max_model_len=context,
         max_input_tokens=context,
         max_tokens=output if output is not None else context,
-        capabilities=known_capabilities(replica for _, replica in telling) or files.capabilities,
+        capabilities=told.capabilities or files.capabilities,
         parent=parent,
         reason=_reason(state, model, pairs),
-    )
-
-
-def known_capabilities(replicas: Iterable[Replica]) -> Capabilities | None:
-    """Return what at least one replica can do, or `None` when none says."""
-    told = [replica.capabilities for replica in replicas if replica.capabilities is not None]
-    if not told:
-        return None
-    return Capabilities(
-        **{
-            name: any(getattr(capabilities, name) for capabilities in told)
-            for name in Capabilities.__struct_fields__
-        }
-    )
-
-
-def known_limit(replicas: Iterable[Replica]) -> Limit | None:
-    """Return limits that hold wherever a request lands, or `None` when no replica says any."""
-    told = [replica.limit for replica in replicas if replica.limit is not None]
-    if not told:
-        return None
-    return Limit(
-        context=_smallest(limit.context for limit in told),
-        output=_smallest(limit.output for limit in told),
     )
 
 
@@ -165,11 +141,6 @@ def _reason(
         if node.is_reachable and replica.error is not None and not replica.is_servable:
             return f"{replica.status} on {node.name}: {replica.error}"
     return None
-
-
-def _smallest(values: Iterable[int | None]) -> int | None:
-    """Return the smallest known value: a client must fit wherever its request lands."""
-    return min((value for value in values if value is not None), default=None)
 
 
 def _rfc3339(epoch_s: int) -> str:

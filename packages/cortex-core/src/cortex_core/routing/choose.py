@@ -42,7 +42,8 @@ KV_PRESSED = 0.8
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """The replica that answers."""
 
-    replica: ReplicaId
+    pair: tuple[NodeState, Replica]
+    """With its node."""
     scores: Mapping[ReplicaId, float]
     """Of all that could, in [0, 1]; higher is better."""
     reason: str
@@ -61,20 +62,6 @@ def _said(profile: Profile | None) -> int | None:
 def depth(replica: Replica, in_flight: Mapping[ReplicaId, int]) -> int:
     """Return how many requests are with `replica`, as far as is known."""
     return in_flight.get(replica.id, replica.in_flight)
-
-
-def has_place(
-    catalogue: Catalogue,
-    node: NodeState,
-    replica: Replica,
-    *,
-    in_flight: Mapping[ReplicaId, int],
-    default: int,
-    now: float,
-) -> bool:
-    """Whether `replica` may be given one more request; see `places_left`."""
-    left = places_left(catalogue, node, replica, in_flight=in_flight, default=default, now=now)
-    return left > 0
 
 
 def places_left(
@@ -128,11 +115,14 @@ def choose(
     if not replicas:
         raise NoReplicaError("no replica passed the filters")
     scores = score(replicas, catalogue, in_flight=in_flight, default=default)
-    favourite = _favourite(replicas, affinity, in_flight) if len(replicas) > 1 else None
+    if len(replicas) == 1:
+        return Choice(pair=replicas[0], scores=scores, reason="it is the only one")
+    favourite = _favourite(replicas, affinity, in_flight)
     if favourite is not None:
-        return Choice(replica=favourite, scores=scores, reason="it knows the conversation")
-    reason = "it is the only one" if len(replicas) == 1 else "it is less busy"
-    return Choice(replica=pick(scores, draw), scores=scores, reason=reason)
+        return Choice(pair=favourite, scores=scores, reason="it knows the conversation")
+    picked = pick(scores, draw)
+    pair = next(pair for pair in replicas if pair[1].id == picked)
+    return Choice(pair=pair, scores=scores, reason="it is less busy")
 
 
 def score(
@@ -150,10 +140,13 @@ def score(
     """
     scores = {}
     for node, replica in replicas:
-        sharing = node.sharing(replica)
-        work = sum(depth(one, in_flight) + 2 * one.queued for one in sharing)
-        pressed = max(0.0, (replica.kv_cache_usage or 0.0) - KV_PRESSED) / (1 - KV_PRESSED)
-        busy = work / capacity(catalogue, replica, default) + pressed
+        work = 0
+        for one in node.sharing(replica):
+            work += depth(one, in_flight) + 2 * one.queued
+        busy = work / capacity(catalogue, replica, default)
+        pressed = (replica.kv_cache_usage or 0.0) - KV_PRESSED
+        if pressed > 0:
+            busy += pressed / (1 - KV_PRESSED)
         sound = 0.5 + 0.5 / (1.0 + busy)
         scores[replica.id] = sound / 2 if node.health is NodeHealth.SUSPECT else sound
     return scores
@@ -203,7 +196,7 @@ def _favourite(
     replicas: Sequence[tuple[NodeState, Replica]],
     affinity: bytes | None,
     in_flight: Mapping[ReplicaId, int],
-) -> ReplicaId | None:
+) -> tuple[NodeState, Replica] | None:
     """Return the favourite of a conversation, unless it is too busy or its node is suspect."""
     if affinity is None:
         return None
@@ -215,9 +208,9 @@ def _favourite(
         both.update(pair[0].name.encode())
         return both.digest()
 
-    node, favourite = max(replicas, key=rank)
+    found = node, favourite = max(replicas, key=rank)
     if node.health is NodeHealth.SUSPECT:
         return None
     mean = math.fsum(depth(replica, in_flight) for _, replica in replicas) / len(replicas)
     is_too_busy = depth(favourite, in_flight) > mean * FAVOURITE_FACTOR + FAVOURITE_SLACK
-    return None if is_too_busy else favourite.id
+    return None if is_too_busy else found

@@ -29,6 +29,6 @@ def resolve(state: FleetState, catalogue: Catalogue, requested: str) -> Resolved
     """
     target = catalogue.aliases.get(requested)
     model = ModelId(requested) if target is None else target
-    if model in catalogue.profiles or any(True for _ in state.replicas_of(model)):
+    if model in catalogue.profiles or state.replicas_of(model):
         return Resolved(model=model, requested=requested)
     raise ModelNotFoundError(requested)

@@ -1,6 +1,6 @@
 """The routing decision: serve here, wait, or refuse, and why."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -12,14 +12,14 @@ from cortex_core.errors import (
     NoReplicaError,
     RequestError,
 )
-from cortex_core.fleet.state import FleetState, LoadFailure, NodeState
+from cortex_core.fleet.state import FleetState, LoadFailure, NodeState, Pairs
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.placement.case import UNDER_WAY, Case
 from cortex_core.placement.place import Limits, find_room, is_coming
 from cortex_core.placement.policy import DEFAULT_POLICY, EvictionPolicy
 from cortex_core.placement.steps import Evict, Hold, Load, Wake
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
-from cortex_core.routing.choose import DEFAULT_MAX_IN_FLIGHT, choose, has_place
+from cortex_core.routing.choose import DEFAULT_MAX_IN_FLIGHT, choose, places_left
 
 _FULL = "it has as many requests as it is given at once"
 
@@ -111,30 +111,36 @@ def route(
         max_in_flight: requests that a replica is given at once where nobody says.
         policy: how room is made, for a model that is not there.
     """
-    pairs = list(state.replicas_of(model))
-    candidates = [_judge(state, node, replica, hints, now) for node, replica in pairs]
-    usable = [pair for pair, seen in zip(pairs, candidates, strict=True) if not seen.rejected]
-    places = usable
-    if not hints.has_turn:
-        places = [
-            (node, replica)
-            for node, replica in usable
-            if has_place(
+    pairs = state.replicas_of(model)
+    objections: dict[ReplicaId, str] = {}
+    places: list[tuple[NodeState, Replica]] = []
+    # One plain loop: it is on the path of every request, and there is mostly one replica.
+    for pair in pairs:
+        node, replica = pair
+        objection = _objection(state, node, replica, hints, now)
+        if objection is None and not hints.has_turn:
+            left = places_left(
                 catalogue, node, replica, in_flight=in_flight, default=max_in_flight, now=now
             )
-        ]
-    if usable and not places:
-        return _full(model, usable, candidates)
+            objection = None if left > 0 else _FULL
+        if objection is None:
+            places.append(pair)
+        else:
+            objections[replica.id] = objection
     if places:
-        return _serve(places, catalogue, candidates, hints, in_flight, max_in_flight)
+        return _serve(pairs, objections, places, catalogue, hints, in_flight, max_in_flight)
+    candidates = _candidates(pairs, objections, {})
+    if _FULL in objections.values():
+        return _full(model, candidates)
     case = Case(state=state, catalogue=catalogue, policy=policy, now=now)
-    return _not_ready(case, model, hints, pairs, tuple(candidates))
+    return _not_ready(case, model, hints, pairs, candidates)
 
 
 def _serve(
+    pairs: Pairs,
+    objections: Mapping[ReplicaId, str],
     places: list[tuple[NodeState, Replica]],
     catalogue: Catalogue,
-    candidates: Iterable[Candidate],
     hints: RouteHints,
     in_flight: Mapping[ReplicaId, int],
     max_in_flight: int,
@@ -147,57 +153,59 @@ def _serve(
         draw=hints.draw,
         default=max_in_flight,
     )
-    node, replica = next(pair for pair in places if pair[1].id == choice.replica)
+    node, replica = choice.pair
     return Serve(
         replica=replica.id,
         endpoint=replica.endpoint or node.endpoint,
         reason=choice.reason,
-        candidates=tuple([_told(seen, choice.scores) for seen in candidates]),
+        candidates=_candidates(pairs, objections, choice.scores),
     )
 
 
-def _told(seen: Candidate, scores: Mapping[ReplicaId, float]) -> Candidate:
-    if seen.rejected is not None:
-        return seen
-    score = scores.get(seen.replica)
-    if score is None:
-        return msgspec.structs.replace(seen, rejected=_FULL)
-    return Candidate(replica=seen.replica, score=score)
+def _candidates(
+    pairs: Pairs, objections: Mapping[ReplicaId, str], scores: Mapping[ReplicaId, float]
+) -> tuple[Candidate, ...]:
+    return tuple(
+        [
+            Candidate(
+                replica=replica.id,
+                rejected=objections.get(replica.id),
+                score=scores.get(replica.id),
+            )
+            for _, replica in pairs
+        ]
+    )
 
 
-def _full(
-    model: ModelId,
-    usable: Sequence[tuple[NodeState, Replica]],
-    candidates: Iterable[Candidate],
-) -> Wait:
-    where = ", ".join(node.name for node, _ in usable)
+def _full(model: ModelId, candidates: tuple[Candidate, ...]) -> Wait:
+    where = ", ".join(seen.replica.node for seen in candidates if seen.rejected == _FULL)
     return Wait(
         model=model,
         reason=f"every place with it is taken on {where}",
         is_load=False,
         is_full=True,
-        candidates=tuple(_told(seen, {}) for seen in candidates),
+        candidates=candidates,
     )
 
 
-def _judge(
+def _objection(
     state: FleetState, node: NodeState, replica: Replica, hints: RouteHints, now: float
-) -> Candidate:
-    reason = None
-    breaker = state.breakers.get(replica.id)
+) -> str | None:
+    """Return why `replica` cannot be given the request, whether or not it has a place."""
     if not node.is_reachable:
-        reason = f"the node is {node.health}"
-    elif node.is_draining:
-        reason = "the node is draining"
-    elif replica.status is not ReplicaStatus.LOADED:
-        reason = f"it is {replica.status}"
-    elif replica.unservable_reason is not None:
-        reason = replica.unservable_reason
-    elif replica.id in hints.excluded:
-        reason = "it was tried for this request"
-    elif breaker is not None and breaker.is_open(now) and _has_other(state, replica.id, now):
-        reason = "it failed repeatedly and is left alone for a while"
-    return Candidate(replica=replica.id, rejected=reason)
+        return f"the node is {node.health}"
+    if node.is_draining:
+        return "the node is draining"
+    if replica.status is not ReplicaStatus.LOADED:
+        return f"it is {replica.status}"
+    if replica.unservable_reason is not None:
+        return replica.unservable_reason
+    if replica.id in hints.excluded:
+        return "it was tried for this request"
+    breaker = state.breakers.get(replica.id)
+    if breaker is not None and breaker.is_open(now) and _has_other(state, replica.id, now):
+        return "it failed repeatedly and is left alone for a while"
+    return None
 
 
 def _has_other(state: FleetState, replica: ReplicaId, now: float) -> bool:
@@ -214,7 +222,7 @@ def _not_ready(
     case: Case,
     model: ModelId,
     hints: RouteHints,
-    pairs: list[tuple[NodeState, Replica]],
+    pairs: Pairs,
     candidates: tuple[Candidate, ...],
 ) -> Decision:
     found: Wait | RequestError | None = _under_way(case.state, model, pairs, hints)
@@ -231,9 +239,7 @@ def _not_ready(
     return msgspec.structs.replace(found, candidates=candidates)
 
 
-def _absent(
-    case: Case, model: ModelId, hints: RouteHints, pairs: list[tuple[NodeState, Replica]]
-) -> Wait | RequestError:
+def _absent(case: Case, model: ModelId, hints: RouteHints, pairs: Pairs) -> Wait | RequestError:
     """Return what becomes of a request for a model that nobody serves or is about to."""
     if is_coming(case.state, model):
         # Only the replicas that were tried already; the plan sees no need for another.
@@ -250,7 +256,7 @@ def _awaited_base(case: Case, model: ModelId, hints: RouteHints) -> Wait | None:
     profile = case.catalogue.profiles.get(model)
     if profile is None or profile.base is None:
         return None
-    pairs = list(case.state.replicas_of(profile.base))
+    pairs = case.state.replicas_of(profile.base)
     wait = _under_way(case.state, profile.base, pairs, hints)
     if wait is None:
         return None
@@ -259,9 +265,7 @@ def _awaited_base(case: Case, model: ModelId, hints: RouteHints) -> Wait | None:
     return msgspec.structs.replace(wait, model=model, reason=reason, is_load=True)
 
 
-def _under_way(
-    state: FleetState, model: ModelId, pairs: list[tuple[NodeState, Replica]], hints: RouteHints
-) -> Wait | None:
+def _under_way(state: FleetState, model: ModelId, pairs: Pairs, hints: RouteHints) -> Wait | None:
     """Return the wait for what is changing by itself, loads before anything else."""
     changing = [
         (node, replica)
@@ -307,7 +311,7 @@ def _refusal(
     state: FleetState,
     model: ModelId,
     hold: Hold,
-    pairs: list[tuple[NodeState, Replica]],
+    pairs: Pairs,
     now: float,
 ) -> RequestError:
     if hold.is_permanent:

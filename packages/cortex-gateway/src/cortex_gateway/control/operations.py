@@ -231,7 +231,7 @@ class Operations:
         if node is not None:
             self.client(node)
             return (ReplicaId(node=node, model=model),)
-        pairs = list(self._store.state.replicas_of(model))
+        pairs = self._store.state.replicas_of(model)
         targets = tuple(replica.id for state, replica in pairs if state.name in self._clients)
         if not targets and pairs:
             raise ConflictError(f"{model} is an upstream's, which takes no commands")

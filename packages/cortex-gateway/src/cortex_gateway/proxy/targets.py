@@ -2,11 +2,12 @@
 
 from cortex_core.dialect import Dialect
 from cortex_core.fleet.state import FleetState
-from cortex_core.fleet.views import known_capabilities, known_limit
 from cortex_core.harness import Limit
 from cortex_core.ids import ModelId, ReplicaId
 from cortex_core.translate.target import Target
 from cortex_gateway.proxy.access import NEURON, Access, Accesses
+
+NO_LIMIT = Limit()
 
 
 def target_of(state: FleetState, replica: ReplicaId, access: Access) -> Target:
@@ -16,7 +17,7 @@ def target_of(state: FleetState, replica: ReplicaId, access: Access) -> Target:
     return Target(
         model=access.models.get(replica.model, replica.model),
         capabilities=None if known is None else known.capabilities,
-        limit=(None if known is None else known.limit) or Limit(),
+        limit=(None if known is None else known.limit) or NO_LIMIT,
         tells_usage=access.is_neuron,
     )
 
@@ -29,13 +30,16 @@ def foreseen_target(
     What at least one replica can do is not refused; a model that nobody has loaded yet can do
     everything.
     """
-    pairs = list(state.replicas_of(model))
-    access = next((accesses[node.name] for node, _ in pairs if node.name in accesses), NEURON)
-    replicas = [replica for _, replica in pairs]
+    access = NEURON
+    for node, _ in state.replicas_of(model):
+        if node.name in accesses:
+            access = accesses[node.name]
+            break
+    told = state.told_of(model)
     target = Target(
         model=access.models.get(model, model),
-        capabilities=known_capabilities(replicas),
-        limit=known_limit(replicas) or Limit(),
+        capabilities=told.capabilities,
+        limit=told.limit or NO_LIMIT,
         tells_usage=access.is_neuron,
     )
     return target, access.dialect
