@@ -55,7 +55,7 @@ SEAMS = (
     _seam("send", "cortex_gateway.clients.upstream:HttpUpstream.post", "node"),
     _seam("node", "cortex_gateway.clients.connection:Connection.data_received"),
     _seam("relay", "cortex_gateway.proxy.relay:Relay.run"),
-    _seam("watch", "cortex_gateway.proxy.relay:findings_of"),
+    _seam("watch", "cortex_gateway.proxy.relay:whole_findings"),
     _seam("watch", "cortex_gateway.proxy.watch:StreamWatch.feed"),
     _seam("watch", "cortex_gateway.proxy.watch:StreamWatch.findings"),
     _seam("answer", "cortex_gateway.proxy.reply:Reply.begin"),

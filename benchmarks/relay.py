@@ -37,11 +37,13 @@ from cortex_core.server.serve import Listener, Shutdown, serve
 from cortex_core.server.stack import protect
 from cortex_gateway.api import anthropic, openai
 from cortex_gateway.api.background import Background
+from cortex_gateway.api.direct import Direct
 from cortex_gateway.api.responses import ResponsesApi
 from cortex_gateway.clients.upstream import open_upstream
 from cortex_gateway.control.journal import Journal
 from cortex_gateway.control.store import FleetStore
 from cortex_gateway.metrics import GatewayMetrics
+from cortex_gateway.middleware import Origins
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.reload.live import LiveSettings
 from cortex_gateway.settings import GatewaySettings, Timeouts
@@ -71,7 +73,7 @@ async def run_gateway(fd: int, upstream_url: str) -> None:
         )
         drain, shutdown = Drain(), Shutdown()
         listener = Listener(
-            app=protect(Starlette(routes=routes(proxy, clock)), drain=drain),
+            app=protect(Origins(Direct(Starlette(routes=routes(proxy, clock))), ()), drain=drain),
             socket=ListeningSocket(socket.socket(fileno=fd)),
             keep_alive_s=NEURON_KEEP_ALIVE_S,
         )

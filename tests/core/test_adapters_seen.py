@@ -2,8 +2,8 @@
 
 import msgspec
 
+from cortex_core.fleet.known import Known
 from cortex_core.fleet.overview import fleet_overview
-from cortex_core.fleet.state import Known
 from cortex_core.fleet.views import model_object
 from cortex_core.harness import Capabilities, Limit
 from cortex_core.ids import ModelId

@@ -6,10 +6,11 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from cortex_core.ids import RequestId
-from cortex_core.server.connection import CONNECTION_KEY
 from cortex_core.server.exchange import request_id_of
 from cortex_core.server.guard import Guard
+from cortex_core.server.http1 import Request
 from cortex_core.server.request_id import accepted_request_id, random_request_id
+from cortex_core.server.seam import CONNECTION_KEY
 from tests.server.apps import hello
 from tests.server.harness import get, serving
 
@@ -45,6 +46,7 @@ class Idle:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.request = Request(method="GET", target=b"/", version="1.1", headers=[])
 
     def listen(self, listener: object) -> None:
         """Say nothing."""

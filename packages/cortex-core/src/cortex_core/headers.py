@@ -1,5 +1,6 @@
 """Which headers cross the gateway, in either direction."""
 
+import functools
 from collections.abc import Iterable
 
 # RFC 9110 section 7.6.1, plus the two names that RFC 2616 listed and old software still sends.
@@ -64,21 +65,23 @@ def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]
 
     Names that the upstream lists in `Connection` are hop-by-hop too (RFC 9110 section 7.6.1).
     """
-    pairs = [(name.lower(), value) for name, value in headers]
-    kept = [
-        pair
-        for pair in pairs
-        if pair[0] not in _RESPONSE_DROPPED and not pair[0].startswith(_RATE_LIMITS)
-    ]
-    if len(kept) == len(pairs):
-        return kept
-    named = {
-        token.strip().lower()
-        for name, value in pairs
-        if name == "connection"
-        for token in value.split(",")
-    }
+    kept: list[tuple[str, str]] = []
+    named: set[str] = set()
+    for name, value in headers:
+        lowered, is_kept = _seen(name)
+        if is_kept:
+            kept.append((lowered, value))
+        elif lowered == "connection":
+            named.update([token.strip().lower() for token in value.split(",")])
     return [pair for pair in kept if pair[0] not in named] if named else kept
+
+
+@functools.lru_cache(maxsize=512)
+def _seen(name: str) -> tuple[str, bool]:
+    """Return the name of an answer's header in lower case, and whether it goes to the caller."""
+    lowered = name.lower()
+    is_dropped = lowered in _RESPONSE_DROPPED or lowered.startswith(_RATE_LIMITS)
+    return lowered, not is_dropped
 
 
 def combined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

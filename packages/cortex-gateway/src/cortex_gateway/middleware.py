@@ -1,6 +1,6 @@
 """What is put around the application by a setting."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -56,7 +56,7 @@ class Origins:
             max_age=_REMEMBERED_S,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one scope.
 
         Raises:
@@ -64,7 +64,7 @@ class Origins:
         """
         if scope["type"] == "http" and scope["method"] == "POST":
             self._check(scope)
-        await self._open(scope, receive, send)
+        return self._open(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         """Keep pages that an operator only looks at from giving orders in the operator's network.

@@ -6,9 +6,9 @@ from typing import TypeVar
 import msgspec
 
 from cortex_core.fleet import breaker as breakers
+from cortex_core.fleet.known import Known
 from cortex_core.fleet.state import (
     FleetState,
-    Known,
     LoadCommand,
     LoadFailure,
     NodeHealth,

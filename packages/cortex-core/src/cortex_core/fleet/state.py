@@ -9,8 +9,7 @@ import msgspec
 
 from cortex_core.device import DeviceReading
 from cortex_core.fleet.breaker import Breaker
-from cortex_core.fleet.told import Told, told_by
-from cortex_core.harness import Capabilities, Limit
+from cortex_core.fleet.known import Known, told_by
 from cortex_core.ids import DeviceIndex, ModelId, NodeName, ReplicaId
 from cortex_core.node import Measured, NodeFacts
 from cortex_core.replica import Replica, ReplicaStatus
@@ -204,13 +203,6 @@ Pairs = tuple[tuple[NodeState, Replica], ...]
 """Replicas with their nodes."""
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """What a neuron says of a model from its files, whether or not it is loaded anywhere."""
-
-    capabilities: Capabilities | None = None
-    limit: Limit | None = None
-
-
 class LoadFailure(msgspec.Struct, frozen=True, kw_only=True):
     """Loads of one model on one node that failed in a row."""
 
@@ -296,7 +288,7 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Grows by one with every change."""
     nodes: Mapping[NodeName, NodeState] = msgspec.field(default_factory=dict)
     known: Mapping[ModelId, Known] = msgspec.field(default_factory=dict)
-    """Of models in the catalogue."""
+    """What a neuron says of models in the catalogue from their files."""
     failures: Mapping[ReplicaId, LoadFailure] = msgspec.field(default_factory=dict)
     commands: Mapping[ReplicaId, LoadCommand] = msgspec.field(default_factory=dict)
     breakers: Mapping[ReplicaId, Breaker] = msgspec.field(default_factory=dict)
@@ -383,20 +375,19 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Return every replica of `model` with its node, in the order of the nodes."""
         found = self._pairs.get(model)
         if found is None:
-            nodes = [self.nodes[name] for name in self.homes.get(model, ())]
-            found = tuple([(node, node.replicas[model]) for node in nodes])
+            homes = [self.nodes[name] for name in self.homes.get(model, ())]
+            found = tuple([(node, node.replicas[model]) for node in homes])
             if found:
                 # Not of names that callers make up: they would stay as long as the snapshot.
                 self._pairs[model] = found
         return found
 
-    def told_of(self, model: ModelId) -> Told:
+    def told_of(self, model: ModelId) -> Known:
         """Return what the replicas of `model` say that it can do."""
         told = self._told.get(model)
         if told is None:
-            pairs = self.replicas_of(model)
-            told = told_by([replica for _, replica in pairs])
-            if pairs:
+            told = told_by([replica for _, replica in self.replicas_of(model)])
+            if self.replicas_of(model):
                 self._told[model] = told
         return told
 
@@ -405,5 +396,5 @@ class FleetState(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {}
 
     @cached_property
-    def _told(self) -> dict[ModelId, Told]:
+    def _told(self) -> dict[ModelId, Known]:
         return {}

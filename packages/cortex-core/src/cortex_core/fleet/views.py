@@ -7,8 +7,9 @@ import msgspec
 
 from cortex_core.catalogue import Catalogue, Profile
 from cortex_core.fleet.feasibility import is_feasible
+from cortex_core.fleet.known import Known
 from cortex_core.fleet.sizes import estimated, sized
-from cortex_core.fleet.state import FleetState, Known, NodeState
+from cortex_core.fleet.state import FleetState, NodeState
 from cortex_core.harness import Limit
 from cortex_core.ids import ModelId, NodeName
 from cortex_core.replica import Replica, ReplicaStatus

@@ -6,27 +6,25 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Scope
 
 from cortex_core.errors import RequestError
 from cortex_core.server.clock import HttpDate
+from cortex_core.server.heads import Heads
 from cortex_core.server.http1 import (
     Answer,
     AnswerError,
     Chunks,
     Request,
     end_of_head,
-    parse_head,
     target_of,
 )
+from cortex_core.server.seam import CONNECTION_KEY, WHOLE_KEY, Listener
 
 logger = logging.getLogger(__name__)
-
-CONNECTION_KEY = "cortex.connection"
-"""Where the guard finds the connection in `scope["state"]`."""
 
 _PIPELINED_BYTES = 64 * 1024
 """What is read of further requests while one is answered."""
@@ -42,22 +40,6 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 _CONTINUE = b"HTTP/1.1 100 \r\n\r\n"
 _FAILED = b"HTTP/1.1 500 \r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-
-
-class Listener(Protocol):
-    """Whoever is told what comes of a request after its head."""
-
-    def take(self, data: bytes, *, is_end: bool) -> None:
-        """Take a piece of the body."""
-
-    def fail(self, error: RequestError) -> None:
-        """Take note that the rest of the body is none."""
-
-    def leave(self) -> None:
-        """Take note that the caller has left, or has its answer."""
-
-    def go_on(self) -> None:
-        """Take note that more may be written."""
 
 
 class Connection(asyncio.Protocol):
@@ -84,6 +66,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self.refusal: RequestError | None = None
         """Why the request that is being served must not run."""
+        self.request: Request
+        """The one that is being served, or was last."""
         self.is_lost = asyncio.Event()
         self._app = app
         self._tasks = tasks
@@ -217,7 +201,7 @@ class Connection(asyncio.Protocol):
         if end < 0:
             self._scanned = len(self._buffer)
             return False
-        request = parse_head(bytes(self._buffer[:end]))
+        request = _heads.read(bytes(self._buffer[:end]))
         del self._buffer[: end + 4]
         self._serve(request)
         return True
@@ -265,6 +249,7 @@ class Connection(asyncio.Protocol):
         assert self._timer is not None
         self._timer.cancel()
         self._scanned = 0
+        self.request = request
         path, _, query = request.target.partition(b"?")
         self._scope = {
             "type": "http",
@@ -315,12 +300,15 @@ class Connection(asyncio.Protocol):
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
             self._held = self._answer.head(message["status"], headers, _date.text())
-            self.loop.call_soon(self._flush)
-            return
-        if message["type"] != "http.response.body":
+            body, is_last = message.get(WHOLE_KEY), True
+            if body is None:
+                self.loop.call_soon(self._flush)
+                return
+        elif message["type"] == "http.response.body":
+            body, is_last = message.get("body", b""), not message.get("more_body", False)
+        else:
             raise AnswerError(f"{message['type']} is no part of an answer")
-        body = message.get("body", b"")
-        if not self.write(body, is_last=not message.get("more_body", False)):
+        if not self.write(body, is_last=is_last):
             await self._is_writable.wait()
         if self._answer.is_complete and not self._is_closing:
             self._turn()
@@ -398,3 +386,4 @@ def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
 
 
 _date = HttpDate()
+_heads = Heads()

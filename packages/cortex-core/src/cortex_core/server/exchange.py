@@ -3,16 +3,16 @@
 import asyncio
 import enum
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope, Send
 
 from cortex_core.errors import RequestError, RequestTimeoutError
 from cortex_core.ids import RequestId
 from cortex_core.server.checks import body_too_large
-from cortex_core.server.connection import Listener
 from cortex_core.server.limits import Limits
-from cortex_core.server.request_id import response_headers
+from cortex_core.server.request_id import NAMES, response_headers
+from cortex_core.server.seam import WHOLE_KEY, Connection
 
 SCOPE_KEY = "cortex.exchange"
 
@@ -37,31 +37,6 @@ class Cut(enum.Enum):
 
 class ClientGoneError(OSError):
     """There is nobody to send to; what Starlette takes for the end of a stream."""
-
-
-class Connection(Protocol):
-    """Where an exchange's request came from."""
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Where it runs; up to Python 3.11 it costs a system call to ask for the running one."""
-
-    @property
-    def refusal(self) -> RequestError | None:
-        """Why the request must not run, if it was malformed."""
-
-    def listen(self, listener: Listener, /) -> None:
-        """Tell `listener` from now on, and at once, what has come after the request's head."""
-
-    @property
-    def unsent_bytes(self) -> int:
-        """What was written and has not reached the kernel."""
-
-    def write(self, data: bytes) -> bool:
-        """Write a piece of the body; False asks for no more until the listener's `go_on`."""
-
-    def abort(self) -> None:
-        """Drop it at once, with what has not been sent."""
 
 
 class Exchange:
@@ -121,18 +96,16 @@ class Exchange:
         """The connection ends with this answer."""
         self.on_writable: Callable[[], object] | None = None
         """Called when more may be written, after `write` has asked for no more."""
-        self._limits = limits
-        self._path, self._send = path, send
-        self._connection = connection
-        self._loop = connection.loop
+        self._limits, self._path, self._send = limits, path, send
+        self._connection, self._loop = connection, connection.loop
         self._task: asyncio.Task[object] | None = None
         self._born = self._loop.time()
-        self._news = asyncio.Event()
+        self._news: asyncio.Event | None = None
+        """Made when somebody waits, which with most requests nobody does."""
         self._body: bytes | bytearray = b""
         self._has_body = has_body
         """The body has not been received to its end."""
-        self._end_given = False
-        self._received = 0
+        self._received, self._end_given = 0, False
         self._discard_from: int | None = None
         self._failure: RequestError | None = None
         self._is_gone = self._is_over = False
@@ -140,6 +113,11 @@ class Exchange:
         self._sending_since: float | None = None
         self._unsent = 0
         """The most that was left to be sent since then."""
+
+    @property
+    def memo(self) -> dict[str, Any]:
+        """What was worked out from the head of the request; see `Heads`."""
+        return self._connection.request.memo
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run `app` to its end, or until the caller leaves, stalls, or the drain cuts it.
@@ -224,11 +202,13 @@ class Exchange:
                 return {"type": "http.request", "body": body, "more_body": self._has_body}
             if self._is_gone:
                 return {"type": "http.disconnect"}
-            self._news.clear()
-            await self._news.wait()
+            await self._wait()
 
     async def send(self, message: Message) -> None:
         """Pass the app's answer on.
+
+        What begins an answer may have all of its body, under `WHOLE_KEY`: one step in place of
+        two. Whoever stands between and changes headers need not know.
 
         Raises:
             ClientGoneError: nobody is there any more; raised after the others had a turn, so
@@ -251,16 +231,24 @@ class Exchange:
         # A body that came along with the head is read by now, if the pump gets a turn.
         if self._has_body:
             await asyncio.sleep(0)
-        own = response_headers(self.request_id, self._path)
-        names = {name for name, _ in own}
-        headers = [pair for pair in message.get("headers", ()) if pair[0].lower() not in names]
-        headers += own
+        headers = [pair for pair in message.get("headers", ()) if pair[0].lower() not in NAMES]
+        headers += response_headers(self.request_id, self._path)
         # The server below closes after a body that was not read to its end: say so. Only then,
         # for it costs the caller a new connection.
         if self._has_body or self.is_last:
             headers.append((b"connection", b"close"))
         self.is_started = True
-        await self._pass({**message, "headers": headers})
+        begin = {"type": message["type"], "status": message["status"], "headers": headers}
+        body = message.get(WHOLE_KEY)
+        if body is None:
+            await self._pass(begin)
+        elif self._has_body:
+            await self._pass(begin)
+            await self._finish({"type": "http.response.body", "body": body})
+        else:
+            self.is_complete = True
+            begin[WHOLE_KEY] = body
+            await self._pass(begin)
 
     async def _finish(self, message: Message) -> None:
         if self._has_body:
@@ -303,7 +291,7 @@ class Exchange:
         """Take a piece of the body; the app gets it when it asks, within the limit."""
         self._has_body = not is_end
         self._received += len(data)
-        self._news.set()
+        self._wake()
         if self._failure is not None or self._discard_from is not None:
             return
         if self._received > self._limits.max_body_bytes:
@@ -326,7 +314,7 @@ class Exchange:
     def leave(self) -> None:
         """Cancel the app, unless its answer is complete."""
         self._is_gone = True
-        self._news.set()
+        self._wake()
         if not self.is_complete:
             self.cancel(Cut.CLIENT_GONE)
 
@@ -339,7 +327,18 @@ class Exchange:
     def _fail(self, error: RequestError) -> None:
         self._failure = error
         self._body = b""
-        self._news.set()
+        self._wake()
+
+    async def _wait(self) -> None:
+        """Wait for news of the connection."""
+        if self._news is None:
+            self._news = asyncio.Event()
+        self._news.clear()
+        await self._news.wait()
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
 
     async def _discard(self) -> None:
         """Read what is left of the body, within bounds."""
@@ -350,8 +349,7 @@ class Exchange:
                 while self._has_body and not self._is_gone:
                     if self._received - self._discard_from > self._limits.discard_bytes:
                         return
-                    self._news.clear()
-                    await self._news.wait()
+                    await self._wait()
         except TimeoutError:
             return
 

@@ -7,17 +7,18 @@ is doing; sending to nobody raises; and bodies, heads and slow callers are bound
 
 import asyncio
 import functools
+from collections.abc import Awaitable
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cortex_core.errors import DrainingError, RequestError
-from cortex_core.server.checks import read_head
-from cortex_core.server.connection import CONNECTION_KEY
-from cortex_core.server.exchange import SCOPE_KEY, ClientGoneError, Connection, Cut, Exchange
+from cortex_core.server.checks import check
+from cortex_core.server.exchange import SCOPE_KEY, ClientGoneError, Cut, Exchange
 from cortex_core.server.failures import send_error
 from cortex_core.server.limits import Limits
 from cortex_core.server.request_id import NewRequestId, random_request_id
+from cortex_core.server.seam import CONNECTION_KEY, Connection
 
 # Starlette then relies on `send` to raise, which the guard's does, and runs no second task.
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
@@ -53,13 +54,12 @@ class Guard:
         """Bound the bodies of requests that come from now on."""
         self._limits = msgspec.structs.replace(self._limits, max_body_bytes=max_body_bytes)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one scope."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         connection: Connection = scope["state"].pop(CONNECTION_KEY)
-        head = read_head(scope, self._limits)
+        head = check(connection.request, scope, self._limits)
         exchange = Exchange(
             limits=self._limits,
             path=scope["path"],
@@ -70,7 +70,7 @@ class Guard:
         )
         scope[SCOPE_KEY] = exchange
         scope["asgi"] = _ASGI
-        await self._run(exchange, scope, connection.refusal or head.error)
+        return self._run(exchange, scope, connection.refusal or head.error)
 
     async def _run(self, exchange: Exchange, scope: Scope, error: RequestError | None) -> None:
         self._watch(exchange)

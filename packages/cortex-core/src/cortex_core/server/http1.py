@@ -7,6 +7,7 @@ could read differently is refused. What the grammar allows and nobody sends is r
 import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -30,6 +31,7 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;.*)?")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _WATCHED = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_HOPS = _FRAMING | {b"connection"}
 _BODILESS = frozenset((204, 304))
 
 Pairs = list[tuple[bytes, bytes]]
@@ -50,6 +52,8 @@ class Request(msgspec.Struct, kw_only=True, gc=False):
     """The caller sends no other on this connection."""
     wants_continue: bool = False
     """It waits for a word before it sends the body."""
+    memo: dict[str, Any] = msgspec.field(default_factory=dict)
+    """What was worked out from this head; see `cortex_core.server.heads`."""
 
 
 def end_of_head(buffer: bytearray, start: int) -> int:
@@ -307,7 +311,10 @@ class Answer:
         if self.is_started:
             raise AnswerError("an answer begins once")
         lines = [b"HTTP/1.1 %d \r\n" % status]
-        lines += [b"%b: %b\r\n" % pair for pair in headers if self._is_sent(*pair)]
+        for name, value in headers:
+            known = _lowered(name)
+            if known not in _HOPS or self._is_sent(known, value):
+                lines.append(b"%b: %b\r\n" % (name, value))
         lines.append(b"date: %b\r\n" % date)
         if status in _BODILESS:
             self._has_no_body = True
@@ -325,9 +332,8 @@ class Answer:
         self.is_started = True
         return head + b"\r\n"
 
-    def _is_sent(self, name: bytes, value: bytes) -> bool:
-        """Take note of a header of the app's; return whether it goes out as it is."""
-        known = _lowered(name)
+    def _is_sent(self, known: bytes, value: bytes) -> bool:
+        """Take note of what the app says of the connection; return whether it goes out as it is."""
         if known == b"content-length":
             self._left = int(value)
         elif known == b"connection" and has_token((value,), b"close"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,11 +22,12 @@ class Lifespan:
         self.failure: Exception | None = None
         """What the app raised at start or at its end."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one scope."""
-        if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
-            return
+        # A request costs one coroutine less.
+        return (self._live if scope["type"] == "lifespan" else self._app)(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = 0
 
         async def asking() -> Message:

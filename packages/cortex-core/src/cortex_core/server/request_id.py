@@ -7,6 +7,10 @@ from collections.abc import Callable
 from cortex_core.ids import RequestId
 
 HEADER = b"x-request-id"
+_ANTHROPICS = b"request-id"
+
+NAMES = frozenset((HEADER, _ANTHROPICS))
+"""Headers of answers that say it, which no app sets itself."""
 
 NewRequestId = Callable[[], RequestId]
 """Makes ids; passed in, so that tests know what comes."""
@@ -47,5 +51,5 @@ def response_headers(request_id: RequestId, path: str) -> list[tuple[bytes, byte
     """
     value = request_id.encode()
     if path.startswith("/v1/messages"):
-        return [(HEADER, value), (b"request-id", value)]
+        return [(HEADER, value), (_ANTHROPICS, value)]
     return [(HEADER, value)]

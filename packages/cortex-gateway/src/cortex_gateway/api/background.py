@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from starlette.types import Message, Receive, Scope, Send
 
 from cortex_core.errors import OverloadedError, RequestError
 from cortex_core.ids import RequestId
 from cortex_core.server.exchange import SCOPE_KEY, Cut
+from cortex_core.server.seam import WHOLE_KEY
 from cortex_core.sse import encode_comment
 from cortex_core.wire.responses.answer import Response
 
@@ -49,6 +50,7 @@ class Unattended:
 
     def __init__(self, request_id: RequestId, take: Callable[[bytes], None]) -> None:
         self.request_id = request_id
+        self.memo: dict[str, Any] = {}
         self.cut: Cut | None = None
         self.on_writable: Callable[[], object] | None = None
         self._take = take
@@ -90,8 +92,8 @@ class Run:
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message["headers"]
             )
-            return
-        self.write(message.get("body", b""))
+        if data := message.get(WHOLE_KEY) or message.get("body", b""):
+            self.write(data)
 
     def write(self, data: bytes) -> None:
         """Take a piece of what a caller would get."""

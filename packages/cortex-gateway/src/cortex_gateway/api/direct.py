@@ -1,5 +1,7 @@
 """The short way to the paths that models are asked on."""
 
+from collections.abc import Awaitable
+
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,9 +28,9 @@ class Direct:
             if isinstance(route, Route) and isinstance(route.endpoint, Endpoint)
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one scope."""
         app: ASGIApp = self._app
         if scope["type"] == "http" and scope["method"] == "POST":
             app = self._endpoints.get(scope["path"], app)
-        await app(scope, receive, send)
+        return app(scope, receive, send)

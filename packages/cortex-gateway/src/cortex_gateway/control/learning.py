@@ -8,8 +8,9 @@ import msgspec
 
 from cortex_core.catalogue import Profile
 from cortex_core.errors import RequestError
+from cortex_core.fleet.known import Known
 from cortex_core.fleet.reducers import with_known
-from cortex_core.fleet.state import Known, NodeState
+from cortex_core.fleet.state import NodeState
 from cortex_core.ids import BootId, ModelId, NodeName
 from cortex_core.placement.place import load_request
 from cortex_core.server.clock import Clock

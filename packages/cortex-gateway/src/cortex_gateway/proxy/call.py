@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from starlette.types import Receive, Scope
@@ -11,8 +11,10 @@ from starlette.types import Receive, Scope
 from cortex_core.errors import InvalidRequestError
 from cortex_core.headers import CALLER_HEADER, combined, request_headers
 from cortex_core.routing.queue import Priority, read_priority
-from cortex_core.server.exchange import ClientGoneError
+from cortex_core.server.exchange import ClientGoneError, Exchange
 from cortex_gateway.proxy.asked import Head
+
+_MEMO = "cortex.call"
 
 # RFC 7240 section 4.3; other preferences may stand beside it.
 _WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,6})\b', re.IGNORECASE)
@@ -39,25 +41,74 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """How long the caller is willing to wait for one; `None` when it does not say."""
 
 
-def read_call(scope: Scope, request_id: str) -> Call:
+class _Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What a `Call` has of a head that its callers may send again."""
+
+    headers: dict[str, str]
+    allowed: Sequence[tuple[str, str]]
+    cold_ok: bool
+    caller: str | None
+    """`None` without a key."""
+    priority: Priority
+    session: str | None
+    shows_progress: bool
+    shows_timing: bool
+    wait_s: float | None
+
+
+def read_call(scope: Scope, exchange: Exchange) -> Call:
     """Read the head of a request.
 
     Raises:
         InvalidRequestError: its body is encoded in a way that is not taken, or a header of ours
             says what it cannot.
     """
-    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
-    headers = combined(pairs)
+    known: _Known | None = exchange.memo.get(_MEMO)
+    if known is None:
+        known = exchange.memo[_MEMO] = _read(scope["headers"])
+    request_id, client = exchange.request_id, scope.get("client")
+    caller = known.caller or "address:" + (client[0] if client else "unknown")
+    return Call(
+        head=Head(path=scope["path"], headers=known.headers, request_id=request_id),
+        # The body was decoded, so it is JSON, whatever curl called it.
+        onward=(
+            *known.allowed,
+            ("content-type", "application/json"),
+            ("x-request-id", request_id),
+            (CALLER_HEADER, caller),
+        ),
+        cold_ok=known.cold_ok,
+        caller=caller,
+        priority=known.priority,
+        session=known.session,
+        shows_progress=known.shows_progress,
+        shows_timing=known.shows_timing,
+        wait_s=known.wait_s,
+    )
+
+
+def _read(pairs: Iterable[tuple[bytes, bytes]]) -> _Known:
+    """Read the headers of a request, but for the length of its body.
+
+    Raises:
+        InvalidRequestError: its body is encoded in a way that is not taken, or a header of ours
+            says what it cannot.
+    """
+    texts = [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in pairs
+        if name != b"content-length"
+    ]
+    headers = combined(texts)
     if headers.get("content-encoding", "identity") != "identity":
         raise InvalidRequestError(
             "compressed request bodies are not taken; send the body without content-encoding"
         )
-    caller = _caller(headers, scope.get("client"))
-    return Call(
-        head=Head(path=scope["path"], headers=headers, request_id=request_id),
-        onward=_onward(pairs, request_id, caller),
+    return _Known(
+        headers=headers,
+        allowed=[pair for pair in request_headers(texts) if pair[0] != "x-request-id"],
         cold_ok=headers.get("x-cortex-cold-ok", "").strip().lower() != "false",
-        caller=caller,
+        caller=_caller(headers),
         priority=read_priority(headers.get("x-cortex-priority")),
         session=headers.get("x-cortex-session"),
         shows_progress=_shows_progress(headers),
@@ -99,19 +150,6 @@ def _announced(scope: Scope) -> int:
     return next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
 
 
-def _onward(
-    pairs: Sequence[tuple[str, str]], request_id: str, caller: str
-) -> list[tuple[str, str]]:
-    onward = [pair for pair in request_headers(pairs) if pair[0] != "x-request-id"]
-    # The body was decoded, so it is JSON, whatever curl called it.
-    onward += (
-        ("content-type", "application/json"),
-        ("x-request-id", request_id),
-        (CALLER_HEADER, caller),
-    )
-    return onward
-
-
 def _shows_progress(headers: Mapping[str, str]) -> bool:
     asked = headers.get("x-cortex-progress")
     if asked is not None and asked.strip().lower() != "reasoning":
@@ -130,12 +168,10 @@ def _shows_timing(headers: Mapping[str, str]) -> bool:
     return asked is not None
 
 
-def _caller(headers: Mapping[str, str], client: tuple[str, int] | None) -> str:
+def _caller(headers: Mapping[str, str]) -> str | None:
     key = headers.get("authorization") or headers.get("x-api-key")
-    if key:
-        # Hashed, so that no key gets into a log or a record.
-        return "key:" + hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    return "address:" + (client[0] if client else "unknown")
+    # Hashed, so that no key gets into a log or a record.
+    return "key:" + hashlib.blake2b(key.encode(), digest_size=8).hexdigest() if key else None
 
 
 def _wait_s(headers: Mapping[str, str]) -> float | None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -140,7 +140,7 @@ class Proxy:
         self, scope: Scope, receive: Receive, reply: Reply, account: Account, read: ReadAsked
     ) -> None:
         doors = self._doors
-        call = read_call(scope, reply.request_id)
+        call = read_call(scope, exchange_of(scope))
         account.shows_timing = call.shows_timing
         body = await read_body(scope, receive)
         if len(body) >= LARGE_BYTES:
@@ -220,6 +220,6 @@ class Endpoint:
         self._proxy = proxy
         self._read = read
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
-        await self._proxy.serve(scope, receive, send, self._read)
+        return self._proxy.serve(scope, receive, send, self._read)

@@ -16,7 +16,7 @@ from cortex_gateway.proxy.account import FAILED_AT_NODE, REFUSED_BY_NODE, Accoun
 from cortex_gateway.proxy.asked import Asked, Outbound
 from cortex_gateway.proxy.hold import Pulse
 from cortex_gateway.proxy.reply import Reply
-from cortex_gateway.proxy.watch import StreamWatch, findings_of, is_only_comments
+from cortex_gateway.proxy.watch import StreamWatch, is_json, is_only_comments, whole_findings
 
 WHOLE_BYTES = 64 << 10
 """A plain answer up to this size is collected before its head is sent: until then it may still
@@ -190,9 +190,10 @@ class Relay:
         await self._quiet()
         if is_encoded or not is_whole:
             raise UpstreamFailure(Failure.BAD_ANSWER, "the answer is compressed, or endless")
-        if not _is_json(body):
+        findings = whole_findings(body, self._dialect)
+        if findings is None:
             raise UpstreamFailure(Failure.CUT_MID_ANSWER, "the answer is no whole JSON")
-        self._account.findings = findings_of(body, self._dialect)
+        self._account.findings = findings
         out = self._answer.whole(body)
         await self._asked.settle()
         self._account.succeed()
@@ -205,10 +206,12 @@ class Relay:
         body = b"".join(parts)
         await self._quiet()
         if is_whole:
-            if not _is_delimited(headers) and not _is_json(body):
+            findings = whole_findings(body, self._dialect)
+            if findings is None and not _is_delimited(headers):
                 # Such a body ends where its connection does, and a cut looks the same.
                 raise UpstreamFailure(Failure.CUT_MID_ANSWER, "the answer is no whole JSON")
-            self._account.findings = findings_of(body, self._dialect)
+            if findings is not None:
+                self._account.findings = findings
             self._account.succeed()
             await self._reply.whole(answer.status, self._headers(answer), body)
             return
@@ -226,7 +229,7 @@ class Relay:
         parts, is_whole = await _collect(answer, MAX_ERROR_BYTES)
         body = b"".join(parts)
         await self._quiet()
-        is_ours = kind.startswith("application/json") and not is_encoded and _is_json(body)
+        is_ours = kind.startswith("application/json") and not is_encoded and is_json(body)
         if answer.status < 400 or not is_whole or not is_ours:
             raise UpstreamFailure(Failure.BAD_ANSWER, f"status {answer.status} without an error")
         has_failed = answer.status in _FAILED_STATUSES
@@ -336,11 +339,3 @@ async def _linger(answer: UpstreamAnswer) -> None:
 
 def _is_delimited(headers: dict[str, str]) -> bool:
     return "content-length" in headers or "transfer-encoding" in headers
-
-
-def _is_json(body: bytes) -> bool:
-    try:
-        msgspec.json.decode(body, type=msgspec.Raw)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True

@@ -8,8 +8,11 @@ from starlette.types import Scope, Send
 from cortex_core.errors import RequestError
 from cortex_core.ids import RequestId
 from cortex_core.server.failures import rendered
+from cortex_core.server.seam import WHOLE_KEY
 from cortex_core.sse import encode_comment
 from cortex_gateway.proxy.asked import EVENT_STREAM
+
+_START = "http.response.start"
 
 _STREAM_HEADERS = (
     ("cache-control", "no-cache"),
@@ -54,9 +57,8 @@ class Reply:
 
     async def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Send the head of an answer that comes in pieces."""
-        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+        await self._send({"type": _START, "status": status, "headers": _encoded(headers)})
 
     async def begin_stream(self, headers: Iterable[tuple[str, str]]) -> None:
         """Send the head of an event stream; nothing when it was sent."""
@@ -95,8 +97,11 @@ class Reply:
 
     async def whole(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
         """Send an answer that is known completely."""
-        await self.begin(status, (*headers, ("content-length", str(len(body)))))
-        await self.end(body)
+        pairs = _encoded(headers)
+        pairs.append((b"content-length", b"%d" % len(body)))
+        self.status = status
+        self.is_complete = True
+        await self._send({"type": _START, "status": status, "headers": pairs, WHOLE_KEY: body})
 
     async def fail(self, error: RequestError, headers: Iterable[tuple[str, str]] = ()) -> None:
         """End the answer with an error, in the form that is still possible.
@@ -117,3 +122,7 @@ class Reply:
 
     async def _body(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

@@ -117,6 +117,9 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the node sent an error event."""
 
 
+_NOTHING = Findings()
+
+
 class StreamWatch:
     """Follow one server-sent event stream.
 
@@ -204,13 +207,30 @@ class StreamWatch:
 
 def findings_of(body: bytes, dialect: Dialect = Dialect.OPENAI) -> Findings:
     """Return what a whole answer or an event's data says of itself; nothing if unreadable."""
+    return whole_findings(body, dialect) or _NOTHING
+
+
+def whole_findings(body: bytes, dialect: Dialect) -> Findings | None:
+    """Return what a whole answer says of itself; `None` when it is no whole JSON."""
     try:
         if dialect is Dialect.ANTHROPIC:
             return _messages_findings(_MESSAGES_ANSWER.decode(body))
         answer = _ANSWER.decode(body)
+    except msgspec.ValidationError:
+        # Of another shape, and read no further than that could be seen.
+        return _NOTHING if is_json(body) else None
     except (msgspec.DecodeError, RecursionError):
-        return Findings()
+        return None
     return Findings(usage=answer.usage, finish=_finish(answer), has_error=_is_error(answer.error))
+
+
+def is_json(body: bytes) -> bool:
+    """Whether `body` is one whole JSON value."""
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def is_only_comments(events: bytes) -> bool:

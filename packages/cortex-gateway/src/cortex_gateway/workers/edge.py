@@ -1,6 +1,6 @@
 """What a worker serves: model requests itself, and everything else by way of the control process."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,10 +26,10 @@ class Divided:
         self._paths = paths
         self._inner = inner
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
         is_ours = scope["method"] == "POST" and scope["path"] in self._paths
-        await (self._proxied if is_ours else self._inner)(scope, receive, send)
+        return (self._proxied if is_ours else self._inner)(scope, receive, send)
 
 
 class ByPath:
@@ -42,9 +42,9 @@ class ByPath:
     def __init__(self, endpoints: dict[str, Endpoint]) -> None:
         self.endpoints = endpoints
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request for a path that is known."""
-        await self.endpoints[scope["path"]](scope, receive, send)
+        return self.endpoints[scope["path"]](scope, receive, send)
 
 
 def endpoints(proxy: Proxy, store: Store, clock: Clock) -> ByPath:

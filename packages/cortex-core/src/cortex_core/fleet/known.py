@@ -1,4 +1,4 @@
-"""What several replicas of a model say together of what it can do."""
+"""What is known of what a model can do."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,18 +8,18 @@ from cortex_core.harness import Capabilities, Limit
 from cortex_core.replica import Replica
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a model from those who have it."""
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of a model, by its files or by its replicas; `None` is nothing."""
 
     capabilities: Capabilities | None = None
-    """What at least one replica can do; `None` when none says."""
+    """What at least one replica can do."""
     limit: Limit | None = None
-    """What holds wherever a request lands; `None` when no replica says any."""
+    """What holds wherever a request lands."""
 
 
-def told_by(replicas: Sequence[Replica]) -> Told:
+def told_by(replicas: Sequence[Replica]) -> Known:
     """Return what `replicas` of one model say together."""
-    return Told(
+    return Known(
         capabilities=_together([one.capabilities for one in replicas if one.capabilities]),
         limit=_narrowest([one.limit for one in replicas if one.limit]),
     )
