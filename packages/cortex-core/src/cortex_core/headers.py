@@ -50,8 +50,13 @@ _RESPONSE_DROPPED = HOP_BY_HOP | {
     "openai-organization",
     "openai-project",
 }
-_RATE_LIMITS = ("anthropic-ratelimit-", "x-ratelimit-")
-"""Of the operator's account too: one caller's share of it cannot be told from them."""
+_DROPPED_PREFIXES = (
+    # Of the operator's account too: one caller's share of it cannot be told from them.
+    "anthropic-ratelimit-",
+    "x-ratelimit-",
+    # The gateway says these itself.
+    "x-cortex-",
+)
 
 
 def request_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -80,7 +85,7 @@ def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]
 def _seen(name: str) -> tuple[str, bool]:
     """Return the name of an answer's header in lower case, and whether it goes to the caller."""
     lowered = name.lower()
-    is_dropped = lowered in _RESPONSE_DROPPED or lowered.startswith(_RATE_LIMITS)
+    is_dropped = lowered in _RESPONSE_DROPPED or lowered.startswith(_DROPPED_PREFIXES)
     return lowered, not is_dropped
 
 

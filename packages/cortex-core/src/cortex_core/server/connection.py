@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from cortex_core.errors import RequestError
 from cortex_core.server.clock import HttpDate
+from cortex_core.server.deadline import Deadline
 from cortex_core.server.heads import Heads
 from cortex_core.server.http1 import (
     Answer,
@@ -76,7 +77,7 @@ class Connection(asyncio.Protocol):
         self._flush_timeout_s = flush_timeout_s
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(self.loop)
         self._is_writable = asyncio.Event()
         self._is_writable.set()
         self._is_closing = self._is_ending = self._is_paused = self._is_deaf = False
@@ -132,7 +133,7 @@ class Connection(asyncio.Protocol):
             "client": _address(self._transport, "peername"),
             "server": _address(self._transport, "sockname"),
         }
-        self._wait(self._keep_alive_s, self._look_again)
+        self._deadline.set(self._keep_alive_s, self._look_again)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes."""
@@ -158,8 +159,7 @@ class Connection(asyncio.Protocol):
         """Let go of everything."""
         self._is_closing = True
         self._buffer.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadline.end()
         self._is_writable.set()
         self._leave()
         self._scope = None
@@ -246,8 +246,7 @@ class Connection(asyncio.Protocol):
         self._buffer.clear()
 
     def _serve(self, request: Request) -> None:
-        assert self._timer is not None
-        self._timer.cancel()
+        self._deadline.lift()
         self._scanned = 0
         self.request = request
         path, _, query = request.target.partition(b"?")
@@ -344,7 +343,7 @@ class Connection(asyncio.Protocol):
         self._scope = None
         if is_last:
             return
-        self._wait(self._keep_alive_s, self._look_again)
+        self._deadline.set(self._keep_alive_s, self._look_again)
         if self._is_paused:
             self._is_paused = False
             self._transport.resume_reading()
@@ -361,18 +360,13 @@ class Connection(asyncio.Protocol):
             self._flush()
             self._is_closing = True
             self._buffer.clear()
-            self._wait(self._flush_timeout_s, self.abort)
+            self._deadline.set(self._flush_timeout_s, self.abort)
             self._transport.close()
 
     def _look_again(self) -> None:
         """Close the idle connection, unless something has come already."""
         # After a loop stood still, libuv tells that the time is up before it reads.
-        self._wait(_LAST_LOOK_S, self._close)
-
-    def _wait(self, seconds: float, then: Callable[[], object]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, then)
+        self._deadline.set(_LAST_LOOK_S, self._close)
 
 
 async def _receive() -> Message:

@@ -4,6 +4,7 @@ Everything is done on the level of JSON members: what needs no change is neither
 copied, and a request without any such thing stays byte for byte the caller's.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -75,7 +76,23 @@ _TOOLS = msgspec.json.Decoder(tuple[_ToolName, ...])
 
 _VISION_TYPES = frozenset({"image_url", "input_image", "video_url"})
 _AUDIO_TYPES = frozenset({"audio_url", "input_audio"})
+_OLD_ROLES = ("developer", "function")
 _OPENING = ord("[")
+_ABSENT = msgspec.Raw()
+_RARE = operator.attrgetter(
+    "tools",
+    "tool_choice",
+    "functions",
+    "function_call",
+    "max_completion_tokens",
+    "modalities",
+    "audio",
+    "thinking_token_budget",
+)
+_NO_RARE = (None, *[_ABSENT] * 4, None, _ABSENT, _ABSENT)
+_LIMITS = operator.attrgetter("max_tokens", "max_completion_tokens")
+_NO_LIMITS = (_ABSENT, _ABSENT)
+_NOTHING = Asks()
 _MEDIA_MARKS = (b'_url"', b'"input_')
 """Nothing above is without one of them, unless it is escaped."""
 
@@ -88,6 +105,8 @@ def normalise(body: bytes) -> Normal:
         InvalidRequestError: no chat request, or one for something that no engine does.
     """
     envelope = decode_request(body, CHAT_ENVELOPE_DECODER)
+    if _is_plain(envelope):
+        return Normal(body=body, envelope=envelope, asks=_NOTHING)
     _refuse_impossible(envelope)
     has_functions = _is_given(envelope.functions)
     changes = [change for is_needed, change in _CHANGES if is_needed(envelope)]
@@ -105,11 +124,26 @@ def normalise(body: bytes) -> Normal:
     )
 
 
+def _is_plain(envelope: ChatEnvelope) -> bool:
+    """Whether there is nothing in it that is looked for one by one below."""
+    if _RARE(envelope) != _NO_RARE or _has_idle_options(envelope):
+        return False
+    for message in envelope.messages:
+        if message.role in _OLD_ROLES or message.function_call != _ABSENT:
+            return False
+        content = memoryview(message.content)
+        if content and content[0] == _OPENING:
+            return False
+    return True
+
+
 def within(normal: Normal, limit: Limit) -> bytes:
     """Return the body with no more tokens asked for than the model can ever give.
 
     The same bytes, unless the caller asked for more.
     """
+    if _LIMITS(normal.envelope) == _NO_LIMITS:
+        return normal.body
     changed = {
         name: shorter
         for name, raw in (
@@ -180,7 +214,7 @@ def _media_kinds(envelope: ChatEnvelope) -> set[str]:
 
 def _has_old_messages(envelope: ChatEnvelope) -> bool:
     return any(
-        message.role in ("developer", "function") or _is_given(message.function_call)
+        message.role in _OLD_ROLES or _is_given(message.function_call)
         for message in envelope.messages
     )
 

@@ -250,11 +250,9 @@ class Relay:
     def _headers(
         self, answer: UpstreamAnswer, without: frozenset[str] = frozenset()
     ) -> list[tuple[str, str]]:
-        theirs = [
-            (name, value)
-            for name, value in response_headers(answer.headers)
-            if name not in without and not name.startswith("x-cortex-")
-        ]
+        theirs = response_headers(answer.headers)
+        if without:
+            theirs = [pair for pair in theirs if pair[0] not in without]
         return theirs + self._account.answer_headers()
 
 
