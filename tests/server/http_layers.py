@@ -185,8 +185,9 @@ async def through_ours(pieces: Sequence[bytes]) -> Outcome:
     app, wire = _App(), Wire()
     async with asyncio.TaskGroup() as tasks:
         connection = Connection(
-            protect(app, limits=LIMITS), tasks, {}, keep_alive_s=60, flush_timeout_s=60
+            protect(app, limits=LIMITS), {}, keep_alive_s=60, flush_timeout_s=60
         )
+        tasks.create_task(connection.serve())
         connection.connection_made(cast(asyncio.Transport, wire))
         for piece in pieces:
             connection.data_received(piece)

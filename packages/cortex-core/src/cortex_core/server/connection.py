@@ -44,13 +44,12 @@ _FAILED = b"HTTP/1.1 500 \r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """Reads requests, and gives each to the app in a task of its own when its turn has come.
+    """Reads requests, and gives each to the app when its turn has come.
 
     Only HTTP/1 is spoken, and no upgrade is taken. A caller that closes or half-closes has left.
 
     Args:
         app: gets the requests; it must stand behind the guard.
-        tasks: where the app runs.
         state: of the app's lifespan.
         keep_alive_s: how long the connection may be idle, and a head may take.
         flush_timeout_s: how long what was written may take to reach the caller after the end.
@@ -59,7 +58,6 @@ class Connection(asyncio.Protocol):
     def __init__(
         self,
         app: ASGIApp,
-        tasks: asyncio.TaskGroup,
         state: Mapping[str, Any],
         *,
         keep_alive_s: float,
@@ -69,9 +67,8 @@ class Connection(asyncio.Protocol):
         """Why the request that is being served must not run."""
         self.request: Request
         """The one that is being served, or was last."""
-        self.is_lost = asyncio.Event()
+        self.is_lost = False
         self._app = app
-        self._tasks = tasks
         self._state = state
         self._keep_alive_s = keep_alive_s
         self._flush_timeout_s = flush_timeout_s
@@ -87,6 +84,10 @@ class Connection(asyncio.Protocol):
         """The head of an answer, which waits a moment for what follows: one write is cheaper."""
         # Of the request that is being served.
         self._scope: Scope | None = None
+        self._next: Scope | None = None
+        """The same, until the app gets it."""
+        self._waiter: asyncio.Future[None] | None = None
+        """Of `serve`, while there is nothing to do."""
         self._answer: Answer
         self._listener: Listener | None = None
         self._left = 0
@@ -162,8 +163,9 @@ class Connection(asyncio.Protocol):
         self._deadline.end()
         self._is_writable.set()
         self._leave()
-        self._scope = None
-        self.is_lost.set()
+        self._scope = self._next = None
+        self.is_lost = True
+        self._wake()
 
     def pause_writing(self) -> None:
         """Let senders wait."""
@@ -272,7 +274,38 @@ class Connection(asyncio.Protocol):
         self._chunks = Chunks() if request.length is None else None
         if request.wants_continue and request.length != 0:
             self._transport.write(_CONTINUE)
-        self._tasks.create_task(self._run(self._scope))
+        self._next = self._scope
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def serve(self) -> None:
+        """Give the requests to the app, one after another, until the connection is lost.
+
+        In one task for all of them: to make one for each costs more than to wake one.
+        """
+        while not self.is_lost:
+            scope, self._next = self._next, None
+            if scope is None:
+                await self._wait()
+            else:
+                await self._run(scope)
+
+    async def _wait(self) -> None:
+        """Wait for a request, or for the end."""
+        self._waiter = self.loop.create_future()
+        try:
+            await self._waiter
+        except asyncio.CancelledError:
+            task = asyncio.current_task(self.loop)
+            # The app was cancelled, and ended before that was seen. Up to Python 3.12 it is still
+            # to be raised, though it was taken back.
+            if task is None or task.cancelling():
+                raise
+        finally:
+            self._waiter = None
 
     async def _run(self, scope: Scope) -> None:
         try:

@@ -162,25 +162,23 @@ async def _serve_until_lost(
     state: dict[str, Any],
     begin: Callable[[Connection], Awaitable[None]],
 ) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        connection = Connection(
-            app,
-            tasks,
-            state,
-            keep_alive_s=config.keep_alive_timeout,
-            flush_timeout_s=config.flush_timeout_s,
-        )
-        try:
-            await begin(connection)
-            if config.is_ending:
-                connection.end()
-            await connection.is_lost.wait()
-        except asyncio.CancelledError:
-            if connection in config.connections:
-                connection.abort()
-            raise
-        finally:
-            config.connections.discard(connection)
+    connection = Connection(
+        app,
+        state,
+        keep_alive_s=config.keep_alive_timeout,
+        flush_timeout_s=config.flush_timeout_s,
+    )
+    try:
+        await begin(connection)
+        if config.is_ending:
+            connection.end()
+        await connection.serve()
+    except asyncio.CancelledError:
+        if connection in config.connections:
+            connection.abort()
+        raise
+    finally:
+        config.connections.discard(connection)
 
 
 async def _hand_over(reader: asyncio.StreamReader, connection: Connection) -> None:
