@@ -1,6 +1,6 @@
 """What the rooms of the gateway need of each other, as protocols."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -133,6 +133,10 @@ class UpstreamAnswer(Protocol):
         """
         ...
 
+    def rest(self) -> bytes | None:
+        """Return what is left of the body if all of it has come, else `None` and nothing is read."""
+        ...
+
     async def pass_to(self, take: Callable[[bytes], bool]) -> None:
         """Give the rest of the body to `take` in pieces, as they come; returns at its end.
 
@@ -166,9 +170,9 @@ Body = bytes | tuple[bytes | memoryview, ...]
 class Upstream(Protocol):
     """Sends requests to neurons' inference paths."""
 
-    async def post(
+    def post(
         self, url: str, headers: Sequence[tuple[str, str]], body: Body
-    ) -> UpstreamAnswer:
+    ) -> Awaitable[UpstreamAnswer]:
         """Send a request and return its answer once the head is there; close it afterwards.
 
         Being cancelled closes the connection, which aborts the request.

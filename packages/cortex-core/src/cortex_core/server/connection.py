@@ -1,10 +1,7 @@
 """One caller's connection: bytes in, requests to the app one after another, bytes out."""
 
 import asyncio
-import contextlib
 import logging
-import socket
-import struct
 from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import unquote
@@ -24,6 +21,7 @@ from cortex_core.server.http1 import (
     target_of,
 )
 from cortex_core.server.seam import CONNECTION_KEY, WHOLE_KEY, Listener
+from cortex_core.server.transport import address_of, reset
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +33,6 @@ _FULL_READ_BYTES = 128 * 1024
 
 _LAST_LOOK_S = 0.001
 """Long enough for sockets to be looked at once."""
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""`struct linger`: on, and wait for nothing (socket(7))."""
 
 _CONTINUE = b"HTTP/1.1 100 \r\n\r\n"
 _FAILED = b"HTTP/1.1 500 \r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -87,7 +82,6 @@ class Connection(asyncio.Protocol):
         self._next: Scope | None = None
         """The same, until the app gets it."""
         self._waiter: asyncio.Future[None] | None = None
-        """Of `serve`, while there is nothing to do."""
         self._answer: Answer
         self._listener: Listener | None = None
         self._left = 0
@@ -117,12 +111,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Reset the connection; what was not sent is forgotten, by the kernel too."""
         self._is_closing = True
-        connection = self._transport.get_extra_info("socket")
-        # A transport's `abort` alone ends with a FIN, as a complete answer would.
-        # A socket that is closed already has no descriptor to set it on.
-        with contextlib.suppress(OSError, ValueError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
+        reset(self._transport)
 
     # What the transport says.
 
@@ -131,8 +120,8 @@ class Connection(asyncio.Protocol):
         # Of TCP; uvloop's is a class of its own.
         self._transport = cast(asyncio.Transport, transport)
         self._peers = {
-            "client": _address(self._transport, "peername"),
-            "server": _address(self._transport, "sockname"),
+            "client": address_of(self._transport, "peername"),
+            "server": address_of(self._transport, "sockname"),
         }
         self._deadline.set(self._keep_alive_s, self._look_again)
 
@@ -405,11 +394,6 @@ class Connection(asyncio.Protocol):
 async def _receive() -> Message:
     """Stand in for what the guard does better: see `Connection.listen`."""
     raise RuntimeError("what is served must stand behind the guard")
-
-
-def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
-    address = transport.get_extra_info(name)
-    return (address[0], address[1]) if isinstance(address, tuple) else None
 
 
 _date = HttpDate()

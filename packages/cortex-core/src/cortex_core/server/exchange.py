@@ -2,7 +2,7 @@
 
 import asyncio
 import enum
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope, Send
@@ -221,16 +221,16 @@ class Exchange:
         if not self._sends % _SENDS_PER_TURN:
             await asyncio.sleep(0)
         if message["type"] != "http.response.body":
+            if self._has_body:
+                # One that came along with the head is read by now, if the pump gets a turn.
+                await asyncio.sleep(0)
             await self._start(message)
         elif not message.get("more_body", False):
             await self._finish(message)
         else:
             await self._pass(message)
 
-    async def _start(self, message: Message) -> None:
-        # A body that came along with the head is read by now, if the pump gets a turn.
-        if self._has_body:
-            await asyncio.sleep(0)
+    def _start(self, message: Message) -> Awaitable[None]:
         headers = [pair for pair in message.get("headers", ()) if pair[0].lower() not in NAMES]
         headers += response_headers(self.request_id, self._path)
         # The server below closes after a body that was not read to its end: say so. Only then,
@@ -240,15 +240,16 @@ class Exchange:
         self.is_started = True
         begin = {"type": message["type"], "status": message["status"], "headers": headers}
         body = message.get(WHOLE_KEY)
-        if body is None:
-            await self._pass(begin)
-        elif self._has_body:
-            await self._pass(begin)
-            await self._finish({"type": "http.response.body", "body": body})
-        else:
+        if body is not None and self._has_body:
+            return self._start_and_finish(begin, body)
+        if body is not None:
             self.is_complete = True
             begin[WHOLE_KEY] = body
-            await self._pass(begin)
+        return self._pass(begin)
+
+    async def _start_and_finish(self, begin: Message, body: bytes) -> None:
+        await self._pass(begin)
+        await self._finish({"type": "http.response.body", "body": body})
 
     async def _finish(self, message: Message) -> None:
         if self._has_body:

@@ -80,6 +80,10 @@ class Answer:
             raise self._error
         return self._taken()
 
+    def rest(self) -> bytes | None:
+        """Return the rest if it has come; see `UpstreamAnswer.rest`."""
+        return self._taken() if self._source is None and self._error is None else None
+
     async def pass_to(self, take: Callable[[bytes], bool]) -> None:
         """Give the rest to `take`; see `UpstreamAnswer.pass_to`."""
         self._take, self._is_refused = take, False

@@ -1,13 +1,11 @@
 """One connection to a node: a request out, its answer in, and on to the next."""
 
 import asyncio
-import contextlib
-import socket
-import struct
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 from cortex_core.routing.retry import Failure
+from cortex_core.server.transport import reset
 from cortex_gateway.clients.answer import Answer
 from cortex_gateway.clients.heads import (
     Body,
@@ -27,9 +25,6 @@ _TURN_PIECES = 2
 
 _CLOCKS_DIFFER_S = 1.0
 """How much sooner than a node says its connections are left alone."""
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""`struct linger`: on, and wait for nothing (socket(7))."""
 
 
 class Owner(Protocol):
@@ -166,12 +161,7 @@ class Connection(asyncio.Protocol):
         self._waiter = self._body = self._answer = None
         if self.is_open:
             self._leave()
-            connection = self._transport.get_extra_info("socket")
-            # A transport's `abort` alone ends with a FIN, behind all that is still to be sent.
-            # A socket that is closed already has no descriptor to set it on.
-            with contextlib.suppress(OSError, ValueError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self._transport.abort()
+            reset(self._transport)
 
     def _leave(self) -> None:
         self.is_open = False

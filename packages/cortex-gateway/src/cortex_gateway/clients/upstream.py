@@ -3,14 +3,18 @@
 aiohttp is left to what is asked seldom: the control API of neurons.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
+from cortex_gateway.clients.answer import Answer
+from cortex_gateway.clients.connection import Connection
 from cortex_gateway.clients.pool import Pool
-from cortex_gateway.ports import Body, UpstreamAnswer
+from cortex_gateway.ports import Body
 from cortex_gateway.settings import Timeouts
+
+Pieces = Sequence[bytes | memoryview]
 
 _MAX_URLS = 1024
 """Remembered ones. There are a few for each node, and more only while the fleet changes."""
@@ -65,16 +69,26 @@ class HttpUpstream:
         """Open connections, idle ones included."""
         return sum(len(pool.connections) for pool in self._pools.values())
 
-    async def post(
+    def post(
         self, url: str, headers: Sequence[tuple[str, str]], body: Body
-    ) -> UpstreamAnswer:
+    ) -> Coroutine[Any, Any, Answer]:
         """Send a request; see `Upstream.post`."""
         place = self._places.get(url) or self._place(url)
         pieces = (body,) if isinstance(body, bytes) else body
         head = _head(place, headers, sum(map(len, pieces)))
-        connection = place.pool.take() or await place.pool.connect()
+        connection = place.pool.take()
+        if connection is None:
+            return self._post_anew(place.pool, head, pieces)
+        return self._ask(connection, head, pieces)
+
+    async def _post_anew(self, pool: Pool, head: bytes, pieces: Pieces) -> Answer:
+        return await self._ask(await pool.connect(), head, pieces)
+
+    def _ask(
+        self, connection: Connection, head: bytes, pieces: Pieces
+    ) -> Coroutine[Any, Any, Answer]:
         patience = self._patience
-        return await connection.ask(
+        return connection.ask(
             head, pieces, first_byte_s=patience.first_byte_s, idle_s=patience.idle_s
         )
 

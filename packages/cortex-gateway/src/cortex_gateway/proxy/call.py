@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from cortex_core.errors import InvalidRequestError
 from cortex_core.headers import CALLER_HEADER, combined, request_headers
@@ -123,7 +123,7 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     Raises:
         ClientGoneError: the caller left before it was complete.
     """
-    piece, has_more = await _piece(receive)
+    piece, has_more = _piece(await receive())
     if not has_more:
         return bytes(piece)
     # Written where it stays: to keep all pieces and to join them takes twice the memory, most of
@@ -132,14 +132,13 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     whole = io.BytesIO(bytes(_announced(scope)))
     whole.write(piece)
     while has_more:
-        piece, has_more = await _piece(receive)
+        piece, has_more = _piece(await receive())
         whole.write(piece)
     whole.truncate()
     return whole.getvalue()
 
 
-async def _piece(receive: Receive) -> tuple[bytes, bool]:
-    message = await receive()
+def _piece(message: Message) -> tuple[bytes, bool]:
     if message["type"] != "http.request":
         raise ClientGoneError("the caller has left within its request")
     return message.get("body", b""), message.get("more_body", False)

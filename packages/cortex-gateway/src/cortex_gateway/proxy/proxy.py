@@ -149,11 +149,17 @@ class Proxy:
         asked = await read(call.head, body)
         account.is_stream = asked.is_stream
         reply.stream_type, reply.failed = asked.stream_type, asked.failed
-        resolved = await self._resolve(asked.model)
+        try:
+            resolved = resolve(doors.store.state, doors.store.catalogue, asked.model)
+        except ModelNotFoundError:
+            resolved = await self._heard(asked.model)
         account.begin(resolved.model)
         # What cannot work is refused before anybody waits for a load.
         target, dialect = foreseen_target(doors.store.state, resolved.model, doors.accesses)
-        outbound = await aside(len(body), asked.outbound, target, dialect)
+        if len(body) < LARGE_BYTES:
+            outbound = asked.outbound(target, dialect)
+        else:
+            outbound = await aside(len(body), asked.outbound, target, dialect)
         affinity = affinity_of(call.session, body)
         search = Search(resolved.model, RouteHints(cold_ok=call.cold_ok, affinity=affinity))
         ticket = self._ticket(call, len(body))
@@ -187,8 +193,8 @@ class Proxy:
             session=call.session,
         )
 
-    async def _resolve(self, requested: str) -> Resolved:
-        """Resolve a name; one that is unknown only until the nodes have spoken is waited for.
+    async def _heard(self, requested: str) -> Resolved:
+        """Resolve a name that is unknown, perhaps only until the nodes have spoken.
 
         Raises:
             ModelNotFoundError: no node has it, and the catalogue has not.

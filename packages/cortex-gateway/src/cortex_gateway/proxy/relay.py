@@ -185,8 +185,7 @@ class Relay:
     async def _rewritten(self, answer: UpstreamAnswer, is_encoded: bool) -> None:
         """Read an answer whole and pass on what it comes to for the caller."""
         assert self._answer is not None
-        parts, is_whole = await _collect(answer, REWRITTEN_BYTES)
-        body = b"".join(parts)
+        body, is_whole = await _collected(answer, REWRITTEN_BYTES)
         await self._quiet()
         if is_encoded or not is_whole:
             raise UpstreamFailure(Failure.BAD_ANSWER, "the answer is compressed, or endless")
@@ -202,8 +201,7 @@ class Relay:
     async def _plain(
         self, answer: UpstreamAnswer, headers: dict[str, str], whole_bytes: int
     ) -> None:
-        parts, is_whole = await _collect(answer, whole_bytes)
-        body = b"".join(parts)
+        body, is_whole = await _collected(answer, whole_bytes)
         await self._quiet()
         if is_whole:
             findings = whole_findings(body, self._dialect)
@@ -226,8 +224,7 @@ class Relay:
 
     async def _refusal(self, answer: UpstreamAnswer, kind: str, is_encoded: bool) -> None:
         """Pass on a status that is no success, if it comes with an error object."""
-        parts, is_whole = await _collect(answer, MAX_ERROR_BYTES)
-        body = b"".join(parts)
+        body, is_whole = await _collected(answer, MAX_ERROR_BYTES)
         await self._quiet()
         is_ours = kind.startswith("application/json") and not is_encoded and is_json(body)
         if answer.status < 400 or not is_whole or not is_ours:
@@ -316,16 +313,20 @@ async def _more_events(answer: UpstreamAnswer, watch: StreamWatch) -> bytes:
     return b""
 
 
-async def _collect(answer: UpstreamAnswer, limit_bytes: int) -> tuple[list[bytes], bool]:
+async def _collected(answer: UpstreamAnswer, limit_bytes: int) -> tuple[bytes, bool]:
     """Return what came until the end or until `limit_bytes` were passed, and whether it ended."""
+    # An engine writes a plain answer in one piece.
+    rest = answer.rest()
+    if rest is not None:
+        return rest, len(rest) <= limit_bytes
     parts: list[bytes] = []
     size = 0
     while chunk := await answer.read():
         parts.append(chunk)
         size += len(chunk)
         if size > limit_bytes:
-            return parts, False
-    return parts, True
+            return b"".join(parts), False
+    return b"".join(parts), True
 
 
 async def _linger(answer: UpstreamAnswer) -> None:
