@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from cortex_core.server.connection import Connection
-from cortex_core.server.exchange import Exchange
+from cortex_core.server.exchange import Cut, Exchange, exchange_of
 from cortex_core.server.http1 import Answer, AnswerError
 from tests.server.apps import START, Watched, chunk, echo, hello
 from tests.server.harness import at_rest, eventually, get, in_use, post, request, serving
@@ -199,3 +199,34 @@ async def test_requests_behind_the_last_are_not_read() -> None:
 
         assert (await client.answer()).headers["connection"] == "close"
         assert await client.rest() == b""
+
+
+async def test_app_that_was_not_cancelled_by_us_takes_nobody_along() -> None:
+    """Ours: what it waited for was cancelled; the answer says 500."""
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            await gone
+
+    async with serving(waiting) as server:
+        assert (await server.ask(get())).status == 500
+
+
+async def test_cancellation_that_nobody_saw_is_not_the_next_request_s() -> None:
+    """Ours: an app that is cancelled as it ends, with another request behind it."""
+
+    async def ending(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/":
+            await asyncio.sleep(0)
+        await hello(scope, receive, send)
+        if scope["type"] == "http" and scope["path"] == "/late":
+            exchange_of(scope).cancel(Cut.DRAIN)
+
+    async with serving(ending) as server:
+        client = await server.connect()
+        await client.send((get("/late") + get("/")) * 2)
+        statuses = [(await client.answer()).status for _ in range(4)]
+
+    assert statuses == [200] * 4

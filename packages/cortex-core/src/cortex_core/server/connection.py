@@ -278,27 +278,19 @@ class Connection(asyncio.Protocol):
         while not self.is_lost:
             scope, self._next = self._next, None
             if scope is None:
-                await self._wait()
+                self._waiter = self.loop.create_future()
+                await self._waiter
             else:
                 await self._run(scope)
-
-    async def _wait(self) -> None:
-        """Wait for a request, or for the end."""
-        self._waiter = self.loop.create_future()
-        try:
-            await self._waiter
-        except asyncio.CancelledError:
-            task = asyncio.current_task(self.loop)
-            # The app was cancelled, and ended before that was seen. Up to Python 3.12 it is still
-            # to be raised, though it was taken back.
-            if task is None or task.cancelling():
-                raise
-        finally:
-            self._waiter = None
 
     async def _run(self, scope: Scope) -> None:
         try:
             await self._app(scope, _receive, self._send)
+        except asyncio.CancelledError:
+            task = asyncio.current_task(self.loop)
+            if task is None or task.cancelling():
+                raise
+            logger.exception("the app waited for something that was cancelled")
         except Exception:
             logger.exception("the app failed")
         finally:

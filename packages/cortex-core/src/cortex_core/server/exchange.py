@@ -139,9 +139,20 @@ class Exchange:
                 raise
         finally:
             self._is_over = True
-            for _ in range(self._cancels):
-                task.uncancel()
-            self._cancels = 0
+            if self._cancels:
+                await self._take_back(task)
+
+    async def _take_back(self, task: asyncio.Task[object]) -> None:
+        for _ in range(self._cancels):
+            task.uncancel()
+        self._cancels = 0
+        # If the app ended before it saw it: up to Python 3.12 it is still raised at the next wait,
+        # which may be one of another request.
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if task.cancelling():
+                raise
 
     def cancel(self, reason: Cut) -> None:
         """Cancel the app, which finds the first `reason` in `cut`; too late is no matter."""
