@@ -331,6 +331,8 @@ async def _collected(answer: UpstreamAnswer, limit_bytes: int) -> tuple[bytes, b
 
 async def _linger(answer: UpstreamAnswer) -> None:
     """Take the end of an answer that is complete; more data than that is dropped with it."""
+    if answer.rest() is not None:
+        return
     with contextlib.suppress(UpstreamFailure, TimeoutError):
         async with asyncio.timeout(LINGER_S):
             await answer.read()
