@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from cortex_gateway.proxy.aside import LARGE_BYTES, aside
-from tests.fakes.gateway import ask, gateway
-from tests.fakes.upstream import ScriptedNode, nodes, streams, words
+from tests.fakes.gateway import TO_A, ask, gateway
+from tests.fakes.upstream import ScriptedNode, nodes, refuses, streams, words
+from tests.gateway.responses.asking import completion
 
 TURNS = 600
 TEXT = "word " * 100
@@ -85,6 +86,48 @@ async def test_what_is_large_and_wrong_is_refused_alike(path: str) -> None:
     assert told[0] == told[1]
     assert told[0][0] == 400
     assert not node.wires
+
+
+@pytest.mark.parametrize("path", SAID)
+async def test_what_is_large_is_sent_again_as_it_was(path: str) -> None:
+    """Ours: what another attempt is sent is made beside the loop as well."""
+    large = of_turns(path, 2 * TURNS)
+    async with (
+        nodes(a := ScriptedNode(refuses), b := ScriptedNode(streams(words(2)))),
+        gateway({"a": a.url, "b": b.url}) as g,
+    ):
+        answer = await ask(g.url, large, path=path, headers=TO_A)
+
+    bodies = [wire.body for node in (a, b) for wire in node.wires]
+    assert answer.status == 200
+    assert bodies == [bodies[0]] * 2
+
+
+async def test_what_is_large_may_be_made_in_the_background() -> None:
+    """Ours: whether it is to be is read off the request, of which some have the word elsewhere."""
+    large = of_turns("/v1/responses", 2 * TURNS)
+    asked = [{**large, "stream": False, **more} for more in ({}, {"background": False})]
+    asked.append({**asked[0], "background": True, "store": True})
+    async with (
+        nodes(node := ScriptedNode(*[completion()] * 3)),
+        gateway({"a": node.url}) as g,
+    ):
+        told = [await ask(g.url, fields, path="/v1/responses") for fields in asked]
+        await node.request(2)
+
+    assert [answer.status for answer in told] == [200, 200, 200]
+    assert [answer.json["status"] for answer in told] == ["completed", "completed", "queued"]
+
+
+async def test_large_request_that_cannot_be_read_is_counted() -> None:
+    """Ours: as a small one is."""
+    wrong = {**of_turns("/v1/responses", 2 * TURNS), "model": 5}
+    async with nodes(node := ScriptedNode()), gateway({"a": node.url}) as g:
+        answer = await ask(g.url, wrong, path="/v1/responses")
+        figures = await g.recorder.request()
+
+    assert (answer.status, answer.json["error"]["param"]) == (400, "model")
+    assert figures["outcome"] == "invalid_request_error"
 
 
 async def test_the_loop_goes_on_beside_large_work() -> None:

@@ -2,12 +2,31 @@
 
 import base64
 import binascii
+from collections.abc import Iterable
 
 from cortex_core.errors import InvalidRequestError
 from cortex_core.translate.target import PdfReader
-from cortex_core.wire.anthropic.blocks import DocumentBlock, SearchResultBlock, TextBlock
+from cortex_core.wire.anthropic.blocks import (
+    Block,
+    DocumentBlock,
+    SearchResultBlock,
+    Source,
+    TextBlock,
+    ToolResultBlock,
+)
+from cortex_core.wire.anthropic.request import MessagesRequest
 
 PDF = "application/pdf"
+
+
+def has_pdf(request: MessagesRequest) -> bool:
+    """Tell whether a PDF must be read before `request` can be translated."""
+    # Plain loops, for there may be tens of thousands of blocks.
+    for message in request.messages:
+        content = message.content
+        if isinstance(content, tuple) and _has_pdf(content):
+            return True
+    return False
 
 
 def document_text(block: DocumentBlock, path: str, read_pdf: PdfReader | None) -> str:
@@ -62,13 +81,28 @@ def decoded_text(data: str, path: str) -> str:
         raise InvalidRequestError("the document is no text in UTF-8", param=path) from None
 
 
+def _has_pdf(blocks: Iterable[Block]) -> bool:
+    for block in blocks:
+        if type(block) is ToolResultBlock:
+            content = block.content
+            if isinstance(content, tuple) and _has_pdf(content):
+                return True
+        elif type(block) is DocumentBlock and _is_pdf(block.source):
+            return True
+    return False
+
+
+def _is_pdf(source: Source) -> bool:
+    return source.type == "base64" and source.data is not None and source.media_type == PDF
+
+
 def _content(block: DocumentBlock, path: str, read_pdf: PdfReader | None) -> str:
     source = block.source
     match source.type:
         case "text" if source.data is not None:
             return source.data
         case "base64" if source.data is not None:
-            if source.media_type == PDF:
+            if _is_pdf(source):
                 return pdf_text(source.data, f"{path}.source.data", read_pdf)
             return decoded_text(source.data, f"{path}.source.data")
         case "content" if isinstance(source.content, str):

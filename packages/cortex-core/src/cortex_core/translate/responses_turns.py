@@ -4,7 +4,7 @@ The rules are those of `messages_turns`: one system message, first; users and as
 results right after their calls, in the order of the calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cortex_core.codec import encode_json
 from cortex_core.errors import InvalidRequestError
@@ -216,12 +216,37 @@ class Turns:
                 raise InvalidRequestError(f"parts of type {other!r} are not taken", param=path)
 
     def _file(self, data: str, filename: str | None, path: str) -> str:
-        head, _, payload = data.rpartition(",")
-        is_pdf = data.startswith(_PDF_START) or (
-            not head and (filename or "").lower().endswith(".pdf")
-        )
-        text = pdf_text(payload, path, self._read_pdf) if is_pdf else decoded_text(payload, path)
+        payload = data.rpartition(",")[2]
+        if _is_pdf(data, filename):
+            text = pdf_text(payload, path, self._read_pdf)
+        else:
+            text = decoded_text(payload, path)
         return text if not filename else f"{filename}\n\n{text}"
+
+
+def has_pdf(items: Iterable[Item]) -> bool:
+    """Tell whether a PDF must be read before `items` can be translated."""
+    for item in items:
+        if isinstance(item, MessageItem):
+            content = item.content
+        elif isinstance(item, CallOutputItem):
+            content = item.output
+        else:
+            continue
+        if isinstance(content, tuple) and any(map(_has_pdf, content)):
+            return True
+    return False
+
+
+def _has_pdf(part: ContentPart) -> bool:
+    data = part.file_data
+    return part.type == "input_file" and data is not None and _is_pdf(data, part.filename)
+
+
+def _is_pdf(data: str, filename: str | None) -> bool:
+    if data.startswith(_PDF_START):
+        return True
+    return filename is not None and filename.lower().endswith(".pdf") and data.find(",", 1) < 0
 
 
 def _detail(part: ContentPart) -> str | None:

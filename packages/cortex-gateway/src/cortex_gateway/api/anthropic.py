@@ -10,14 +10,16 @@ from cortex_core.dialect import Dialect, error_event
 from cortex_core.errors import InvalidRequestError, RequestError
 from cortex_core.translate.capability import MESSAGES_FIELDS, refuse_unable
 from cortex_core.translate.chat_reader import ChatReader
+from cortex_core.translate.documents import has_pdf
 from cortex_core.translate.messages_request import messages_to_chat
 from cortex_core.translate.messages_writer import MessagesWriter, messages_writer_for
 from cortex_core.translate.parts import Translator
 from cortex_core.translate.target import PdfReader, Target
 from cortex_core.wire.anthropic.request import MESSAGES_REQUEST_DECODER, MessagesRequest
 from cortex_gateway.api.counting import CountAsked
-from cortex_gateway.api.documents import RememberedPdfs, may_have_pdf
+from cortex_gateway.api.documents import RememberedPdfs
 from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, anew, renamed
+from cortex_gateway.proxy.aside import LARGE_BYTES, aside
 from cortex_gateway.proxy.asked import EVENT_STREAM, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
 
@@ -40,12 +42,19 @@ def routes(proxy: Proxy, read_pdf: PdfReader | None) -> list[Route]:
         return asked
 
     async def read_any(head: Head, body: bytes) -> MessagesAsked:
-        request = decode_request(body, MESSAGES_REQUEST_DECODER)
-        if read_pdf is None or not may_have_pdf(body):
+        if len(body) < LARGE_BYTES:
+            request, needs_pages = look_at(body)
+        else:
+            request, needs_pages = await aside(len(body), look_at, body)
+        if read_pdf is None or not needs_pages:
             return MessagesAsked(head, body, request, read_pdf)
         pages = RememberedPdfs(read_pdf)
         await pages.foresee(messages_to_chat, request, Target(model=request.model))
         return MessagesAsked(head, body, request, pages)
+
+    def look_at(body: bytes) -> tuple[MessagesRequest, bool]:
+        request = decode_request(body, MESSAGES_REQUEST_DECODER)
+        return request, read_pdf is not None and has_pdf(request)
 
     async def read_count(head: Head, body: bytes) -> CountAsked:
         return CountAsked(await read_any(head, body), _render_count)

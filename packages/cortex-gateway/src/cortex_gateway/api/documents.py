@@ -8,11 +8,6 @@ from collections.abc import Callable
 from cortex_core.translate.target import PdfReader
 
 
-def may_have_pdf(body: bytes) -> bool:
-    """Tell whether a request or an item may have a PDF in it."""
-    return b"application/pdf" in body or b'.pdf"' in body.lower()
-
-
 class RememberedPdfs:
     """Reads each PDF once.
 

@@ -29,11 +29,10 @@ from cortex_core.translate.target import PdfReader
 from cortex_core.wire.responses.request import RESPONSES_REQUEST_DECODER, ResponsesRequest
 from cortex_gateway.api.background import Background, Run
 from cortex_gateway.api.counting import CountAsked
-from cortex_gateway.api.documents import may_have_pdf
 from cortex_gateway.api.kept_items import input_items, page_of, resolved
 from cortex_gateway.api.responses_asked import ResponsesAsked
-from cortex_gateway.proxy.aside import aside
-from cortex_gateway.proxy.asked import EVENT_STREAM, Head
+from cortex_gateway.proxy.aside import LARGE_BYTES, aside
+from cortex_gateway.proxy.asked import EVENT_STREAM, Head, ReadAsked
 from cortex_gateway.proxy.call import read_body
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.records.schema import CONVERSATION, RESPONSE, KeptItem, Record
@@ -109,20 +108,37 @@ class ResponsesApi:
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request for a response."""
         body = await read_body(scope, receive)
-        # Most requests have no such word, and are decoded once.
-        if b'"background"' in body:
-            request = decode_request(body, RESPONSES_REQUEST_DECODER)
-            if request.background:
+        read: ReadAsked = self._read
+        # Most requests have no such word; in a large one it takes longer to look for it than to
+        # decode it.
+        if len(body) >= LARGE_BYTES or b'"background"' in body:
+            request = await self._decoded_early(body)
+            if request is not None and request.background:
                 answer = await self._start(request, scope, body)
                 await answer(scope, receive, send)
                 return
-        await self._proxy.serve(scope, _given(body), send, self._read)
+            if request is not None:
+                read = self._reader_of(request)
+        await self._proxy.serve(scope, _given(body), send, read)
+
+    async def _decoded_early(self, body: bytes) -> ResponsesRequest | None:
+        """Return a request; `None` for what is to be refused where requests are counted."""
+        try:
+            return await aside(len(body), decode_request, body, RESPONSES_REQUEST_DECODER)
+        except RequestError:
+            return None
+
+    def _reader_of(self, request: ResponsesRequest) -> ReadAsked:
+        async def read(head: Head, body: bytes) -> ResponsesAsked:
+            return await self._asked(request, len(body))
+
+        return read
 
     async def _read(self, head: Head, body: bytes) -> ResponsesAsked:
         return await self._asked(decode_request(body, RESPONSES_REQUEST_DECODER), len(body))
 
     async def _read_count(self, head: Head, body: bytes) -> CountAsked:
-        request = decode_request(body, RESPONSES_REQUEST_DECODER)
+        request = await aside(len(body), decode_request, body, RESPONSES_REQUEST_DECODER)
         request = msgspec.structs.replace(request, store=False, background=None)
         asked = await self._asked(request, len(body))
         return CountAsked(asked, _render_count)
@@ -163,7 +179,7 @@ class ResponsesApi:
             now=self._epoch_s,
             read_pdf=self._read_pdf,
         )
-        if any(may_have_pdf(item.body) for item in (*history, *own)):
+        if asked.has_pdf:
             await asked.read_pdfs()
         return asked
 

@@ -13,6 +13,7 @@ from cortex_core.translate.chat_request import chat_to_messages
 from cortex_core.translate.messages_reader import MessagesReader
 from cortex_core.translate.parts import Reader, Translator
 from cortex_core.translate.responses_request import responses_to_chat
+from cortex_core.translate.responses_turns import has_pdf
 from cortex_core.translate.responses_writer import ResponsesWriter
 from cortex_core.translate.target import PdfReader, Target, ToChat
 from cortex_core.wire.responses.answer import Response
@@ -63,6 +64,9 @@ class ResponsesAsked:
         self._own = own
         self._history = decode_items((item.body for item in history), "history")
         self._items = decode_items(item.body for item in own)
+        # Found out here, which for a large request is beside the loop.
+        self.has_pdf = read_pdf is not None and has_pdf((*self._history, *self._items))
+        """Whether `read_pdfs` has something to do."""
         self._store = store
         self._now = now
         self._read_pdf = read_pdf

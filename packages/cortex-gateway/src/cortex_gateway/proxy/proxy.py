@@ -169,7 +169,7 @@ class Proxy:
             files = FilesWalk(doors, call, asked, outbound, reply, account)
             if await files.run(search.model, search.hints):
                 return
-        foreseen = Foreseen(target=target, dialect=dialect, outbound=outbound)
+        foreseen = Foreseen(target=target, dialect=dialect, outbound=outbound, body_bytes=len(body))
         await Walk(doors, call, asked, ticket, foreseen, search, reply, account).run()
 
     def _ticket(self, call: Call, body_bytes: int) -> Ticket:

@@ -30,6 +30,7 @@ from cortex_gateway.ports import (
 )
 from cortex_gateway.proxy.access import NEURON, Access, Accesses, headers_for
 from cortex_gateway.proxy.account import FAILED_AT_NODE, Account
+from cortex_gateway.proxy.aside import aside
 from cortex_gateway.proxy.asked import Asked, Outbound
 from cortex_gateway.proxy.call import Call
 from cortex_gateway.proxy.hold import Beat, Hold, Pulse
@@ -76,6 +77,8 @@ class Foreseen(msgspec.Struct, frozen=True, kw_only=True):
     target: Target
     dialect: Dialect
     outbound: Outbound
+    body_bytes: int
+    """Size of the caller's body."""
 
 
 class Walk:
@@ -107,6 +110,7 @@ class Walk:
         self._call = call
         self._ticket = ticket
         self._foreseen: Foreseen | None = foreseen
+        self._body_bytes = foreseen.body_bytes
         self._thoughts = foreseen.outbound.answer if call.shows_progress else None
         self._shown = ""
         self._overload: OverloadedError | None = None
@@ -187,16 +191,21 @@ class Walk:
         """Send the request to one replica; False asks for another round."""
         doors, replica, account = self._doors, serve.replica, self._account
         access = doors.accesses.get(replica.node, NEURON)
-        outbound = self._outbound(target_of(doors.store.state, replica, access), access.dialect)
-        if self._call.shows_progress:
-            # What is shown from now on must be known to who writes the answer.
-            self._thoughts = outbound.answer
+        target = target_of(doors.store.state, replica, access)
+        outbound = self._as_foreseen(target, access.dialect)
         is_retry = self._search.attempts > 0
-        began = account.dispatch(replica)
-        doors.store.touch(replica, began)
-        account.ignored = outbound.ignored
         try:
             with doors.in_flight.attempt(replica, is_retry=is_retry):
+                if outbound is None:
+                    outbound = await aside(
+                        self._body_bytes, self._asked.outbound, target, access.dialect
+                    )
+                if self._call.shows_progress:
+                    # What is shown from now on must be known to who writes the answer.
+                    self._thoughts = outbound.answer
+                began = account.dispatch(replica)
+                doors.store.touch(replica, began)
+                account.ignored = outbound.ignored
                 if not await self._send_alive(serve, access, outbound):
                     return False
         except UpstreamFailure as failure:
@@ -205,12 +214,12 @@ class Walk:
         self._answered(replica, began)
         return True
 
-    def _outbound(self, target: Target, dialect: Dialect) -> Outbound:
-        """Return what is sent; what was foreseen, if that is it, the first time."""
+    def _as_foreseen(self, target: Target, dialect: Dialect) -> Outbound | None:
+        """Return what was foreseen to be sent, if that is it, the first time."""
         foreseen, self._foreseen = self._foreseen, None
         if foreseen is not None and (foreseen.target, foreseen.dialect) == (target, dialect):
             return foreseen.outbound
-        return self._asked.outbound(target, dialect)
+        return None
 
     def _send_alive(self, serve: Serve, access: Access, outbound: Outbound) -> Awaitable[bool]:
         """Send the request, with a heartbeat for who reads a stream; see `_send`."""
