@@ -1,16 +1,20 @@
 """Large requests of other dialects: translated like small ones, beside the loop."""
 
 import asyncio
+import contextlib
 import json
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from cortex_gateway.proxy.aside import LARGE_BYTES, aside
+from cortex_gateway.proxy.aside import LARGE_BYTES, Aside, Threads
 from tests.fakes.gateway import TO_A, ask, gateway
 from tests.fakes.upstream import ScriptedNode, nodes, refuses, streams, words
+from tests.gateway.proxy.test_messages import document, pdf
 from tests.gateway.responses.asking import completion
+from tests.server.harness import eventually
 
 TURNS = 600
 TEXT = "word " * 100
@@ -130,7 +134,88 @@ async def test_large_request_that_cannot_be_read_is_counted() -> None:
     assert figures["outcome"] == "invalid_request_error"
 
 
-async def test_the_loop_goes_on_beside_large_work() -> None:
+@pytest.fixture
+def aside() -> Iterator[Aside]:
+    with contextlib.closing(Aside()) as threads:
+        yield threads
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Yield what holds threads up until it is set, which it is in the end."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def test_slow_documents_hold_up_nothing_but_documents(gate: threading.Event) -> None:
+    """Issue: nothing on the request path grows without bound, or starves something else."""
+    asked = {"max_tokens": 5, "stream": True, **document(pdf("Grey geese."))}
+    async with (
+        nodes(node := ScriptedNode(streams(words(1)), streams(words(1)))),
+        gateway({"a": node.url}) as g,
+    ):
+        documents = g.proxy.aside.documents
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(documents.run(16, gate.wait))
+            await eventually(lambda: documents.pending == 16)
+            large = await ask(g.url, of_turns("/v1/messages", 2 * TURNS), path="/v1/messages")
+            refused = await ask(g.url, asked, path="/v1/messages")
+            gate.set()
+        served = await ask(g.url, asked, path="/v1/messages")
+
+    assert [large.status, refused.status, served.status] == [200, 529, 200]
+    assert refused.json["error"]["type"] == "overloaded_error"
+    assert "retry-after" in refused.headers
+    assert len(node.wires) == 2
+
+
+@pytest.mark.parametrize("path", SAID)
+async def test_too_many_large_requests_are_refused(path: str, gate: threading.Event) -> None:
+    """Issue: as above."""
+    async with (
+        nodes(node := ScriptedNode(streams(words(1)))),
+        gateway({"a": node.url}) as g,
+        asyncio.TaskGroup() as tasks,
+    ):
+        large = g.proxy.aside.large
+        tasks.create_task(large.run(256 << 20, gate.wait))
+        await eventually(lambda: large.pending > 0)
+        refused = await ask(g.url, of_turns(path, 2 * TURNS), path=path)
+        small = await ask(g.url, of_turns(path, 0), path=path)
+        gate.set()
+
+    assert refused.status == (529 if path == "/v1/messages" else 503)
+    assert b"too many large requests" in refused.body
+    assert small.status == 200
+    assert g.recorder.requests[0]["outcome"] == "server_is_overloaded"
+
+
+async def test_what_is_larger_than_the_line_is_worked_on_alone() -> None:
+    """Ours: a limit on bodies may be above that of the line."""
+    with contextlib.closing(Threads("bodies", threads=1, most=10)) as threads:
+        assert await threads.run(11, lambda: "done") == "done"
+
+
+async def test_who_leaves_the_line_is_not_worked_for(gate: threading.Event) -> None:
+    """Ours: work for callers who have left would keep others waiting."""
+    begun: list[str] = []
+    with contextlib.closing(Threads("bodies", threads=1, most=10)) as threads:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(threads.run(5, gate.wait))
+            await eventually(lambda: threads.pending == 5)
+            left = tasks.create_task(threads.run(5, begun.append, "left"))
+            await eventually(lambda: threads.pending == 10)
+            left.cancel()
+            await eventually(lambda: threads.pending == 5)
+            gate.set()
+        await threads.run(5, begun.append, "next")
+
+    assert begun == ["next"]
+    assert threads.pending == 0
+
+
+async def test_the_loop_goes_on_beside_large_work(aside: Aside) -> None:
     """Ours: what waits for the loop would wait for ever on it."""
     loop, goes_on = asyncio.get_running_loop(), threading.Event()
 
@@ -141,6 +226,6 @@ async def test_the_loop_goes_on_beside_large_work() -> None:
     assert await aside(LARGE_BYTES, work)
 
 
-async def test_small_work_is_done_where_it_is_asked_for() -> None:
+async def test_small_work_is_done_where_it_is_asked_for(aside: Aside) -> None:
     """Ours: to change threads costs more."""
     assert await aside(LARGE_BYTES - 1, threading.get_ident) == threading.get_ident()

@@ -7,7 +7,12 @@ import pathlib
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from functools import partial
 from typing import NamedTuple
 
@@ -211,24 +216,25 @@ async def open_api(
     Raises:
         SettingsError: the file of responses cannot be used.
     """
-    async with (
-        records(keeps, clock) as kept,
-        Background(keeps.background_limit) as background,
-        proxy.lines.running(),
-    ):
-        app = build_app(
-            control=control,
-            configured=configured,
-            proxy=proxy,
-            drain=drain,
-            version=version,
-            clock=clock,
-            read_pdf=find_pdf_reader(),
-            records=kept,
-            background=background,
-            new_id=lambda: secrets.token_hex(16),
-        )
-        yield Direct(app)
+    with closing(proxy.aside):
+        async with (
+            records(keeps, clock) as kept,
+            Background(keeps.background_limit) as background,
+            proxy.lines.running(),
+        ):
+            app = build_app(
+                control=control,
+                configured=configured,
+                proxy=proxy,
+                drain=drain,
+                version=version,
+                clock=clock,
+                read_pdf=find_pdf_reader(),
+                records=kept,
+                background=background,
+                new_id=lambda: secrets.token_hex(16),
+            )
+            yield Direct(app)
 
 
 @asynccontextmanager

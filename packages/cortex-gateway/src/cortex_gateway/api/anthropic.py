@@ -19,7 +19,7 @@ from cortex_core.wire.anthropic.request import MESSAGES_REQUEST_DECODER, Message
 from cortex_gateway.api.counting import CountAsked
 from cortex_gateway.api.documents import RememberedPdfs
 from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, anew, renamed
-from cortex_gateway.proxy.aside import LARGE_BYTES, aside
+from cortex_gateway.proxy.aside import LARGE_BYTES
 from cortex_gateway.proxy.asked import EVENT_STREAM, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
 
@@ -45,11 +45,13 @@ def routes(proxy: Proxy, read_pdf: PdfReader | None) -> list[Route]:
         if len(body) < LARGE_BYTES:
             request, needs_pages = look_at(body)
         else:
-            request, needs_pages = await aside(len(body), look_at, body)
+            request, needs_pages = await proxy.aside(len(body), look_at, body)
         if read_pdf is None or not needs_pages:
             return MessagesAsked(head, body, request, read_pdf)
         pages = RememberedPdfs(read_pdf)
-        await pages.foresee(messages_to_chat, request, Target(model=request.model))
+        await pages.foresee(
+            proxy.aside.documents, messages_to_chat, request, Target(model=request.model)
+        )
         return MessagesAsked(head, body, request, pages)
 
     def look_at(body: bytes) -> tuple[MessagesRequest, bool]:

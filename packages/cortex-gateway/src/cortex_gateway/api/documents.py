@@ -1,11 +1,11 @@
 """The text of PDFs, where the extra `pdf` is installed."""
 
-import asyncio
 import importlib.util
 import io
 from collections.abc import Callable
 
 from cortex_core.translate.target import PdfReader
+from cortex_gateway.proxy.aside import Threads
 
 
 class RememberedPdfs:
@@ -25,13 +25,15 @@ class RememberedPdfs:
             self._texts[pdf] = self._read_pdf(pdf)
         return self._texts[pdf]
 
-    async def foresee(self, translate: Callable[..., object], *request: object) -> None:
+    async def foresee(
+        self, threads: Threads, translate: Callable[..., object], *request: object
+    ) -> None:
         """Read what `translate` will want, off the loop: a long document takes seconds.
 
         Raises:
-            RequestError: the request cannot be translated.
+            RequestError: the request cannot be translated, or too many documents are being read.
         """
-        await asyncio.to_thread(translate, *request, read_pdf=self)
+        await threads.run(1, translate, *request, read_pdf=self)
 
 
 def find_pdf_reader() -> PdfReader | None:

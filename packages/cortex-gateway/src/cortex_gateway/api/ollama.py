@@ -26,7 +26,6 @@ from cortex_core.wire.openai.models import ModelObject
 from cortex_gateway.api.counting import CountAsked
 from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, anew
 from cortex_gateway.ports import Store
-from cortex_gateway.proxy.aside import aside
 from cortex_gateway.proxy.asked import Asked, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
 
@@ -57,7 +56,7 @@ def routes(proxy: Proxy, store: Store, clock: Clock) -> list[Route]:
     created = int(clock.wall())
 
     async def read(head: Head, body: bytes) -> Asked:
-        request = await aside(len(body), decode_request, body, _REQUEST)
+        request = await proxy.aside(len(body), decode_request, body, _REQUEST)
         asked = OllamaAsked(head, request, store, clock)
         return CountAsked(asked, asked.loaded) if asked.is_load else asked
 

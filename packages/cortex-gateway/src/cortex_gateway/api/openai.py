@@ -25,7 +25,7 @@ from cortex_core.wire.openai.envelope import ENVELOPE_DECODER, Envelope
 from cortex_gateway.api.passage import ChatPassage, Passage
 from cortex_gateway.api.unasked import UsageHider, with_usage_asked
 from cortex_gateway.ports import Body
-from cortex_gateway.proxy.aside import LARGE_BYTES, aside
+from cortex_gateway.proxy.aside import LARGE_BYTES
 from cortex_gateway.proxy.asked import EVENT_STREAM, Answering, Head, Outbound
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.proxy.rewrite import with_model
@@ -60,12 +60,12 @@ def routes(proxy: Proxy, epoch_s: Callable[[], float]) -> list[Route]:
         if len(body) < LARGE_BYTES:
             return ChatAsked(head, body, created=created)
         # Several passes over the body: the loop gets a turn between them.
-        return await aside(len(body), ChatAsked, head, body, created=created)
+        return await proxy.aside(len(body), ChatAsked, head, body, created=created)
 
     async def read_other(head: Head, body: bytes) -> EngineAsked:
         if len(body) < LARGE_BYTES:
             return EngineAsked(head, body)
-        return await aside(len(body), EngineAsked, head, body)
+        return await proxy.aside(len(body), EngineAsked, head, body)
 
     # An object that is no function is mounted as an ASGI app; nothing is read on its behalf.
     return [

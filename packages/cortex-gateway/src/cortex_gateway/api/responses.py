@@ -31,7 +31,7 @@ from cortex_gateway.api.background import Background, Run
 from cortex_gateway.api.counting import CountAsked
 from cortex_gateway.api.kept_items import input_items, page_of, resolved
 from cortex_gateway.api.responses_asked import ResponsesAsked
-from cortex_gateway.proxy.aside import LARGE_BYTES, aside
+from cortex_gateway.proxy.aside import LARGE_BYTES
 from cortex_gateway.proxy.asked import EVENT_STREAM, Head, ReadAsked
 from cortex_gateway.proxy.call import read_body
 from cortex_gateway.proxy.proxy import Proxy
@@ -124,7 +124,9 @@ class ResponsesApi:
     async def _decoded_early(self, body: bytes) -> ResponsesRequest | None:
         """Return a request; `None` for what is to be refused where requests are counted."""
         try:
-            return await aside(len(body), decode_request, body, RESPONSES_REQUEST_DECODER)
+            return await self._proxy.aside(
+                len(body), decode_request, body, RESPONSES_REQUEST_DECODER
+            )
         except RequestError:
             return None
 
@@ -135,10 +137,18 @@ class ResponsesApi:
         return read
 
     async def _read(self, head: Head, body: bytes) -> ResponsesAsked:
-        return await self._asked(decode_request(body, RESPONSES_REQUEST_DECODER), len(body))
+        if len(body) < LARGE_BYTES:
+            request = decode_request(body, RESPONSES_REQUEST_DECODER)
+        else:
+            request = await self._proxy.aside(
+                len(body), decode_request, body, RESPONSES_REQUEST_DECODER
+            )
+        return await self._asked(request, len(body))
 
     async def _read_count(self, head: Head, body: bytes) -> CountAsked:
-        request = await aside(len(body), decode_request, body, RESPONSES_REQUEST_DECODER)
+        request = await self._proxy.aside(
+            len(body), decode_request, body, RESPONSES_REQUEST_DECODER
+        )
         request = msgspec.structs.replace(request, store=False, background=None)
         asked = await self._asked(request, len(body))
         return CountAsked(asked, _render_count)
@@ -158,7 +168,7 @@ class ResponsesApi:
         salt = self._new_id()
         conversation_id = _conversation_id(request)
         history = await self._history(request, conversation_id)
-        given = await aside(body_bytes, input_items, request.input, salt)
+        given = await self._proxy.aside(body_bytes, input_items, request.input, salt)
         own = await resolved(given, self._store)
         begun = begun_response(
             request,
@@ -168,7 +178,7 @@ class ResponsesApi:
             conversation_id=conversation_id,
             status="queued" if request.background else "in_progress",
         )
-        asked = await aside(
+        asked = await self._proxy.aside(
             body_bytes,
             ResponsesAsked,
             request,
@@ -180,7 +190,7 @@ class ResponsesApi:
             read_pdf=self._read_pdf,
         )
         if asked.has_pdf:
-            await asked.read_pdfs()
+            await asked.read_pdfs(self._proxy.aside.documents)
         return asked
 
     async def _history(

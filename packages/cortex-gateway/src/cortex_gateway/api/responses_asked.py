@@ -21,6 +21,7 @@ from cortex_core.wire.responses.items import decode_items
 from cortex_core.wire.responses.request import ResponsesRequest
 from cortex_gateway.api.documents import RememberedPdfs
 from cortex_gateway.api.openai import CHAT_PATH, MESSAGES_PATH, anew
+from cortex_gateway.proxy.aside import Threads
 from cortex_gateway.proxy.asked import EVENT_STREAM, Outbound
 from cortex_gateway.records.schema import RESPONSE, KeptItem, Record
 from cortex_gateway.records.store import RecordStore
@@ -109,15 +110,15 @@ class ResponsesAsked:
             self._request, self._items, target, history=self._history, read_pdf=read_pdf
         )
 
-    async def read_pdfs(self) -> None:
+    async def read_pdfs(self, threads: Threads) -> None:
         """Read the PDFs of the input and of what was said before, off the loop.
 
         Raises:
-            RequestError: one cannot be read.
+            RequestError: one cannot be read, or too many are being read.
         """
         if self._read_pdf is not None:
             pages = self._read_pdf = RememberedPdfs(self._read_pdf)
-            await pages.foresee(self.translated, Target(model=self.model))
+            await pages.foresee(threads, self.translated, Target(model=self.model))
 
     def failed(self, error: RequestError) -> bytes:
         """Return `response.failed`."""

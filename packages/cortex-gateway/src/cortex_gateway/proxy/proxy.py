@@ -27,7 +27,7 @@ from cortex_gateway.control.journal import Journal
 from cortex_gateway.ports import ProxySettings, RequestMetrics, Store, Upstream
 from cortex_gateway.proxy.access import Accesses
 from cortex_gateway.proxy.account import Account
-from cortex_gateway.proxy.aside import LARGE_BYTES, aside
+from cortex_gateway.proxy.aside import LARGE_BYTES, Aside
 from cortex_gateway.proxy.asked import ReadAsked
 from cortex_gateway.proxy.call import Call, read_body, read_call
 from cortex_gateway.proxy.inflight import InFlight
@@ -60,6 +60,7 @@ class Proxy:
         trace: takes every request for a known model at its end; `None` records none.
         in_flight: counts the requests with replicas; `None` counts anew.
         lines: have requests wait for their turns; `None` makes them.
+        aside: does what large bodies need; `None` makes it.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Proxy:
         trace: Callable[[Arrival], None] | None = None,
         in_flight: InFlight | None = None,
         lines: Lines | None = None,
+        aside: Aside | None = None,
     ) -> None:
         self.journal = journal
         self._trace = trace
@@ -83,6 +85,7 @@ class Proxy:
         self.lines = lines or Lines(
             store=store, in_flight=self.in_flight, settings=settings, clock=clock, random=random
         )
+        self.aside = aside or Aside()
         self._tickets = itertools.count()
         self._doors = Doors(
             store=store,
@@ -95,6 +98,7 @@ class Proxy:
             journal=journal,
             # An empty mapping of the caller's may be filled later.
             accesses={} if accesses is None else accesses,
+            aside=self.aside,
         )
 
     def endpoint(self, read: ReadAsked) -> ASGIApp:
@@ -159,7 +163,7 @@ class Proxy:
         if len(body) < LARGE_BYTES:
             outbound = asked.outbound(target, dialect)
         else:
-            outbound = await aside(len(body), asked.outbound, target, dialect)
+            outbound = await self.aside(len(body), asked.outbound, target, dialect)
         affinity = affinity_of(call.session, body)
         search = Search(resolved.model, RouteHints(cold_ok=call.cold_ok, affinity=affinity))
         ticket = self._ticket(call, len(body))

@@ -30,7 +30,7 @@ from cortex_gateway.ports import (
 )
 from cortex_gateway.proxy.access import NEURON, Access, Accesses, headers_for
 from cortex_gateway.proxy.account import FAILED_AT_NODE, Account
-from cortex_gateway.proxy.aside import aside
+from cortex_gateway.proxy.aside import Aside
 from cortex_gateway.proxy.asked import Asked, Outbound
 from cortex_gateway.proxy.call import Call
 from cortex_gateway.proxy.hold import Beat, Hold, Pulse
@@ -69,6 +69,7 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
     lines: Lines
     journal: Journal
     accesses: Accesses
+    aside: Aside
 
 
 class Foreseen(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +198,7 @@ class Walk:
         try:
             with doors.in_flight.attempt(replica, is_retry=is_retry):
                 if outbound is None:
-                    outbound = await aside(
+                    outbound = await doors.aside(
                         self._body_bytes, self._asked.outbound, target, access.dialect
                     )
                 if self._call.shows_progress:

@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -23,6 +23,7 @@ from cortex_gateway.clients.inner import Inner, open_inner
 from cortex_gateway.clients.upstream import open_upstream
 from cortex_gateway.metrics import GatewayMetrics
 from cortex_gateway.ports import Upstream
+from cortex_gateway.proxy.aside import Aside
 from cortex_gateway.proxy.proxy import Proxy
 from cortex_gateway.reload.edge import Edge
 from cortex_gateway.reload.live import LiveSettings
@@ -72,7 +73,7 @@ async def run_worker(
     ):
         app = worker.app(upstream, inner)
         listener = Listener(app=app, socket=api, keep_alive_s=PUBLIC_KEEP_ALIVE_S, seat=seat)
-        with _on_signals(link.shutdown), worker.vitals.running():
+        with _on_signals(link.shutdown), worker.vitals.running(), closing(worker.aside):
             await serve(
                 worker.vitals.of([listener]),
                 drain=worker.drain,
@@ -139,6 +140,7 @@ class Worker:
         self._note: Say = channel.note
         self.notes = Notes(self._say)
         """What is gathered about requests."""
+        self.aside = Aside()
         self._clock = clock
         self._accesses = dict(setup.accesses)
         self._edge = Edge(self.live, self._accesses)
@@ -171,6 +173,7 @@ class Worker:
             trace=(lambda arrival: note(wire.Traced(arrival=arrival))) if traces else None,
             in_flight=self._places,
             lines=self._lines,
+            aside=self.aside,
         )
         served = endpoints(proxy, self._store, self._clock)
         divided = Divided(self._edge.opened(served), frozenset(served.endpoints), inner)
