@@ -106,6 +106,7 @@ def test_decisions_and_figures_are_those_of_all(door: Daemon) -> None:
     until(lambda: requests(door) == 16)
     got = series(door)
     assert sum(v for k, v in got.items() if k.startswith("cortex_requests_in_flight")) == 0
+    assert got["cortex_request_body_bytes"] == 0
     assert (
         sum(v for k, v in got.items() if k.startswith("cortex_request_duration_seconds_count"))
         == 16

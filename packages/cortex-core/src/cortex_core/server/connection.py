@@ -92,6 +92,12 @@ class Connection(asyncio.Protocol):
         """What was written and has not reached the kernel; read from any thread."""
         return self._transport.get_write_buffer_size()
 
+    @property
+    def body_bytes(self) -> int:
+        """What there is of the body of the request that is being served; read from any thread."""
+        listener = self._listener
+        return 0 if listener is None else listener.body_bytes
+
     def listen(self, listener: Listener) -> None:
         """Tell `listener` what comes of the request that is being served."""
         self._listener = listener

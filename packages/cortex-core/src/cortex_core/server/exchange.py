@@ -119,6 +119,12 @@ class Exchange:
         """What was worked out from the head of the request; see `Heads`."""
         return self._connection.request.memo
 
+    @property
+    def body_bytes(self) -> int:
+        """What was taken of the body, which the app has until it ends; 0 if nobody wants it."""
+        is_wanted = self._failure is None and self._discard_from is None
+        return self._received if is_wanted else 0
+
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run `app` to its end, or until the caller leaves, stalls, or the drain cuts it.
 

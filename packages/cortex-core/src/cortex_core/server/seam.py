@@ -16,6 +16,10 @@ WHOLE_KEY = "cortex.body"
 class Listener(Protocol):
     """Whoever is told what comes of a request after its head."""
 
+    @property
+    def body_bytes(self) -> int:
+        """What was taken of the body, and not thrown away."""
+
     def take(self, data: bytes, *, is_end: bool) -> None:
         """Take a piece of the body."""
 

@@ -80,6 +80,12 @@ class Vitals:
             registry=registry,
         )
         unsent.set_function(lambda: float(sum(one.unsent_bytes for one in self._connections())))
+        bodies = Gauge(
+            f"{prefix}_request_body_bytes",
+            "Bytes that have come of the bodies of requests that have not ended.",
+            registry=registry,
+        )
+        bodies.set_function(lambda: float(sum(one.body_bytes for one in self._connections())))
 
     def of(self, listeners: Sequence[Listener]) -> Sequence[Listener]:
         """Show the connections of `listeners`, and return them."""
