@@ -38,6 +38,7 @@ from cortex_core.server.stack import protect
 from cortex_gateway.api import anthropic, openai
 from cortex_gateway.api.background import Background
 from cortex_gateway.api.direct import Direct
+from cortex_gateway.api.documents import find_pdf_reader
 from cortex_gateway.api.responses import ResponsesApi
 from cortex_gateway.clients.upstream import open_upstream
 from cortex_gateway.control.journal import Journal
@@ -92,11 +93,11 @@ def routes(proxy: Proxy, clock: Clock) -> list[Route]:
         Background(1),
         new_id=lambda: "0" * 32,
         epoch_s=clock.wall,
-        read_pdf=None,
+        read_pdf=find_pdf_reader(),
     )
     return [
         *openai.routes(proxy, clock.wall),
-        *anthropic.routes(proxy, None),
+        *anthropic.routes(proxy, find_pdf_reader()),
         *responses.routes(),
     ]
 
