@@ -1,337 +1,115 @@
 """The engine behind a neuron and behind `vllm serve`: `python -m benchmarks.engine [ROUNDS]`.
 
-Both serve the built-in models with the same weights, options and environment, on the same load.
-One of them lives at a time: a round starts each, loads it, and ends it, and the order changes
-from round to round. The engine core is a process of its own in both, so that the CPU time of what
+Both serve the built-in models with the same weights, options and environment. In each round
+they are started anew and side by side, and get the same loads in turns: while one has a load,
+the other is idle. The engine core is a process of its own in both, so that the CPU time of what
 stands before it can be told from the engine's. The models are tiny: HTTP and serialisation weigh
 more here than they ever do with a model that is of use.
 """
 
 import argparse
-import asyncio
-import contextlib
-import json
+import datetime
 import os
-import re
+import pathlib
+import platform
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
 
 import msgspec
 import uvloop
 
+from benchmarks.engine_loads import EMBED, TINY, Load, Run, loads, measure
+from benchmarks.engine_servers import SERVERS, Served, running
+from benchmarks.page import with_table
+from benchmarks.peers.running import others_cpu_s
 from cortex_core.ids import ModelId
-from cortex_core.server.listen import open_listener
-from neuron.engines import processes
-from neuron.models import BUILTIN
+from neuron.engines.vllm_environment import installed_version
 
-START_S = 180.0
-"""Bound on a start with its load; ten to forty seconds are usual."""
+Runs = dict[str, dict[str, list[Run]]]
+"""By load and server; those of the same place in both lists were one after the other."""
 
-CALL_S = 120.0
-"""Bound on one answer."""
+Figures = dict[str, float]
 
-TINY, EMBED = ModelId("cortex/tiny"), ModelId("cortex/tiny-embed")
-SERVERS = ("vllm serve", "neuron")
-
-NEURON = 'host = "127.0.0.1"\nport = 0\n[[harnesses]]\nname = "vllm"\n'
-
-ENVIRON = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
+SAYS = {
+    "requests_per_s": "requests/s",
+    "first_ms_p50": "first byte p50, ms",
+    "first_ms_p99": "first byte p99, ms",
+    "gap_ms_p50": "gap p50, ms",
+    "gap_ms_p99": "gap p99, ms",
+    "front_ms": "front, CPU ms/request",
+    "core_ms": "engine core, CPU ms/request",
 }
-"""What a neuron sets for its engines on a CPU."""
-
-_WORDS = "The capital of France is Paris. " * 8
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
+"""Columns of the table."""
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of a server."""
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the program."""
 
-    path: str
-    fields: dict[str, object]
-    connections: int
-    calls: int
-    """One after the other on each connection."""
-
-    def request(self, model: ModelId) -> bytes:
-        """Return one request as bytes."""
-        body = json.dumps({"model": model, **self.fields}).encode()
-        head = (
-            f"POST {self.path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
-
-
-def loads(scale: int) -> dict[ModelId, dict[str, Load]]:
-    """Return all loads by model and name; `scale` 1 is the smallest that works."""
-    talk = {"messages": [{"role": "user", "content": _WORDS}], "temperature": 0}
-    long = {"ignore_eos": True, "max_tokens": 16 * scale}
-    short = {"ignore_eos": True, "max_tokens": 8}
-    usage = {"stream": True, "stream_options": {"include_usage": True}}
-    many = {"connections": 8 * scale, "calls": 2 * scale}
-    chat = "/v1/chat/completions"
-    return {
-        TINY: {
-            "chat, streamed": Load(path=chat, fields={**talk, **long, **usage}, **many),
-            "chat, plain": Load(path=chat, fields={**talk, **short}, **many),
-            "completions": Load(
-                path="/v1/completions",
-                fields={"prompt": _WORDS, "temperature": 0, **short},
-                **many,
-            ),
-            "tokenize": Load(path="/tokenize", fields={"prompt": _WORDS}, **many),
-        },
-        EMBED: {"embeddings": Load(path="/v1/embeddings", fields={"input": _WORDS}, **many)},
-    }
+    date: str
+    machine: str
+    engine: str
+    rounds: int
+    repeats: int
+    scale: int
+    took_s: float
+    others_cores: float
+    """How many cores other programs of the machine kept busy meanwhile."""
+    loads: Mapping[str, Mapping[str, Figures]]
+    """By load and server, and how the neuron's compare as `ratio`."""
+    ratios: Mapping[str, tuple[float, ...]]
+    """Requests per second of the neuron by those of `vllm serve`, for each turn of a load."""
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One load on one server."""
-
-    wall_s: float
-    requests: int
-    tokens: int
-    """That were generated; 0 where nothing is."""
-    first_s: tuple[float, ...]
-    """Until the first byte of the body, per request."""
-    gaps_s: tuple[float, ...]
-    """Between reads of streams."""
-    front_s: float
-    """CPU seconds of what stands before the engine core."""
-    core_s: float
-    """CPU seconds of the engine core."""
+async def turns(served: list[Served], named: dict[str, Load], model: ModelId, repeats: int) -> Runs:
+    """Put all loads on all servers in turns, `repeats` times; once before that nobody counts."""
+    runs: Runs = {name: {one.name: [] for one in served} for name in named}
+    for number in range(-1, repeats):
+        for name, load in named.items():
+            for one in served[:: -1 if number % 2 else 1]:
+                run = await measure(one.port, load, model, one.cpu_s)
+                if number >= 0:
+                    runs[name][one.name].append(run)
+    return runs
 
 
-class Served:
-    """A server that is up."""
+def measured(
+    rounds: int, repeats: int, scale: int, models: tuple[ModelId, ...]
+) -> tuple[Runs, float]:
+    """Start, load and end everything `rounds` times.
 
-    def __init__(self, pid: int, port: int) -> None:
-        self.pid = pid
-        self.port = port
-
-    def cpu_s(self) -> tuple[float, float]:
-        """Return the CPU seconds of the front and of the engine core so far."""
-        front = core = 0.0
-        for member in processes.family([self.pid]):
-            folder = Path(f"/proc/{member.pid}")
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            spent = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            if b"EngineCore" in (folder / "cmdline").read_bytes():
-                core += spent
-            else:
-                front += spent
-        return front, core
-
-
-@contextlib.contextmanager
-def running(server: str, model: ModelId, folder: Path) -> Iterator[Served]:
-    """Run a server that has `model` loaded; it and its engine are gone afterwards."""
-    log = folder / "log"
-    port = 0
-    if server == "neuron":
-        (folder / "neuron.toml").write_text(NEURON)
-        command = [sys.executable, "-m", "neuron", "--config", str(folder / "neuron.toml")]
-    else:
-        listener = open_listener("127.0.0.1:0")
-        port = listener.port
-        listener.close()
-        command = vllm_command(model, port)
-    with (
-        open(log, "wb") as output,
-        subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRON},
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            port = port or _neuron_port(process, log)
-            uvloop.run(_load(process, port, server, model, log))
-            yield Served(process.pid, port)
-        finally:
-            members = processes.family([process.pid])
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            processes.send(members, signal.SIGKILL)
-
-
-def vllm_command(model: ModelId, port: int) -> list[str]:
-    """Return the command line of `vllm serve` with the options of a built-in model.
-
-    The module is what `vllm serve` runs; the command itself does not start where vLLM's
-    distribution is `vllm-cpu`, for it asks for the version of `vllm`.
+    Returns:
+        The runs, and how many cores other programs kept busy during them.
     """
-    builtin = BUILTIN[model]
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(builtin.path), "--served-model-name", model),
-        *("--host", "127.0.0.1", "--port", str(port)),
-    ]
-    for name, value in builtin.engine.items():
-        option = f"--{name.replace('_', '-')}"
-        if name == "tool_call_parser":
-            command.append("--enable-auto-tool-choice")
-        if value is True:
-            command.append(option)
-        else:
-            text = json.dumps(value) if isinstance(value, dict) else str(value)
-            command += [option, text]
-    return command
+    runs: Runs = {}
+    loaded_s = others_s = 0.0
+    for number in range(rounds):
+        for model in models:
+            named = loads(scale)[model]
+            # Whoever is first in one round is second in the next.
+            with running(model, SERVERS[:: -1 if number % 2 else 1]) as served:
+                # Only here: of a process that has ended nobody knows whose it was.
+                begin_s, others_begin_s = time.monotonic(), others_cpu_s()
+                found = uvloop.run(turns(served, named, model, repeats))
+                others_s += others_cpu_s() - others_begin_s
+                loaded_s += time.monotonic() - begin_s
+            for name, by_server in found.items():
+                for server, more in by_server.items():
+                    runs.setdefault(name, {}).setdefault(server, []).extend(more)
+    return runs, max(0.0, others_s) / loaded_s
 
 
-def _neuron_port(process: subprocess.Popen[bytes], log: Path) -> int:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"ready: http://\S+:(\d+)", log.read_text(errors="replace"))
-        if found:
-            return int(found[1])
-        time.sleep(0.1)
-    raise RuntimeError(f"the neuron did not start: {_end_of(log)}")
-
-
-def _end_of(log: Path) -> str:
-    return log.read_text(errors="replace")[-2000:]
-
-
-async def _load(
-    process: subprocess.Popen[bytes], port: int, server: str, model: ModelId, log: Path
-) -> None:
-    """Wait until the model is loaded."""
-    if server == "neuron":
-        wish = Load(
-            path="/models/load",
-            fields={"model_id": model, "harness": "vllm"},
-            connections=1,
-            calls=1,
-        )
-        async with asyncio.timeout(START_S):
-            await Caller(port).one(wish.request(model))
-        return
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return
-        await asyncio.sleep(0.2)
-    raise RuntimeError(f"vllm did not start: {_end_of(log)}")
-
-
-class Caller:
-    """One connection, and what was seen on it."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.first_s: list[float] = []
-        self.gaps_s: list[float] = []
-        self.tokens = 0
-
-    async def calls(self, request: bytes, count: int) -> None:
-        """Make `count` calls, one after the other."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            for _ in range(count):
-                async with asyncio.timeout(CALL_S):
-                    await self._call(reader, writer, request)
-        finally:
-            writer.close()
-
-    async def one(self, request: bytes) -> None:
-        """Make one call, that may take long."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        await self._call(reader, writer, request)
-        writer.close()
-
-    async def _call(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
-    ) -> None:
-        begin = last = time.perf_counter()
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        if b" 200 " not in head[:16]:
-            raise RuntimeError(f"{head!r} {await reader.read(1000)!r}")
-        found = _LENGTH.search(head)
-        if found is not None:
-            body = await reader.readexactly(int(found[1]))
-            self.first_s.append(time.perf_counter() - begin)
-        else:
-            body = b""
-            while not body.endswith(b"\r\n0\r\n\r\n"):
-                data = await reader.read(1 << 16)
-                now = time.perf_counter()
-                if not data:
-                    raise RuntimeError("the stream ended without its terminator")
-                if body:
-                    self.gaps_s.append(now - last)
-                else:
-                    self.first_s.append(now - begin)
-                body, last = body + data, now
-        self.tokens += max((int(count) for count in _TOKENS.findall(body)), default=0)
-
-
-async def measure(served: Served, load: Load, model: ModelId) -> Run:
-    """Put one load on a server."""
-    request = load.request(model)
-    callers = [Caller(served.port) for _ in range(load.connections)]
-    front_s, core_s = served.cpu_s()
-    begin = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for caller in callers:
-            tasks.create_task(caller.calls(request, load.calls))
-    wall_s = time.perf_counter() - begin
-    front_end_s, core_end_s = served.cpu_s()
-    return Run(
-        wall_s=wall_s,
-        requests=load.connections * load.calls,
-        tokens=sum(caller.tokens for caller in callers),
-        first_s=tuple(took for caller in callers for took in caller.first_s),
-        gaps_s=tuple(gap for caller in callers for gap in caller.gaps_s),
-        front_s=front_end_s - front_s,
-        core_s=core_end_s - core_s,
-    )
-
-
-async def measure_all(
-    served: Served, named: dict[str, Load], model: ModelId, repeats: int
-) -> list[tuple[str, Run]]:
-    """Put all loads on a server, `repeats` times; once before that nobody counts."""
-    for load in named.values():
-        await measure(served, load, model)
-    return [
-        (name, await measure(served, load, model))
-        for _ in range(repeats)
-        for name, load in named.items()
-    ]
-
-
-def figures(runs: list[Run]) -> dict[str, float]:
-    """Return what is shown of the runs of one load on one server: medians, ms and seconds."""
-    wall_s = sum(run.wall_s for run in runs)
+def figures(runs: list[Run]) -> Figures:
+    """Return what is shown of the runs of one load on one server."""
     requests, tokens = sum(run.requests for run in runs), sum(run.tokens for run in runs)
-    per = tokens or requests
     found = {
         "requests_per_s": statistics.median(run.requests / run.wall_s for run in runs),
-        "front_cpu_s_per_1000": sum(run.front_s for run in runs) / per * 1000,
-        "core_cpu_s_per_1000": sum(run.core_s for run in runs) / per * 1000,
-        "wall_s": wall_s,
+        "front_ms": sum(run.front_s for run in runs) / requests * 1000,
+        "core_ms": sum(run.core_s for run in runs) / requests * 1000,
+        "requests": requests,
+        "tokens": tokens,
     }
     if tokens:
         found["tokens_per_s"] = statistics.median(run.tokens / run.wall_s for run in runs)
@@ -345,46 +123,97 @@ def figures(runs: list[Run]) -> dict[str, float]:
     return found
 
 
+def ratios(by_server: Mapping[str, list[Run]]) -> tuple[float, ...]:
+    """Return the neuron's requests per second by those of the other, for each turn of a load."""
+    other, ours = (by_server[server] for server in SERVERS)
+    return tuple(
+        (mine.requests / mine.wall_s) / (theirs.requests / theirs.wall_s)
+        for theirs, mine in zip(other, ours, strict=True)
+    )
+
+
 def compare(
     rounds: int, repeats: int, scale: int, models: tuple[ModelId, ...] = (TINY, EMBED)
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the figures of all loads by load and server; `ratio` is the neuron's to the other."""
-    runs: dict[str, dict[str, list[Run]]] = {}
-    for number in range(rounds):
-        for model in models:
-            named = loads(scale)[model]
-            for server in SERVERS[:: -1 if number % 2 else 1]:
-                with (
-                    tempfile.TemporaryDirectory() as folder,
-                    running(server, model, Path(folder)) as served,
-                ):
-                    for name, run in uvloop.run(measure_all(served, named, model, repeats)):
-                        runs.setdefault(name, {}).setdefault(server, []).append(run)
-    shown = {}
+) -> Comparison:
+    """Measure and compare."""
+    begin = time.monotonic()
+    runs, others_cores = measured(rounds, repeats, scale, models)
+    took_s = time.monotonic() - begin
+    shown, by_turn = {}, {}
     for name, by_server in runs.items():
         one, two = (figures(by_server[server]) for server in SERVERS)
+        by_turn[name] = ratios(by_server)
         ratio = {key: two[key] / one[key] for key in two if one.get(key)}
+        # Of neighbours, whatever the machine did between the rounds.
+        ratio["requests_per_s"] = statistics.median(by_turn[name])
         shown[name] = dict(zip((*SERVERS, "ratio"), (one, two, ratio), strict=True))
-    return shown
+    version = installed_version()
+    return Comparison(
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        machine=f"{os.cpu_count()} cores, no GPU, Python {platform.python_version()}",
+        engine="none" if version is None else f"{version.name} {version.version}",
+        rounds=rounds,
+        repeats=repeats,
+        scale=scale,
+        took_s=round(took_s, 1),
+        others_cores=round(others_cores, 2),
+        loads=shown,
+        ratios=by_turn,
+    )
 
 
-def main(*arguments: str) -> None:
-    """Compare and print; JSON as the last line."""
+def markdown(found: Comparison) -> str:
+    """Return a run as a page shows it."""
+    lines = [
+        f"{found.date}, {found.machine}, {found.engine}; {found.rounds} rounds of "
+        f"{found.repeats} turns of each load, {8 * found.scale} callers at once, in "
+        f"{found.took_s / 60:.1f} minutes. "
+        f"Other programs kept {found.others_cores:.2f} cores busy under the loads.",
+        "",
+        "| load | neuron by `vllm serve`, throughput | least and most of a turn |",
+        "|---|---|---|",
+    ]
+    for name, each in found.ratios.items():
+        ratio = found.loads[name]["ratio"]["requests_per_s"]
+        lines.append(f"| {name} | **{ratio:.2f}** | {min(each):.2f} to {max(each):.2f} |")
+    lines += [
+        "",
+        f"| load | server | {' | '.join(SAYS.values())} |",
+        f"|---|---{'|---' * len(SAYS)}|",
+    ]
+    for name, by_server in found.loads.items():
+        for server in (*SERVERS, "ratio"):
+            cells = [_cell(by_server[server].get(key)) for key in SAYS]
+            lines.append(f"| {name} | {server} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def main(*arguments: str) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.engine", description=__doc__)
     parser.add_argument("rounds", nargs="?", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="loads per round and server")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of a load per round")
     parser.add_argument("--scale", type=int, default=4, help="1 is the smallest")
+    parser.add_argument("--out", type=pathlib.Path, help="where PATH.md and PATH.json are kept")
+    parser.add_argument("--page", type=pathlib.Path, help="a page into which the table is put")
     asked = parser.parse_args(arguments)
     # Servers are in sessions of their own, and are to end with this.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     found = compare(asked.rounds, asked.repeats, asked.scale)
-    for name, by_server in found.items():
-        print(name)
-        for key in by_server["neuron"]:
-            row = "".join(f"{by_server[one].get(key, 0):12.3f}" for one in (*SERVERS, "ratio"))
-            print(f"  {key:24}{row}")
-    print(json.dumps(found))
+    print(markdown(found))
+    if asked.out is not None:
+        asked.out.with_suffix(".md").write_text(markdown(found))
+        kept = msgspec.json.format(msgspec.json.encode(found))
+        asked.out.with_suffix(".json").write_bytes(kept + b"\n")
+    if asked.page is not None:
+        asked.page.write_text(with_table(asked.page.read_text(), "engine", markdown(found)))
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))
