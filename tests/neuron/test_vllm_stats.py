@@ -48,6 +48,22 @@ def test_rates_are_zero_once_nothing_runs(taken: list[tuple[float, int, int]]) -
     assert (load.prefill_tok_per_s, load.decode_tok_per_s) == (0, 0)
 
 
+@given(steps)
+def test_rates_are_of_the_steps_of_the_last_seconds(taken: list[tuple[float, int, int]]) -> None:
+    """Ours: though none is looked at again when they are read."""
+    window, now, made = LoadWindow(), 0.0, []
+    for pause, prompt, generated in taken:
+        now += pause
+        window.add_tokens(now, prompt, generated)
+        made.append((now, prompt, generated))
+
+    load = window.read(now)
+
+    recent = [step for step in made if step[0] >= now - 5]
+    assert load.prefill_tok_per_s == sum(prompt for _, prompt, _ in recent) / 5
+    assert load.decode_tok_per_s == sum(generated for *_, generated in recent) / 5
+
+
 def make_registry(value: float) -> CollectorRegistry:
     """Return a registry with one gauge and one counter, as an engine has them."""
     registry = CollectorRegistry()

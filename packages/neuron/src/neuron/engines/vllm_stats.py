@@ -23,6 +23,8 @@ class LoadWindow:
         self.steps = 0
         """Steps of the engine so far."""
         self._steps: deque[tuple[float, int, int]] = deque()
+        # Sums over `_steps`, which may be thousands: every request that comes reads the load.
+        self._prompt_tokens = self._generated_tokens = 0
 
     def set_scheduler(self, running: int, waiting: int, kv_cache_usage: float) -> None:
         """Take over the scheduler's own counts of one step."""
@@ -34,6 +36,8 @@ class LoadWindow:
     def add_tokens(self, now: float, prompt_tokens: int, generated_tokens: int) -> None:
         """Count the tokens of one step; `now` never goes back."""
         self._steps.append((now, prompt_tokens, generated_tokens))
+        self._prompt_tokens += prompt_tokens
+        self._generated_tokens += generated_tokens
         self._forget(now)
 
     def read(self, now: float, unfinished: int = 0) -> EngineLoad:
@@ -44,21 +48,21 @@ class LoadWindow:
             unfinished: requests that the engine was given and has not finished.
         """
         self._forget(now)
-        prompt = sum(step[1] for step in self._steps)
-        generated = sum(step[2] for step in self._steps)
         return EngineLoad(
             running=self._running,
             waiting=self._waiting,
             kv_cache_usage=self._kv_cache_usage,
-            prefill_tok_per_s=prompt / _WINDOW_S,
-            decode_tok_per_s=generated / _WINDOW_S,
+            prefill_tok_per_s=self._prompt_tokens / _WINDOW_S,
+            decode_tok_per_s=self._generated_tokens / _WINDOW_S,
             unfinished=unfinished,
             steps=self.steps,
         )
 
     def _forget(self, now: float) -> None:
         while self._steps and self._steps[0][0] < now - _WINDOW_S:
-            self._steps.popleft()
+            _, prompt_tokens, generated_tokens = self._steps.popleft()
+            self._prompt_tokens -= prompt_tokens
+            self._generated_tokens -= generated_tokens
 
 
 def render_metrics(registries: Mapping[str, CollectorRegistry]) -> bytes:
