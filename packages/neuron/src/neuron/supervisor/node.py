@@ -60,6 +60,7 @@ class Node:
         self._watch = watch
         self._started = parts.clock.now()
         self._told: dict[ModelId, ModelReport] = {}
+        self._seen: dict[ModelId, ReplicaState] = {}
         self._dirty = asyncio.Event()
         self.fresh_start = asyncio.Event()
         """Set when only a new process may heal what is wrong."""
@@ -197,7 +198,7 @@ class Node:
         notebook = self._parts.notebook
         notebook.change(notebook.notes.with_pin(model, is_pinned))
         if self.supervisor.has(model):
-            self._model_changed(model, self.supervisor.state(model), None)
+            self._tell_of(model, self.supervisor.state(model), None)
         await notebook.flush()
 
     async def cordon(self, is_cordoned: bool) -> None:
@@ -252,13 +253,24 @@ class Node:
         self, model: ModelId, state: ReplicaState | None, refusal: Refusal | None
     ) -> None:
         """Tell of a model, unless only its requests came and went: health events say that."""
+        seen = self._seen.get(model)
+        if seen is not None and state is not None and reports.has_only_counted(seen, state):
+            # Twice with each request, which would have two reports made for nothing.
+            self._seen[model] = state
+            self.health_changed()
+            return
+        self._tell_of(model, state, refusal)
+
+    def _tell_of(self, model: ModelId, state: ReplicaState | None, refusal: Refusal | None) -> None:
         told = self._told.get(model)
         if state is None:
+            self._seen.pop(model, None)
             self._told.pop(model, None)
             self.weights.used(model)
             if told is not None:
                 self._tell(reports.gone_report(told, refusal))
         else:
+            self._seen[model] = state
             report = self._report(state)
             last_used = told.last_used if told is not None else None
             if told is None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import msgspec
+
 from cortex_core.harness import EngineLoad, Harness
 from cortex_core.replica import LoadProgress, ReplicaStatus
 from cortex_core.units import mib_from_bytes
@@ -95,6 +97,13 @@ def model_report(
         peers=tuple(peer.endpoint for peer in state.asked.peers),
         head=state.asked.seat.head if state.asked.seat is not None else None,
         base=state.asked.base,
+    )
+
+
+def has_only_counted(before: ReplicaState, after: ReplicaState) -> bool:
+    """Return whether nothing but requests that came and went is between two states."""
+    return after == msgspec.structs.replace(
+        before, in_flight=after.in_flight, last_used=after.last_used
     )
 
 
