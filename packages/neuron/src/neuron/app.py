@@ -1,5 +1,7 @@
 """The neuron's app: all paths, behind what both daemons need."""
 
+from collections.abc import Mapping
+
 from starlette.applications import Starlette
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,10 +39,7 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
     """
     control = ControlApi(node, parts.settings, parts.clock)
     health = HealthApi(node, parts.metrics, parts.harnesses.values())
-    inference = [
-        StarletteRoute(route.value, _inference(route, node, parts), methods=["POST"])
-        for route in Route
-    ]
+    inference = {route.value: _inference(route, node, parts) for route in Route}
     app = Starlette(
         routes=[
             *control.routes(),
@@ -49,13 +48,14 @@ def make_app(node: Node, parts: Parts, drain: Drain) -> ASGIApp:
             *EventsApi(node.feed).routes(),
             *FollowersApi(node.followers).routes(),
             *health.routes(),
-            *inference,
+            *(StarletteRoute(path, one, methods=["POST"]) for path, one in inference.items()),
         ],
         exception_handlers=exception_handlers(),
     )
     app.router.redirect_slashes = False
+    counted = drain.wrap(_around(app, inference))
     members = FleetOnly(
-        _watchable(app, drain.wrap(app)), parts.settings.fleet_token, parts.metrics, parts.clock
+        _watchable(app, counted), parts.settings.fleet_token, parts.metrics, parts.clock
     )
     limits = Limits(max_body_bytes=bytes_from_mib(parts.settings.max_body_mb))
     return mark_not_admitted(Guard(Failures(members), limits))
@@ -66,6 +66,22 @@ def _inference(route: Route, node: Node, parts: Parts) -> InferenceEndpoint | To
     if route in FILES_ROUTES:
         return TokenEndpoint(route, endpoint, node.supervisor, parts)
     return endpoint
+
+
+def _around(app: ASGIApp, inference: Mapping[str, ASGIApp]) -> ASGIApp:
+    """Return `app` with requests to models led around it.
+
+    Its router and its handling of errors, which is done once more outside, put four calls around
+    every piece of an answer.
+    """
+
+    async def chosen(scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = inference.get(scope["path"], app)
+        await endpoint(scope, receive, send)
+
+    return chosen
 
 
 def _watchable(app: ASGIApp, counted: ASGIApp) -> ASGIApp:

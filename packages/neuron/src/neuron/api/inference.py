@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +15,7 @@ from cortex_core.ids import ModelId
 from cortex_core.routing.queue import Priority, read_priority
 from cortex_core.server.clock import Clock
 from cortex_core.server.exchange import Cut, exchange_of
+from cortex_core.server.logging import tell
 from cortex_core.wire.openai.envelope import ENVELOPE_DECODER
 from neuron.api.body import read_body
 from neuron.api.fleet import caller_of
@@ -97,16 +98,14 @@ class InferenceEndpoint:
         self, scope: Scope, model: ModelId, label: str, outcome: str, duration_s: float
     ) -> None:
         self._metrics.requests.labels(label, self._route.value, outcome).inc()
-        logger.info(
-            "request",
-            extra={
-                "request_id": exchange_of(scope).request_id,
-                "route": self._route.value,
-                "model": model[:200],
-                "outcome": outcome,
-                "duration_s": round(duration_s, 4),
-            },
-        )
+        fields = {
+            "request_id": exchange_of(scope).request_id,
+            "route": self._route.value,
+            "model": model[:200],
+            "outcome": outcome,
+            "duration_s": round(duration_s, 4),
+        }
+        tell(logger, "request", fields)
 
     async def _serve(
         self, lease: Lease, body: bytes, urgency: int, scope: Scope, send: Send
@@ -146,13 +145,14 @@ def mark_not_admitted(app: ASGIApp) -> ASGIApp:
     """
 
     async def marked(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_marked(message: Message) -> None:
+        # No coroutine of its own, which every piece of a stream would have to go through.
+        def send_marked(message: Message) -> Awaitable[None]:
             mark = None
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 mark = _mark(scope.get(_LEASE_KEY), message["status"])
             if mark is not None:
                 message = {**message, "headers": [*message.get("headers", ()), mark]}
-            await send(message)
+            return send(message)
 
         is_inference = scope["type"] == "http" and scope["path"] in _PATHS
         await app(scope, receive, send_marked if is_inference else send)
