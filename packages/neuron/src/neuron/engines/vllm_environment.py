@@ -138,6 +138,26 @@ def use_fork_server() -> None:
         vllm.v1.engine.utils.get_mp_context = lambda: context
 
 
+def read_variables_anew() -> None:
+    """Have vLLM look its variables up in the environment again: a load changes some."""
+    import vllm.envs
+
+    vllm.envs.disable_envs_cache()
+
+
+def remember_variables() -> None:
+    """Have vLLM keep its variables as they are now.
+
+    Its front looks one up for every token of every answer, which takes a twentieth of its time
+    (`IterationStats.update_from_output`); engine cores remember them by themselves.
+    """
+    import vllm.envs
+
+    # One that cannot be read is not remembered, all others are; who needs it says what is wrong.
+    with contextlib.suppress(ValueError):
+        vllm.envs.enable_envs_cache()
+
+
 def forget_engines() -> None:
     """Drop what is left of engines that are closed, more than a megabyte of each.
 

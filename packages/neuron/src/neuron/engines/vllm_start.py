@@ -15,6 +15,7 @@ from neuron.engines import (
     engine_process,
     processes,
     vllm_bringup,
+    vllm_environment,
     vllm_failures,
     vllm_follower,
     vllm_runtime,
@@ -43,6 +44,7 @@ class Starter:
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
         self._spawning = asyncio.Lock()
+        self._starting = 0
 
     async def start(
         self, spec: ModelSpec, folder: pathlib.Path, scratch: pathlib.Path
@@ -57,6 +59,18 @@ class Starter:
         Raises:
             RequestError: why it does not start.
         """
+        self._starting += 1
+        vllm_environment.read_variables_anew()
+        try:
+            return await self._start(spec, folder, scratch)
+        finally:
+            self._starting -= 1
+            if not self._starting:
+                vllm_environment.remember_variables()
+
+    async def _start(
+        self, spec: ModelSpec, folder: pathlib.Path, scratch: pathlib.Path
+    ) -> tuple[Any, vllm_bringup.Parts]:
         kills = OomCount()
         try:
             parts = await self._configure(spec, folder, scratch)
