@@ -170,12 +170,16 @@ def markdown(found: Comparison) -> str:
         f"{found.took_s / 60:.1f} minutes. "
         f"Other programs kept {found.others_cores:.2f} cores busy under the loads.",
         "",
-        "| load | neuron by `vllm serve`, throughput | least and most of a turn |",
-        "|---|---|---|",
+        "| load | neuron by `vllm serve`: throughput | least and most of a turn "
+        "| CPU time of front and core |",
+        "|---|---|---|---|",
     ]
     for name, each in found.ratios.items():
         ratio = found.loads[name]["ratio"]["requests_per_s"]
-        lines.append(f"| {name} | **{ratio:.2f}** | {min(each):.2f} to {max(each):.2f} |")
+        one, two = (_cpu_ms(found.loads[name][server]) for server in SERVERS)
+        lines.append(
+            f"| {name} | **{ratio:.2f}** | {min(each):.2f} to {max(each):.2f} | {two / one:.2f} |"
+        )
     lines += [
         "",
         f"| load | server | {' | '.join(SAYS.values())} |",
@@ -188,13 +192,18 @@ def markdown(found: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _cpu_ms(shown: Figures) -> float:
+    return shown["front_ms"] + shown["core_ms"]
+
+
 def _cell(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def main(*arguments: str) -> int:
+def main(*arguments: str) -> None:
+    """Compare, print, and keep what is asked for."""
     parser = argparse.ArgumentParser(prog="benchmarks.engine", description=__doc__)
     parser.add_argument("rounds", nargs="?", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="turns of a load per round")
@@ -212,8 +221,7 @@ def main(*arguments: str) -> int:
         asked.out.with_suffix(".json").write_bytes(kept + b"\n")
     if asked.page is not None:
         asked.page.write_text(with_table(asked.page.read_text(), "engine", markdown(found)))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

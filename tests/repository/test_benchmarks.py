@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import probes, soak
+from benchmarks import engine, probes, soak
+from benchmarks.engine_loads import Run
+from benchmarks.engine_servers import SERVERS
 from benchmarks.page import with_table
 from benchmarks.peers import loads
 from tests.repository.checkout import PACKAGES, ROOT
@@ -243,3 +245,49 @@ async def test_stages_are_told_apart_in_the_smallest_size(tmp_path: Path) -> Non
     assert fresh["accept"] > call["accept"]
     assert found["totals"]["call"] > 0
     assert "| without clocks |" in (tmp_path / "found.md").read_text()
+
+
+def runs_of(*walls_s: float) -> list[Run]:
+    """Return runs of ten requests each that took so long."""
+    return [
+        Run(
+            wall_s=wall_s,
+            requests=10,
+            tokens=0,
+            first_s=(wall_s / 2, wall_s),
+            gaps_s=(),
+            front_s=0.2,
+            core_s=0.3,
+        )
+        for wall_s in walls_s
+    ]
+
+
+def test_engines_are_compared_turn_by_turn() -> None:
+    """Ours: a machine that is slower in one round than in the next is so for both servers."""
+    by_server = dict(zip(SERVERS, (runs_of(1, 4, 2), runs_of(0.5, 4, 4)), strict=True))
+
+    assert engine.ratios(by_server) == pytest.approx((2, 1, 0.5))
+
+
+def test_the_page_of_the_engine_tells_the_whole_cpu_time() -> None:
+    """Ours: throughput on a busy machine is chance, CPU time much less so."""
+    shown = engine.figures(runs_of(1, 1))
+    found = engine.Comparison(
+        date="2026-11-26",
+        machine="2 cores",
+        engine="none",
+        rounds=1,
+        repeats=2,
+        scale=1,
+        took_s=4,
+        others_cores=0.5,
+        loads={"chat": {**dict.fromkeys(SERVERS, shown), "ratio": {"requests_per_s": 1.25}}},
+        ratios={"chat": (1.0, 1.5)},
+    )
+
+    page = engine.markdown(found)
+
+    assert "| chat | **1.25** | 1.00 to 1.50 | 1.00 |" in page
+    assert "| chat | neuron | 10.00 |" in page
+    assert shown["front_ms"] + shown["core_ms"] == pytest.approx(50)
