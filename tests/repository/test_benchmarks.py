@@ -172,6 +172,19 @@ async def test_a_gateway_is_soaked_in_the_smallest_size(
     assert last["descriptors"] > 0
 
 
+@pytest.mark.slow
+async def test_a_cold_start_is_measured_in_the_smallest_size(tmp_path: Path) -> None:
+    """Issue: what the gateway adds to a load, and to one that others give way to."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- begin cold --><!-- end cold -->")
+
+    status, said = await run("cold", "1", "--page", str(page))
+
+    assert status == 0, said
+    assert "| load |" in page.read_text()
+    assert "| swap |" in page.read_text()
+
+
 def test_every_seam_of_the_stages_is_there() -> None:
     """Ours: whoever moves a function that is measured says where it went."""
     for seam in probes.SEAMS:
