@@ -148,12 +148,12 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; arguments after `--` choose them, `peers` and `stages` take options."""
+    """Run the benchmarks; arguments after `--` choose them, and some take options of their own."""
     if not (ROOT / "benchmarks" / "__main__.py").exists():
         session.error("there are no benchmarks in this checkout")
     install(session, "build", "runtime", "test")
     module, arguments = "benchmarks", session.posargs
-    if arguments[:1] in (["peers"], ["stages"]):
+    if arguments and arguments[0] in ("peers", "stages", "soak", "cold", "engine"):
         module, arguments = f"benchmarks.{arguments[0]}", arguments[1:]
     session.run("python", "-m", module, *arguments)
 
