@@ -112,8 +112,11 @@ class Connection(asyncio.Protocol):
 
     def has_ended(self) -> bool:
         """Whether the gateway has closed it, which a loop that is late has not heard of."""
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        if descriptor < 0:
+            return True
         poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
     def call(self, data: bytes, due_at: float | None = None) -> asyncio.Future[Answer]:

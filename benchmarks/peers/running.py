@@ -124,6 +124,8 @@ async def started(place: Place, folder: pathlib.Path, node: int) -> AsyncIterato
         RuntimeError: it does not answer.
     """
     port = free_ports()
+    # Those that nothing is installed for have none yet.
+    folder.mkdir(parents=True, exist_ok=True)
     command = place.command(folder, port, node)
     if is_pinned():
         command = ["taskset", "-c", str(GATEWAY_CORE), *command]
