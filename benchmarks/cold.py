@@ -108,6 +108,21 @@ class Fleet:
         """Unload a model by hand."""
         await self._post(f"{self.neuron}/models/unload", {"model_id": model})
 
+    async def ready(self) -> None:
+        """Wait until the gateway has heard of the neuron."""
+        deadline = time.monotonic() + WAIT_S
+        while await self._health() != "ok":
+            if time.monotonic() > deadline:
+                raise TimeoutError("the gateway has not heard of the neuron")
+            await asyncio.sleep(LOOK_S)
+
+    async def _health(self) -> str | None:
+        with contextlib.suppress(aiohttp.ClientConnectionError):
+            async with self._http.get(f"{self.gateway}/health") as answer:
+                status: str = (await answer.json())["status"]
+                return status
+        return None
+
     async def known(self, loaded: set[str]) -> None:
         """Wait until the gateway has learnt that just these models are loaded."""
         deadline = time.monotonic() + WAIT_S
@@ -117,11 +132,9 @@ class Fleet:
             await asyncio.sleep(LOOK_S)
 
     async def _loaded(self) -> set[str]:
-        with contextlib.suppress(aiohttp.ClientConnectionError):
-            async with self._http.get(f"{self.gateway}/v1/models") as answer:
-                models = (await answer.json())["data"]
-                return {one["id"] for one in models if one["locations"]}
-        return {"nobody answers"}
+        async with self._http.get(f"{self.gateway}/v1/models") as answer:
+            models = (await answer.json())["data"]
+            return {one["id"] for one in models if one["locations"]}
 
     async def _post(self, url: str, fields: dict[str, object]) -> None:
         async with self._http.post(url, json=fields) as answer:
@@ -148,7 +161,7 @@ async def fleet(folder: pathlib.Path) -> AsyncIterator[Fleet]:
         bound = aiohttp.ClientTimeout(total=WAIT_S)
         async with aiohttp.ClientSession(timeout=bound) as http:
             made = Fleet(http, f"http://127.0.0.1:{neuron}", f"http://127.0.0.1:{gateway}")
-            await made.known(set())
+            await made.ready()
             yield made
 
 

@@ -124,8 +124,6 @@ async def started(place: Place, folder: pathlib.Path, node: int) -> AsyncIterato
         RuntimeError: it does not answer.
     """
     port = free_ports()
-    # Those that nothing is installed for have none yet.
-    folder.mkdir(parents=True, exist_ok=True)
     command = place.command(folder, port, node)
     if is_pinned():
         command = ["taskset", "-c", str(GATEWAY_CORE), *command]
@@ -162,6 +160,8 @@ def free_ports() -> int:
 
 
 def _spawned(command: list[str], place: Place, folder: pathlib.Path) -> subprocess.Popen[bytes]:
+    # Those that nothing is installed for have none yet.
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
             command,
