@@ -38,7 +38,7 @@ LOOK_S = 0.005
 
 SAYS = {
     "accept": "a connection is taken from Hypercorn",
-    "parse": "the request's bytes become a head and a body, and a task",
+    "parse": "the request's bytes become a head and a body, and the connection's task goes on",
     "guard": "limits, the request's id, the drain, the way to the endpoint",
     "read": "headers and body are read in their dialect; what will be sent is made",
     "walk": "the steps between: account, counters, the attempt, headers for the node",

@@ -1,5 +1,7 @@
 """Heads of requests that were read before: a caller sends the same one time and again."""
 
+import msgspec
+
 from cortex_core.server.http1 import Request, parse_head
 
 MAX_KNOWN = 256
@@ -60,7 +62,10 @@ class Heads:
             if len(self._known) >= MAX_KNOWN:
                 del self._known[next(iter(self._known))]
             # Whoever serves the request may do with its list what they like.
-            self._known[key] = (_copy(request), place)
+            self._known[key] = (
+                msgspec.structs.replace(request, headers=request.headers.copy()),
+                place,
+            )
         return request
 
 
@@ -71,15 +76,3 @@ def _number_at(head: bytes) -> int:
         if found >= 0:
             return found + len(name)
     return -1
-
-
-def _copy(request: Request) -> Request:
-    return Request(
-        method=request.method,
-        target=request.target,
-        version=request.version,
-        headers=request.headers.copy(),
-        is_last=request.is_last,
-        wants_continue=request.wants_continue,
-        memo=request.memo,
-    )
