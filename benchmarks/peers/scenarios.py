@@ -128,13 +128,16 @@ async def due_streams(bench: Bench) -> Numbers:
 
 async def crowd(bench: Bench) -> Numbers:
     """As many calls as 32 callers can make, and then the highest rate answered in time."""
-    count = 32 * bench.sizes.crowd_calls
-    with cpu(bench.gateway) as spent_s:
-        wall_s = await loads.crowd(bench.target, 32, bench.sizes.crowd_calls)
-    rate_per_s, data = count / wall_s, loads.request(bench.target)
+    count, rates, spent = 32 * bench.sizes.crowd_calls, [], []
+    # The median of some short ones: a machine that is shared is another one at times.
+    for _ in range(bench.sizes.turns):
+        with cpu(bench.gateway) as spent_s:
+            rates.append(count / await loads.crowd(bench.target, 32, bench.sizes.crowd_calls))
+        spent.append(spent_s())
+    rate_per_s, data = statistics.median(rates), loads.request(bench.target)
     found: Numbers = {
         "calls_per_s": rate_per_s,
-        "cpu_s_per_1000_calls": 1000 * spent_s() / count,
+        "cpu_s_per_1000_calls": 1000 * statistics.median(spent) / count,
         "calls_in_time_per_s": None,
     }
     for share in SHARES:
