@@ -69,17 +69,23 @@ async def bodies(bench: Bench) -> Numbers:
     """One call at a time, node and gateway in turns; the median over turns of what they differ."""
     found: Numbers = {}
     for (name, size), calls in zip(BODIES.items(), bench.sizes.calls, strict=True):
-        differences = []
+        differences, spent = [], []
         for _ in range(bench.sizes.turns):
-            direct, through = [
-                statistics.median(
-                    await loads.sequential(target, calls, loads.request(target, size=size))
-                )
-                for target in (bench.node, bench.target)
-            ]
+            direct = await _median_s(bench.node, calls, size)
+            with cpu(bench.gateway) as spent_s:
+                through = await _median_s(bench.target, calls, size)
             differences.append(through - direct)
+            spent.append(spent_s())
         found[f"added_{name}_ms"] = 1000 * statistics.median(differences)
+        if size == BODIES["1k"]:
+            found["cpu_s_per_1000_calls_alone"] = 1000 * statistics.median(spent) / calls
     return found
+
+
+async def _median_s(target: loads.Target, calls: int, size: int) -> float:
+    return statistics.median(
+        await loads.sequential(target, calls, loads.request(target, size=size))
+    )
 
 
 async def _open_loops(
@@ -128,18 +134,16 @@ async def due_streams(bench: Bench) -> Numbers:
 
 async def crowd(bench: Bench) -> Numbers:
     """As many calls as 32 callers can make, and then the highest rate answered in time."""
-    count, rates, spent = 32 * bench.sizes.crowd_calls, [], []
-    # The median of some short ones: a machine that is shared is another one at times.
-    for _ in range(bench.sizes.turns):
-        with cpu(bench.gateway) as spent_s:
-            rates.append(count / await loads.crowd(bench.target, 32, bench.sizes.crowd_calls))
-        spent.append(spent_s())
-    rate_per_s, data = statistics.median(rates), loads.request(bench.target)
+    rate_per_s, cpu_s = await _crowds(bench, 32, bench.sizes.crowd_calls)
+    data = loads.request(bench.target)
     found: Numbers = {
         "calls_per_s": rate_per_s,
-        "cpu_s_per_1000_calls": 1000 * statistics.median(spent) / count,
+        "cpu_s_per_1000_calls": 1000 * cpu_s,
         "calls_in_time_per_s": None,
     }
+    if bench.sizes.wide_calls:
+        _, cpu_s = await _crowds(bench, 256, bench.sizes.wide_calls)
+        found["cpu_s_per_1000_calls_wide"] = 1000 * cpu_s
     for share in SHARES:
         tried = share * rate_per_s
         calls = max(10, int(tried * bench.sizes.bound_s))
@@ -151,6 +155,17 @@ async def crowd(bench: Bench) -> Numbers:
             found["calls_in_time_per_s"] = tried
             break
     return found
+
+
+async def _crowds(bench: Bench, callers: int, calls: int) -> tuple[float, float]:
+    """Return calls a second and CPU seconds of each, where so many callers make so many calls."""
+    count, rates, spent = callers * calls, [], []
+    # The median of some short ones: a machine that is shared is another one at times.
+    for _ in range(bench.sizes.turns):
+        with cpu(bench.gateway) as spent_s:
+            rates.append(count / await loads.crowd(bench.target, callers, calls))
+        spent.append(spent_s() / count)
+    return statistics.median(rates), statistics.median(spent)
 
 
 async def chunks(bench: Bench) -> Numbers:
@@ -279,6 +294,8 @@ def titles_of(sizes: Sizes) -> dict[str, str]:
         "calls_per_s": "calls a second on one core, 32 callers",
         "calls_in_time_per_s": f"the same, p99 within {1000 * P99_BOUND_S:.0f} ms",
         "cpu_s_per_1000_calls": "CPU s per 1,000 calls",
+        "cpu_s_per_1000_calls_alone": "the same, of one caller",
+        "cpu_s_per_1000_calls_wide": "the same, of 256 callers",
         "cpu_s_per_1000_chunks_long": "CPU s per 1,000 chunks, streams of 1,024",
         "cpu_s_per_1000_chunks_short": "CPU s per 1,000 chunks, streams of 64",
         "cpu_s_per_1000_chunks_messages": "the same from Anthropic's dialect",

@@ -17,7 +17,9 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     due_streams: int = 170
     """At that rate, in each turn; 16 chunks each."""
     crowd_calls: int = 60
-    """Of each of 32 callers."""
+    """Of each of 32 callers, in each turn."""
+    wide_calls: int = 10
+    """Of each of 256 callers, in each turn; 0 leaves it out."""
     bound_s: float = 1.0
     """Seconds at each rate while the highest is looked for that is answered in time."""
     long_chunks: int = 1024
@@ -43,6 +45,7 @@ QUICK = Sizes(
     due_calls=20,
     due_streams=3,
     crowd_calls=3,
+    wide_calls=1,
     bound_s=0.1,
     long_chunks=20,
     many=(1, 10),
@@ -61,6 +64,7 @@ SLOW = Sizes(
     stream_rate_per_s=4.0,
     due_streams=4,
     crowd_calls=10,
+    wide_calls=0,
     long_chunks=64,
     many=(1, 100),
     most=0,
