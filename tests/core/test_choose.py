@@ -50,6 +50,7 @@ def ask(
     catalogue: Catalogue = CATALOGUE,
     hints: RouteHints | None = None,
     now: float = NOW,
+    draw: float = 0.0,
 ) -> Decision:
     return route(
         state,
@@ -58,6 +59,7 @@ def ask(
         hints=hints or RouteHints(),
         in_flight={rid(name): count for name, count in (in_flight or {}).items()},
         now=now,
+        draw=draw,
     )
 
 
@@ -138,7 +140,7 @@ def test_a_conversation_stays_with_its_replica(key: bytes, drawn: list[float]) -
     state = fleet("a", "b", "c", "d")
 
     chosen = {
-        served_by(ask(state, {"a": 2}, hints=RouteHints(affinity=key, draw=draw))) for draw in drawn
+        served_by(ask(state, {"a": 2}, hints=RouteHints(affinity=key), draw=draw)) for draw in drawn
     }
 
     assert len(chosen) == 1
@@ -179,7 +181,7 @@ def test_two_choices_never_take_the_busiest_alone(draw: float, depths: list[int]
     state = fleet(*names)
     counts = dict(zip(names, depths, strict=True))
 
-    chosen = served_by(ask(state, counts, hints=RouteHints(draw=draw)))
+    chosen = served_by(ask(state, counts, draw=draw))
 
     assert counts[chosen] <= sorted(depths)[-2]
 
@@ -187,7 +189,7 @@ def test_two_choices_never_take_the_busiest_alone(draw: float, depths: list[int]
 def test_two_choices_reach_every_replica() -> None:
     state = fleet(*"abcde")
 
-    chosen = {served_by(ask(state, hints=RouteHints(draw=number / 1000))) for number in range(1000)}
+    chosen = {served_by(ask(state, draw=number / 1000)) for number in range(1000)}
 
     assert chosen == set("abcd")  # the last one by name loses every tie
 

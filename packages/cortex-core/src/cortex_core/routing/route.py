@@ -19,7 +19,7 @@ from cortex_core.placement.place import Limits, find_room, is_coming
 from cortex_core.placement.policy import DEFAULT_POLICY, EvictionPolicy
 from cortex_core.placement.steps import Evict, Hold, Load, Wake
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
-from cortex_core.routing.choose import DEFAULT_MAX_IN_FLIGHT, choose, places_left
+from cortex_core.routing.choose import DEFAULT_MAX_IN_FLIGHT, Choice, choose, places_left
 
 _FULL = "it has as many requests as it is given at once"
 
@@ -38,8 +38,6 @@ class RouteHints(msgspec.Struct, frozen=True, kw_only=True):
     """It has had its turn already, as when it was tried elsewhere: no limit holds it back."""
     affinity: bytes | None = None
     """What tells its conversation from others; see `affinity_of`."""
-    draw: float = 0.0
-    """A random number in [0, 1), for the choice between equals."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +93,7 @@ def route(
     hints: RouteHints,
     in_flight: Mapping[ReplicaId, int],
     now: float,
+    draw: float = 0.0,
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
     policy: EvictionPolicy = DEFAULT_POLICY,
 ) -> Decision:
@@ -108,6 +107,7 @@ def route(
         in_flight: requests with each replica, from every gateway; one without an entry has as
             many as its latest report says.
         now: monotonic seconds.
+        draw: a random number in [0, 1), for the choice between equals.
         max_in_flight: requests that a replica is given at once where nobody says.
         policy: how room is made, for a model that is not there.
     """
@@ -128,7 +128,15 @@ def route(
         else:
             objections[replica.id] = objection
     if places:
-        return _serve(pairs, objections, places, catalogue, hints, in_flight, max_in_flight)
+        choice = choose(
+            places,
+            catalogue,
+            in_flight=in_flight,
+            affinity=hints.affinity,
+            draw=draw,
+            default=max_in_flight,
+        )
+        return _serve(choice, _candidates(pairs, objections, choice.scores))
     candidates = _candidates(pairs, objections, {})
     if _FULL in objections.values():
         return _full(model, candidates)
@@ -136,29 +144,13 @@ def route(
     return _not_ready(case, model, hints, pairs, candidates)
 
 
-def _serve(
-    pairs: Pairs,
-    objections: Mapping[ReplicaId, str],
-    places: list[tuple[NodeState, Replica]],
-    catalogue: Catalogue,
-    hints: RouteHints,
-    in_flight: Mapping[ReplicaId, int],
-    max_in_flight: int,
-) -> Serve:
-    choice = choose(
-        places,
-        catalogue,
-        in_flight=in_flight,
-        affinity=hints.affinity,
-        draw=hints.draw,
-        default=max_in_flight,
-    )
+def _serve(choice: Choice, candidates: tuple[Candidate, ...]) -> Serve:
     node, replica = choice.pair
     return Serve(
         replica=replica.id,
         endpoint=replica.endpoint or node.endpoint,
         reason=choice.reason,
-        candidates=_candidates(pairs, objections, choice.scores),
+        candidates=candidates,
     )
 
 

@@ -310,12 +310,12 @@ class Answer:
         """
         if self.is_started:
             raise AnswerError("an answer begins once")
-        lines = [b"HTTP/1.1 %d \r\n" % status]
+        lines = [b"HTTP/1.1 %d " % status]
         for name, value in headers:
             known = _lowered(name)
             if known not in _HOPS or self._is_sent(known, value):
-                lines.append(b"%b: %b\r\n" % (name, value))
-        lines.append(b"date: %b\r\n" % date)
+                lines.append(name + b": " + value)
+        lines.append(b"date: " + date)
         if status in _BODILESS:
             self._has_no_body = True
         elif self._left is None:
@@ -323,14 +323,16 @@ class Answer:
             if self._version < "1.1":
                 self.is_last = True
             else:
-                lines.append(b"transfer-encoding: chunked\r\n")
+                lines.append(b"transfer-encoding: chunked")
         if self.is_last:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            lines.append(b"connection: close")
+        ends = len(lines) + 1
+        lines.append(b"\r\n")
+        head = b"\r\n".join(lines)
+        if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
             raise AnswerError("a header of the answer has more than one line")
         self.is_started = True
-        return head + b"\r\n"
+        return head
 
     def _is_sent(self, known: bytes, value: bytes) -> bool:
         """Take note of what the app says of the connection; return whether it goes out as it is."""

@@ -206,7 +206,7 @@ class TextFormatter(logging.Formatter):
         """Return the line of what is told."""
         if _has_secret(tuple(fields)):
             fields = {key: _shown(key, value) for key, value in fields.items()}
-        shown = "".join([f" {key}={value}" for key, value in fields.items()])
+        shown = _pattern(tuple(fields)) % tuple(fields.values())
         line = redact(f"{stamp} {level} {name}: {message}{shown}{failure}")
         return line.replace("\n", "\\n").replace("\r", "\\r")
 
@@ -281,6 +281,11 @@ def _fields_of(record: logging.LogRecord) -> Mapping[str, object]:
 @functools.lru_cache(maxsize=256)
 def _has_secret(names: tuple[str, ...]) -> bool:
     return any(map(_SECRET_NAMES.search, names))
+
+
+@functools.lru_cache(maxsize=256)
+def _pattern(names: tuple[str, ...]) -> str:
+    return "".join([f" {name.replace('%', '%%')}=%s" for name in names])
 
 
 def _shown(name: str, value: object) -> object:

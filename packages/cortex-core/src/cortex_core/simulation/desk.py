@@ -155,7 +155,7 @@ class Desk:
             if lane.waits_at == store.epoch:
                 self._wait(lane)
                 break
-            decision = self._decide(model, RouteHints(draw=self._draw()))
+            decision = self._decide(model, RouteHints())
             match decision:
                 case Serve():
                     self._send_next(lane, decision)
@@ -179,6 +179,7 @@ class Desk:
             hints=hints,
             in_flight=self._in_flight,
             now=self._timeline.now,
+            draw=self._draw(),
         )
 
     def _wait(self, lane: _Lane) -> None:
@@ -245,9 +246,7 @@ class Desk:
         replica = serve.replica
         if len(serve.candidates) > 1 and pending.arrival.session is not None:
             # What it says of itself changes which replica it is, not whether there is one.
-            hints = RouteHints(
-                affinity=affinity_of(pending.arrival.session, b""), draw=self._draw()
-            )
+            hints = RouteHints(affinity=affinity_of(pending.arrival.session, b""))
             own = self._decide(replica.model, hints)
             assert isinstance(own, Serve)
             replica = own.replica

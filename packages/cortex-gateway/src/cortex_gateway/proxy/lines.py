@@ -142,9 +142,10 @@ class Lines:
             self._store.state,
             self._store.catalogue,
             model,
-            hints=msgspec.structs.replace(hints, draw=self._random()),
+            hints=hints,
             in_flight=self._in_flight.depths,
             now=self._clock.now() if now is None else now,
+            draw=self._random(),
             max_in_flight=self._settings.max_in_flight,
             policy=self._store.policy,
         )
