@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from cortex_core.routing.retry import Failure
+from cortex_core.server.deadline import Deadline
 from cortex_core.server.transport import reset
 from cortex_gateway.clients.answer import Answer
 from cortex_gateway.clients.heads import (
@@ -61,8 +62,6 @@ class Connection(asyncio.Protocol):
         "_owner",
         "_reuse_s",
         "_scanned",
-        "_timer",
-        "_timer_at",
         "_transport",
         "_unsent",
         "_waiter",
@@ -75,10 +74,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._keep_alive_s = keep_alive_s
         self._owner = owner
-        # One timer for all that may take too long; it looks at the deadline of the moment.
-        self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._deadline = Deadline(self._loop)
         # Of the request under way.
         self._waiter: asyncio.Future[Answer] | None = None
         self._unsent: list[memoryview] = []
@@ -111,7 +107,7 @@ class Connection(asyncio.Protocol):
         self._idle_s = idle_s
         waiter: asyncio.Future[Answer] = self._loop.create_future()
         self._waiter = waiter
-        self._allow(first_byte_s)
+        self._deadline.set(first_byte_s, self._too_late)
         if sum(map(len, body)) <= _PIECE_BYTES:
             self._transport.write(b"".join((head, *body)))
         else:
@@ -131,7 +127,7 @@ class Connection(asyncio.Protocol):
 
     def expect(self) -> None:
         """Count the node's silence from now on."""
-        self._allow(self._idle_s)
+        self._deadline.set(self._idle_s, self._too_late)
 
     def pause(self) -> None:
         """Read no further until `resume`."""
@@ -143,7 +139,7 @@ class Connection(asyncio.Protocol):
         """Read on; the time until now was no silence of the node."""
         if self._is_paused and self.is_open:
             self._is_paused = False
-            self._deadline = self._loop.time() + self._idle_s
+            self._deadline.at = self._loop.time() + self._idle_s
             self._transport.resume_reading()
 
     def close(self) -> None:
@@ -181,7 +177,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             if self._body is not None:
-                self._deadline = self._loop.time() + self._idle_s
+                self._deadline.at = self._loop.time() + self._idle_s
                 self._take(data)
             elif self._waiter is not None:
                 self._take_head(data)
@@ -203,8 +199,7 @@ class Connection(asyncio.Protocol):
             # Never the good end of a body, whatever it looks like.
             self._fail(_cut(self._body), f"the connection broke: {exc}")
         self._lose("the connection was closed")
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadline.end()
         self._owner.lose(self)
 
     def pause_writing(self) -> None:
@@ -258,7 +253,7 @@ class Connection(asyncio.Protocol):
         self._body = body_of(head)
         self._answer = Answer(self, head, self._loop)
         self._reuse_s = _reuse_s(head, self._keep_alive_s)
-        self._deadline = self._loop.time() + self._idle_s
+        self._deadline.at = self._loop.time() + self._idle_s
         waiter.set_result(self._answer)
         self._take(rest)
 
@@ -283,7 +278,7 @@ class Connection(asyncio.Protocol):
             self.close()
         elif self.is_open:
             self.resume()
-            self._allow(self._reuse_s)
+            self._deadline.set(self._reuse_s, self._too_late)
             self._owner.keep(self)
 
     def _lose(self, reason: str) -> None:
@@ -302,32 +297,16 @@ class Connection(asyncio.Protocol):
 
     # Time.
 
-    def _allow(self, seconds: float) -> None:
-        """Let what is waited for take so long from now on."""
-        self._deadline = at = self._loop.time() + seconds
-        # Most often there is a timer that goes off before, and finds out that it is too early.
-        if self._timer is None or at < self._timer_at:
-            self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = self._deadline
-        self._timer = self._loop.call_at(self._deadline, self._look_at_time)
-
-    def _look_at_time(self) -> None:
-        self._timer = None
+    def _too_late(self) -> None:
         if not self.is_open:
             return
-        if self._loop.time() < self._deadline:
-            self._set_timer()
-        elif self._waiter is not None:
+        if self._waiter is not None:
             self._fail(Failure.TIMEOUT, "no answer began in time")
         elif self._answer is None:
             self.close()
         elif self._is_paused or not self._answer.is_waited_for:
             # It is not the node that takes its time.
-            self._allow(self._idle_s)
+            self._deadline.set(self._idle_s, self._too_late)
         else:
             self._fail(Failure.TIMEOUT, "silent within its answer")
 
