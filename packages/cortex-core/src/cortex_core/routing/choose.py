@@ -8,6 +8,7 @@ others is passed over (bounded loads, Mirrokni, Thorup and Zadimoghaddam, 2018).
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -27,7 +28,7 @@ LEADING_BYTES = 2048
 
 _SEARCHED_BYTES = 8192
 
-_BEGINNINGS = (b'"messages"', b'"system"', b'"input"', b'"instructions"', b'"prompt"')
+_BEGINNING = re.compile(rb'"(?:messages|system|input|instructions|prompt)"')
 
 FAVOURITE_FACTOR = 1.25
 """How much busier than the average a favourite may be."""
@@ -184,12 +185,8 @@ def affinity_of(session: str | None, body: bytes) -> bytes | None:
     """
     if session:
         return b"session:" + session.encode()[:LEADING_BYTES]
-    begin = _SEARCHED_BYTES
-    for name in _BEGINNINGS:
-        # What begins after another one has begun is not looked for.
-        found = body.find(name, 0, begin)
-        begin = begin if found < 0 else found
-    return None if begin == _SEARCHED_BYTES else body[begin : begin + LEADING_BYTES]
+    found = _BEGINNING.search(body, 0, _SEARCHED_BYTES)
+    return None if found is None else body[found.start() : found.start() + LEADING_BYTES]
 
 
 def _favourite(

@@ -19,7 +19,7 @@ from cortex_core.placement.place import Limits, find_room, is_coming
 from cortex_core.placement.policy import DEFAULT_POLICY, EvictionPolicy
 from cortex_core.placement.steps import Evict, Hold, Load, Wake
 from cortex_core.replica import LoadProgress, Replica, ReplicaStatus
-from cortex_core.routing.choose import DEFAULT_MAX_IN_FLIGHT, Choice, choose, places_left
+from cortex_core.routing.choose import DEFAULT_MAX_IN_FLIGHT, choose, places_left
 
 _FULL = "it has as many requests as it is given at once"
 
@@ -128,15 +128,7 @@ def route(
         else:
             objections[replica.id] = objection
     if places:
-        choice = choose(
-            places,
-            catalogue,
-            in_flight=in_flight,
-            affinity=hints.affinity,
-            draw=draw,
-            default=max_in_flight,
-        )
-        return _serve(choice, _candidates(pairs, objections, choice.scores))
+        return _serve(pairs, objections, places, catalogue, hints, in_flight, max_in_flight, draw)
     candidates = _candidates(pairs, objections, {})
     if _FULL in objections.values():
         return _full(model, candidates)
@@ -144,13 +136,30 @@ def route(
     return _not_ready(case, model, hints, pairs, candidates)
 
 
-def _serve(choice: Choice, candidates: tuple[Candidate, ...]) -> Serve:
+def _serve(
+    pairs: Pairs,
+    objections: Mapping[ReplicaId, str],
+    places: list[tuple[NodeState, Replica]],
+    catalogue: Catalogue,
+    hints: RouteHints,
+    in_flight: Mapping[ReplicaId, int],
+    max_in_flight: int,
+    draw: float,
+) -> Serve:
+    choice = choose(
+        places,
+        catalogue,
+        in_flight=in_flight,
+        affinity=hints.affinity,
+        draw=draw,
+        default=max_in_flight,
+    )
     node, replica = choice.pair
     return Serve(
         replica=replica.id,
         endpoint=replica.endpoint or node.endpoint,
         reason=choice.reason,
-        candidates=candidates,
+        candidates=_candidates(pairs, objections, choice.scores),
     )
 
 

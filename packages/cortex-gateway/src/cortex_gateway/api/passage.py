@@ -63,7 +63,10 @@ class ChatPassage(Passage):
 
     def feed(self, data: bytes) -> bytes:
         """Pass on whole events."""
-        return with_reasoning_alias(super().feed(data))
+        # Not `super().feed`: this is done with each token.
+        if self._hider is not None:
+            data = self._hider.feed(data)
+        return with_reasoning_alias(data)
 
     def whole(self, body: bytes) -> bytes:
         """Pass on a whole answer."""

@@ -113,6 +113,9 @@ class Chunked:
             end = start + int(match[1], 16) if match else 0
             if start == end or data[end : end + 2] != b"\r\n":
                 break
+            if end + 2 == size and not pieces:
+                # One chunk, as nodes write each token.
+                return data[start:end]
             pieces.append(data[start:end])
             at = end + 2
         if at < size:

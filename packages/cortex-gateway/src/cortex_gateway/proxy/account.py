@@ -74,11 +74,6 @@ class Account:
         self._ended_at: float | None = None
         self._error_status = 0
 
-    @property
-    def awaits_token(self) -> bool:
-        """Whether no content has come so far."""
-        return self._first_token_at is None
-
     def begin(self, model: ModelId) -> None:
         """Note the model, which the fleet knows."""
         self._model = model

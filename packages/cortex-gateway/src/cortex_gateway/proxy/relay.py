@@ -122,7 +122,7 @@ class Relay:
             _EndedError: the node ended the stream without it.
         """
         reply, account, read = self._reply, self._account, self._answer
-        silence = Silence(account.now)
+        silence, awaits_token = Silence(account.now), True
 
         def take(data: bytes) -> bool:
             # This is the hot path: one call for each token of every stream.
@@ -130,13 +130,16 @@ class Relay:
             return not events or give(events)
 
         def give(events: bytes) -> bool:
-            if account.awaits_token and watch.has_content:
+            nonlocal awaits_token
+            if awaits_token and watch.has_content:
+                awaits_token = False
                 account.first_token()
             out = events if read is None else read.feed(events)
-            if watch.is_done or self._has_failed():
+            if watch.is_done or (read is not None and read.failure is not None):
                 raise _Last(out)
             if out:
-                silence.end()
+                if silence.since is not None:
+                    silence.end()
                 return reply.write(out)
             return not silence.is_long() or reply.write(self._keep_alive())
 
@@ -274,20 +277,21 @@ class Silence:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._since: float | None = None
+        self.since: float | None = None
+        """Monotonic seconds; `None` while something is sent."""
 
     def end(self) -> None:
         """Note that something is being sent."""
-        self._since = None
+        self.since = None
 
     def is_long(self) -> bool:
         """Whether the caller should be shown that its request lives; then counts anew."""
         now = self._now()
-        if self._since is None:
-            self._since = now
-        if now - self._since < SILENCE_S:
+        if self.since is None:
+            self.since = now
+        if now - self.since < SILENCE_S:
             return False
-        self._since = now
+        self.since = now
         return True
 
 
