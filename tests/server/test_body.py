@@ -251,6 +251,42 @@ async def test_slow_answer_to_a_whole_body_is_not_late() -> None:
         client.close()
 
 
+async def test_body_that_is_refused_is_not_asked_for() -> None:
+    """RFC 9110, section 10.1.1: the last status may come in place of the first one."""
+    async with serving(echo, limits=SMALL) as server:
+        client = await server.connect()
+        await client.send(request("POST", "/", "content-length: 2000", "expect: 100-continue"))
+
+        assert (await client.answer()).status == 413
+        client.close()
+
+
+async def test_body_waits_until_the_app_before_is_through() -> None:
+    """Ours: nobody is there to bound it."""
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await hello(scope, receive, send)
+        if scope["type"] == "http":
+            await go_on.wait()
+
+    async with serving(app) as server:
+        client = await server.connect()
+        await answer_to(client, get())
+        # More than the kernel keeps on both sides.
+        data = request("POST", "/", f"content-length: {64 << 20}") + bytes(64 << 20)
+        async with asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(client.send(data))
+            done, _ = await asyncio.wait([sending], timeout=0.5)
+            go_on.set()
+            answer = await client.answer()
+            sending.cancel()
+
+        assert not done
+        assert answer.status == 200
+        client.close()
+
+
 async def test_continue_is_said_before_the_body() -> None:
     """RFC 9110, section 10.1.1."""
     async with serving(echo) as server:

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from cortex_core.server.connection import Connection
 from cortex_core.server.exchange import Cut, Exchange, exchange_of
-from cortex_core.server.http1 import Answer, AnswerError
+from cortex_core.server.http1 import Answer, AnswerError, Chunks
 from tests.server.apps import START, Watched, chunk, echo, hello
 from tests.server.harness import at_rest, eventually, get, in_use, post, request, serving
 
@@ -54,6 +54,13 @@ def test_answer_without_a_body_has_none(status: int) -> None:
 
     assert data.endswith(b"\r\n\r\n")
     assert b"transfer-encoding" not in data
+
+
+def test_no_content_has_no_length() -> None:
+    """RFC 9110, section 8.6; a 304 may say how long it would have been."""
+    heads = [answer().head(status, [(b"content-length", b"0")], DATE) for status in (204, 304)]
+
+    assert [b"content-length" in head for head in heads] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ async def test_requests_leave_nothing_to_the_collector_of_cycles() -> None:
     """Ours: what they leave is looked through while nobody is served, for some ms."""
 
     def left() -> int:
-        kinds = (Exchange, Connection, asyncio.StreamWriter)
+        kinds = (Exchange, Connection, Chunks, asyncio.StreamWriter)
         return sum(isinstance(one, kinds) for one in gc.get_objects())
 
     async with serving(echo) as server:
@@ -132,6 +139,9 @@ async def test_requests_leave_nothing_to_the_collector_of_cycles() -> None:
                 await client.send(post(b"x"))
                 await client.answer()
                 await server.ask(post(b"x"))
+                await server.ask(
+                    request("POST", "/", "transfer-encoding: chunked") + b"1\r\nx\r\n0\r\n\r\n"
+                )
             # This one leaves in the midst of it.
             await client.send(request("POST", "/", "content-length: 2") + b"x")
             client.close()

@@ -1,7 +1,8 @@
 """What must hold of a request's head before anything else looks at it; pure.
 
-The parser in front lets pass what two programs in a row may read differently (RFC 9112,
-section 11.2, request smuggling), so that is refused here.
+The parser in front refuses what two programs in a row may read differently (RFC 9112, section
+11.2, request smuggling). Here it is refused whatever the parser: in what it makes of a head, in
+names that CGI-style programs take for those, and in what this server does not do or not take.
 """
 
 import re

@@ -21,12 +21,15 @@ from cortex_core.server.http1 import (
     target_of,
 )
 from cortex_core.server.seam import CONNECTION_KEY, WHOLE_KEY, Listener
-from cortex_core.server.transport import address_of, reset
+from cortex_core.server.transport import Tap, address_of, reset
 
 logger = logging.getLogger(__name__)
 
 _PIPELINED_BYTES = 64 * 1024
 """What is read of further requests while one is answered."""
+
+_EARLY_BODY_BYTES = 1 << 20
+"""What is read of a request's body before there is anybody to take it and to bound it."""
 
 _FULL_READ_BYTES = 128 * 1024
 """More than that at once, and there is more to read: uvloop's buffer has twice the size."""
@@ -69,10 +72,11 @@ class Connection(asyncio.Protocol):
         self._flush_timeout_s = flush_timeout_s
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self._tap: Tap
         self._deadline = Deadline(self.loop)
         self._is_writable = asyncio.Event()
         self._is_writable.set()
-        self._is_closing = self._is_ending = self._is_paused = self._is_deaf = False
+        self._is_closing = self._is_ending = self._is_deaf = False
         self._buffer = bytearray()
         self._scanned = 0
         self._held = b""
@@ -86,6 +90,8 @@ class Connection(asyncio.Protocol):
         self._listener: Listener | None = None
         self._left = 0
         self._chunks: Chunks | None = None
+        self.is_asked = False
+        """Whether the caller wants to hear first that its body is wanted."""
 
     @property
     def unsent_bytes(self) -> int:
@@ -104,7 +110,14 @@ class Connection(asyncio.Protocol):
         if self._is_closing:
             listener.leave()
         else:
+            self._tap.open()
             self._advance()
+
+    def invite(self) -> None:
+        """Tell a caller that has asked that the body of its request is wanted."""
+        self.is_asked = False
+        if not (self._is_closing or self._answer.is_started):
+            self._transport.write(_CONTINUE)
 
     def end(self) -> None:
         """Close when the running request, if there is one, has its answer."""
@@ -125,6 +138,7 @@ class Connection(asyncio.Protocol):
         """Begin."""
         # Of TCP; uvloop's is a class of its own.
         self._transport = cast(asyncio.Transport, transport)
+        self._tap = Tap(self._transport, self.loop)
         self._peers = {
             "client": address_of(self._transport, "peername"),
             "server": address_of(self._transport, "sockname"),
@@ -141,8 +155,8 @@ class Connection(asyncio.Protocol):
         else:
             self._buffer += data
             self._advance()
-        if len(data) >= _FULL_READ_BYTES:
-            self._give_way()
+        if len(data) >= _FULL_READ_BYTES and (self._left or self._chunks is not None):
+            self._tap.give_way()
 
     def eof_received(self) -> bool:
         """Take the end of what the caller sends for the end of the connection."""
@@ -172,16 +186,6 @@ class Connection(asyncio.Protocol):
         if self._listener is not None:
             self._listener.go_on()
 
-    def _give_way(self) -> None:
-        """Let the others have a turn within a large body, of which libuv would read 8 MB first."""
-        if (self._left or self._chunks is not None) and not (self._is_closing or self._is_paused):
-            self._transport.pause_reading()
-            self.loop.call_soon(self._read_again)
-
-    def _read_again(self) -> None:
-        if not self._is_closing and not self._is_paused:
-            self._transport.resume_reading()
-
     # Requests.
 
     def _advance(self) -> None:
@@ -206,6 +210,8 @@ class Connection(asyncio.Protocol):
     def _read_on(self) -> bool:
         """Read what follows a head; return whether there may be more to do."""
         if self._listener is None:
+            if len(self._buffer) >= _EARLY_BODY_BYTES:
+                self._tap.shut()
             return False
         if self._left:
             data = bytes(self._buffer[: self._left])
@@ -221,10 +227,9 @@ class Connection(asyncio.Protocol):
             if data or is_end:
                 self._listener.take(data, is_end=is_end)
             return is_end
-        # Of a further request. A connection that is not read does not say that it has ended.
-        if len(self._buffer) >= _PIPELINED_BYTES and not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
+        # Of a further request. What is not read does not say that it has ended.
+        if len(self._buffer) >= _PIPELINED_BYTES:
+            self._tap.shut()
         return False
 
     def _refuse(self, error: RequestError) -> None:
@@ -267,8 +272,7 @@ class Connection(asyncio.Protocol):
         )
         self._left = request.length or 0
         self._chunks = Chunks() if request.length is None else None
-        if request.wants_continue and request.length != 0:
-            self._transport.write(_CONTINUE)
+        self.is_asked = request.wants_continue and request.length != 0
         self._next = self._scope
         self._wake()
 
@@ -364,9 +368,7 @@ class Connection(asyncio.Protocol):
         if is_last:
             return
         self._deadline.set(self._keep_alive_s, self._look_again)
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._tap.open()
         self._advance()
 
     def _leave(self) -> None:

@@ -209,6 +209,8 @@ class Exchange:
             BodyTooLargeError: the body is over the limit.
             RequestTimeoutError: it came too slowly.
         """
+        if self._connection.is_asked:
+            self._connection.invite()
         while True:
             if self._failure is not None:
                 raise self._failure

@@ -97,12 +97,12 @@ class Guard:
             self._timer = loop.call_later(self._period_s, self._check_all, loop)
 
     def _check_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
+        now, self._timer = loop.time(), None
+        if self._live:
+            # First: whatever becomes of one of them, the others are looked at again.
+            self._timer = loop.call_later(self._period_s, self._check_all, loop)
         for exchange in tuple(self._live):
             exchange.check(now)
-        self._timer = None
-        if self._live:
-            self._timer = loop.call_later(self._period_s, self._check_all, loop)
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

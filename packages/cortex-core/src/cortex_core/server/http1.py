@@ -32,7 +32,8 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 _WATCHED = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 _HOPS = _FRAMING | {b"connection"}
-_BODILESS = frozenset((204, 304))
+_NO_CONTENT = 204
+_BODILESS = frozenset((_NO_CONTENT, 304))
 
 Pairs = list[tuple[bytes, bytes]]
 Malformed = Callable[[str], Exception]
@@ -181,12 +182,13 @@ class Chunks:
         self._left = 0
         """Bytes that are missing of the chunk."""
         self._trailer_bytes = 0
-        self._step: Callable[[bytearray, int, list[bytes]], int] = self._size
+        # Functions and no methods, which would be a circle with each body.
+        self._step: Callable[[Chunks, bytearray, int, list[bytes]], int] = Chunks._size
 
     @property
     def is_between(self) -> bool:
         """Whether a chunk would begin with the next byte."""
-        return self._step == self._size
+        return self._step is Chunks._size
 
     def feed(self, buffer: bytearray) -> bytes:
         """Take from `buffer` what belongs to the body, and return what it carries.
@@ -198,7 +200,7 @@ class Chunks:
         position = 0
         pieces: list[bytes] = []
         while not self.is_done:
-            after = self._step(buffer, position, pieces)
+            after = self._step(self, buffer, position, pieces)
             if after < 0:
                 break
             position = after
@@ -215,7 +217,7 @@ class Chunks:
         if match is None or line.translate(None, PLAIN):
             raise self._malformed("malformed chunk in the body")
         self._left = int(match[1], 16)
-        self._step = self._data if self._left else self._trailer
+        self._step = Chunks._data if self._left else Chunks._trailer
         return after
 
     def _data(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
@@ -225,7 +227,7 @@ class Chunks:
         pieces.append(piece)
         self._left -= len(piece)
         if not self._left:
-            self._step = self._end
+            self._step = Chunks._end
         return start + len(piece)
 
     def _end(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
@@ -234,7 +236,7 @@ class Chunks:
             raise self._malformed("a chunk of the body is longer than it says")
         if len(mark) < 2:
             return -1
-        self._step = self._size
+        self._step = Chunks._size
         return start + 2
 
     def _trailer(self, buffer: bytearray, start: int, pieces: list[bytes]) -> int:
@@ -313,7 +315,7 @@ class Answer:
         lines = [b"HTTP/1.1 %d " % status]
         for name, value in headers:
             known = _lowered(name)
-            if known not in _HOPS or self._is_sent(known, value):
+            if known not in _HOPS or self._is_sent(known, value, status):
                 lines.append(name + b": " + value)
         lines.append(b"date: " + date)
         if status in _BODILESS:
@@ -334,11 +336,13 @@ class Answer:
         self.is_started = True
         return head
 
-    def _is_sent(self, known: bytes, value: bytes) -> bool:
+    def _is_sent(self, known: bytes, value: bytes, status: int) -> bool:
         """Take note of what the app says of the connection; return whether it goes out as it is."""
         if known == b"content-length":
             self._left = int(value)
-        elif known == b"connection" and has_token((value,), b"close"):
+            # RFC 9110, section 8.6.
+            return status != _NO_CONTENT
+        if known == b"connection" and has_token((value,), b"close"):
             self.is_last = True
             return False
         return known != b"transfer-encoding"

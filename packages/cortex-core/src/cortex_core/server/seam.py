@@ -52,6 +52,13 @@ class Connection(Protocol):
         """Tell `listener` from now on, and at once, what has come after the request's head."""
 
     @property
+    def is_asked(self) -> bool:
+        """Whether the caller wants to hear first that its body is wanted."""
+
+    def invite(self) -> None:
+        """Tell it so (RFC 9110, section 10.1.1)."""
+
+    @property
     def unsent_bytes(self) -> int:
         """What was written and has not reached the kernel."""
 

@@ -19,6 +19,44 @@ def reset(transport: asyncio.WriteTransport) -> None:
     transport.abort()
 
 
+class Tap:
+    """Whether a connection is read.
+
+    Args:
+        transport: of the connection.
+        loop: it runs in.
+    """
+
+    __slots__ = ("_is_shut", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.ReadTransport, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_shut = False
+        self._loop = loop
+        self._transport = transport
+
+    def shut(self) -> None:
+        """Read no further."""
+        if not self._is_shut:
+            self._is_shut = True
+            self._transport.pause_reading()
+
+    def open(self) -> None:
+        """Read on, if it was shut."""
+        if self._is_shut:
+            self._is_shut = False
+            self._transport.resume_reading()
+
+    def give_way(self) -> None:
+        """Let the others have a turn within a large body, of which libuv would read 8 MB first."""
+        if not self._is_shut and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._is_shut and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+
 def address_of(transport: asyncio.BaseTransport, end: str) -> tuple[str, int] | None:
     """Return host and port of an end of a TCP connection.
 
