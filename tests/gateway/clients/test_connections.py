@@ -73,6 +73,12 @@ async def until_gone(client: HttpUpstream) -> None:
     await until_left(client, 0)
 
 
+async def until_idle(client: HttpUpstream) -> None:
+    """Return when a connection may be used again."""
+    while not client.idle:  # noqa: ASYNC110 - as above
+        await asyncio.sleep(0)
+
+
 async def test_the_connection_that_was_used_last_is_used_next() -> None:
     """Ours: so that what a burst has left behind grows old."""
     node = Node(answer=HEAD)
@@ -289,10 +295,43 @@ async def test_early_refusal_of_a_large_request_is_read() -> None:
 
 
 async def test_what_follows_the_first_kind_of_answer_is_taken() -> None:
-    """RFC 9110, section 15.2: any number of interim answers."""
-    interim = b"HTTP/1.1 103 Hints\r\nlink: </x>\r\n\r\n" * 3
+    """RFC 9110, section 15.2: any number of interim answers, more than Python calls in a row too."""
+    interim = b"HTTP/1.1 103 Hints\r\nlink: </x>\r\n\r\n" * 2000
     async with serving(says(interim, OK)) as url, upstream() as client:
         assert await ask(client, url) == b"ok"
+
+
+@pytest.mark.parametrize(
+    ("late", "connections"),
+    [(b"0\r\n\r\n", 1), (b"1\r\nx\r\n0\r\n\r\n", 2), (b"0\r\n\r\nx", 2)],
+    ids=["the end", "more", "more behind it"],
+)
+async def test_answer_that_is_left_may_still_end(late: bytes, connections: int) -> None:
+    """Ours: an engine's terminator comes a moment before the end of its answer."""
+    node = Node(answer=HEAD)
+    async with serving(node.script) as url, upstream(Timeouts()) as client:
+        answer = await client.post(url, JSON, b"{}")
+        answer.close(linger_s=60)
+        answer.close()
+        node.answer = OK
+        node.writers[0].write(late)
+        # By what comes after it, which takes the same way.
+        if connections > 1:
+            await until_gone(client)
+        else:
+            await until_idle(client)
+        await ask(client, url)
+
+    assert node.connections == connections
+
+
+async def test_answer_that_is_left_has_little_time() -> None:
+    """Ours: nobody waits for it, and its connection is another's place."""
+    node = Node(answer=HEAD)
+    async with serving(node.script) as url, upstream(Timeouts()) as client:
+        (await client.post(url, JSON, b"{}")).close(linger_s=0.05)
+        await node.until_ended(1)
+        await until_gone(client)
 
 
 @pytest.mark.parametrize("bad", ["a\r\nb: c", "a\nb", "a\0b", "a\rb"])

@@ -5,10 +5,12 @@ import gzip
 import json
 
 import aiohttp
+import msgspec
 import openai
 import pytest
 
 from cortex_core.ids import ModelId
+from cortex_gateway.proxy import relay
 from cortex_gateway.proxy.relay import LINGER_S
 from cortex_gateway.settings import Timeouts
 from tests.fakes.gateway import MODEL, ask, calling, gateway, request
@@ -362,3 +364,30 @@ async def test_stream_that_its_node_does_not_end_is_over_for_the_caller() -> Non
     assert answer.body.endswith(DONE)
     assert figures["outcome"] == "ok"
     assert figures["duration_s"] < LINGER_S
+
+
+async def test_next_request_does_not_wait_for_the_end_of_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ours: the caller has all of the stream, and its connection is free."""
+    monkeypatch.setattr(relay, "LINGER_S", 60.0)
+    held = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        await wire.begin_stream()
+        await wire.event(words(1)[0])
+        await wire.chunk(DONE)
+        await held.wait()
+
+    async with (
+        nodes(node := ScriptedNode(script, answers(200, ANSWER))),
+        gateway({"a": node.url}) as g,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+    ):
+        url = g.url + "/v1/chat/completions"
+        for asked in ({"stream": True}, {}):
+            body = msgspec.json.encode(request(asked))
+            async with asyncio.timeout(10), session.post(url, data=body) as answer:
+                assert answer.status == 200
+                await answer.read()
+        held.set()

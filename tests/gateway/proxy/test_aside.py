@@ -1,7 +1,6 @@
 """Large requests of other dialects: translated like small ones, beside the loop."""
 
 import asyncio
-import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cortex_core.errors import OverloadedError
 from cortex_gateway.proxy.aside import LARGE_BYTES, Aside, Threads
 from tests.fakes.gateway import TO_A, ask, gateway
 from tests.fakes.upstream import ScriptedNode, nodes, refuses, streams, words
@@ -135,9 +135,8 @@ async def test_large_request_that_cannot_be_read_is_counted() -> None:
 
 
 @pytest.fixture
-def aside() -> Iterator[Aside]:
-    with contextlib.closing(Aside()) as threads:
-        yield threads
+def aside() -> Aside:
+    return Aside()
 
 
 @pytest.fixture
@@ -193,26 +192,69 @@ async def test_too_many_large_requests_are_refused(path: str, gate: threading.Ev
 
 async def test_what_is_larger_than_the_line_is_worked_on_alone() -> None:
     """Ours: a limit on bodies may be above that of the line."""
-    with contextlib.closing(Threads("bodies", threads=1, most=10)) as threads:
-        assert await threads.run(11, lambda: "done") == "done"
+    threads = Threads("bodies", threads=1, most=10)
+
+    assert await threads.run(11, lambda: "done") == "done"
 
 
 async def test_who_leaves_the_line_is_not_worked_for(gate: threading.Event) -> None:
     """Ours: work for callers who have left would keep others waiting."""
     begun: list[str] = []
-    with contextlib.closing(Threads("bodies", threads=1, most=10)) as threads:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(threads.run(5, gate.wait))
-            await eventually(lambda: threads.pending == 5)
-            left = tasks.create_task(threads.run(5, begun.append, "left"))
-            await eventually(lambda: threads.pending == 10)
-            left.cancel()
-            await eventually(lambda: threads.pending == 5)
-            gate.set()
-        await threads.run(5, begun.append, "next")
+    threads = Threads("bodies", threads=1, most=10)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(threads.run(5, gate.wait))
+        await eventually(lambda: threads.pending == 5)
+        left = tasks.create_task(threads.run(5, begun.append, "left"))
+        await eventually(lambda: threads.pending == 10)
+        left.cancel()
+        await eventually(lambda: threads.pending == 5)
+        gate.set()
+    await threads.run(5, begun.append, "next")
 
     assert begun == ["next"]
     assert threads.pending == 0
+
+
+async def test_work_whose_caller_has_left_is_pending_until_it_ends(gate: threading.Event) -> None:
+    """Issue: nothing grows without bound: it has a thread, and what it works on."""
+    threads = Threads("bodies", threads=1, most=10)
+    async with asyncio.TaskGroup() as tasks:
+        left = tasks.create_task(threads.run(6, gate.wait))
+        await eventually(lambda: threads.pending == 6)
+        left.cancel()
+
+    with pytest.raises(OverloadedError):
+        await threads.run(6, lambda: "too much")
+    gate.set()
+    await eventually(lambda: threads.pending == 0)
+    assert await threads.run(6, lambda: "done") == "done"
+
+
+async def test_nobody_waits_for_ever_for_what_never_ends(gate: threading.Event) -> None:
+    """Issue: every wait has a bound, in the thread and before it."""
+    threads = Threads("documents", threads=1, most=10, patience_s=0.05)
+    for _ in range(2):
+        with pytest.raises(OverloadedError, match="documents take over"):
+            await threads.run(1, gate.wait)
+    # The one is still in the thread, the other has left the line.
+    assert threads.pending == 1
+
+    gate.set()
+    await eventually(lambda: threads.pending == 0)
+
+
+async def test_what_work_raises_is_raised_where_it_is_waited_for() -> None:
+    """Ours: also what looks like the end of one's patience."""
+    threads = Threads("bodies", threads=1, most=10)
+
+    for error in (ValueError("no"), TimeoutError("of its own")):
+        with pytest.raises(type(error), match=str(error)):
+            await threads.run(1, _raise, error)
+    assert threads.pending == 0
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 async def test_the_loop_goes_on_beside_large_work(aside: Aside) -> None:

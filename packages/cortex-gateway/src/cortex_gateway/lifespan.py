@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
-    closing,
     contextmanager,
 )
 from functools import partial
@@ -216,25 +215,24 @@ async def open_api(
     Raises:
         SettingsError: the file of responses cannot be used.
     """
-    with closing(proxy.aside):
-        async with (
-            records(keeps, clock) as kept,
-            Background(keeps.background_limit) as background,
-            proxy.lines.running(),
-        ):
-            app = build_app(
-                control=control,
-                configured=configured,
-                proxy=proxy,
-                drain=drain,
-                version=version,
-                clock=clock,
-                read_pdf=find_pdf_reader(),
-                records=kept,
-                background=background,
-                new_id=lambda: secrets.token_hex(16),
-            )
-            yield Direct(app)
+    async with (
+        records(keeps, clock) as kept,
+        Background(keeps.background_limit) as background,
+        proxy.lines.running(),
+    ):
+        app = build_app(
+            control=control,
+            configured=configured,
+            proxy=proxy,
+            drain=drain,
+            version=version,
+            clock=clock,
+            read_pdf=find_pdf_reader(),
+            records=kept,
+            background=background,
+            new_id=lambda: secrets.token_hex(16),
+        )
+        yield Direct(app)
 
 
 @asynccontextmanager

@@ -154,11 +154,11 @@ class UpstreamAnswer(Protocol):
         """Read the node again after `take` has refused more; else nothing."""
         ...
 
-    def close(self) -> None:
+    def close(self, linger_s: float = 0.0) -> None:
         """Have done with the answer: one that has not ended is aborted, so that the work ends.
 
-        The connection of an answer that was read to its end is used again. Must be called, and
-        may be called twice.
+        If nothing but its end comes within `linger_s` seconds, its connection is used again, as
+        after one that was read to its end. Must be called, and may be called twice.
         """
         ...
 

@@ -16,8 +16,8 @@ back. It is passed by what one read of the socket gives."""
 class Source(Protocol):
     """The connection, as an answer sees it."""
 
-    def expect(self) -> None:
-        """Count silence from now on."""
+    def expect(self, seconds: float | None = None) -> None:
+        """Count silence from now on; so much of it is borne, or as much as for others."""
 
     def pause(self) -> None:
         """Read no further."""
@@ -39,6 +39,7 @@ class Answer:
 
     __slots__ = (
         "_error",
+        "_is_left",
         "_is_refused",
         "_loop",
         "_pieces",
@@ -64,13 +65,15 @@ class Answer:
         self._take: Callable[[bytes], bool] | None = None
         self._is_refused = False
         """Whether `take` wants no more for now."""
+        self._is_left = False
+        """Whether nobody wants more, and its end may still come."""
         self._raised: Exception | None = None
         """By `take`."""
 
     @property
     def is_waited_for(self) -> bool:
         """Whether somebody would go on with the next bytes, if there were any."""
-        return self._waiter is not None and not self._is_refused
+        return self._is_left or (self._waiter is not None and not self._is_refused)
 
     async def read(self) -> bytes:
         """Return what has come; see `UpstreamAnswer.read`."""
@@ -112,11 +115,14 @@ class Answer:
             elif not self._is_refused:
                 self._source.resume()
 
-    def close(self) -> None:
+    def close(self, linger_s: float = 0.0) -> None:
         """Abort what has not ended; see `UpstreamAnswer.close`."""
         source = self._source
+        if source is not None and linger_s and not self._pieces:
+            self._is_left = True
+            source.expect(linger_s)
         self._pieces.clear()
-        if source is not None:
+        if source is not None and not self._is_left:
             self.fail(UpstreamFailure(Failure.CUT_MID_ANSWER, "nobody reads it any more"))
             source.abort()
 
@@ -124,6 +130,11 @@ class Answer:
 
     def give(self, piece: bytes) -> None:
         """Take a piece of the body, which is not empty."""
+        if self._is_left:
+            # More than its end.
+            self._is_left = False
+            self.close()
+            return
         if self._take is not None and not self._is_refused:
             self._pass(self._take, piece)
             return

@@ -125,9 +125,9 @@ class Connection(asyncio.Protocol):
                 waiter.result().close()
             raise
 
-    def expect(self) -> None:
-        """Count the node's silence from now on."""
-        self._deadline.set(self._idle_s, self._too_late)
+    def expect(self, seconds: float | None = None) -> None:
+        """Count the node's silence from now on; so much of it is borne, or as much as was asked."""
+        self._deadline.set(self._idle_s if seconds is None else seconds, self._too_late)
 
     def pause(self) -> None:
         """Read no further until `resume`."""
@@ -225,25 +225,23 @@ class Connection(asyncio.Protocol):
     # Answers.
 
     def _take_head(self, data: bytes) -> None:
-        buffer: bytes | bytearray = data
         if self._buffer:
             self._buffer += data
-            buffer = self._buffer
-        end = end_of_head(buffer, self._scanned)
-        if end < 0:
-            self._scanned = len(buffer)
-            if buffer is data:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        while data:
+            end = end_of_head(data, self._scanned)
+            if end < 0:
+                self._scanned = len(data)
                 self._buffer += data
-            return
-        head, rest = parse_head(bytes(buffer[:end])), bytes(buffer[end:])
-        self._buffer.clear()
-        self._scanned = 0
-        if head.status >= 200:
-            self._begin(head, rest)
-        elif head.status == 101:
-            raise MalformedAnswerError("nobody asked for another protocol")
-        elif rest:
-            self._take_head(rest)
+                return
+            self._scanned = 0
+            head, data = parse_head(data[:end]), data[end:]
+            if head.status >= 200:
+                self._begin(head, data)
+                return
+            if head.status == 101:
+                raise MalformedAnswerError("nobody asked for another protocol")
 
     def _begin(self, head: Head, rest: bytes) -> None:
         waiter, self._waiter = self._waiter, None
@@ -253,6 +251,7 @@ class Connection(asyncio.Protocol):
         self._body = body_of(head)
         self._answer = Answer(self, head, self._loop)
         self._reuse_s = _reuse_s(head, self._keep_alive_s)
+        # Where it comes sooner than what was set, whoever waits for a piece sets it anew.
         self._deadline.at = self._loop.time() + self._idle_s
         waiter.set_result(self._answer)
         self._take(rest)

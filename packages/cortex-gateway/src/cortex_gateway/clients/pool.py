@@ -42,6 +42,12 @@ class Pool:
         self._connect_s = connect_s
         self._keep_alive_s = keep_alive_s
         self._is_empty = asyncio.Event()
+        self._opening = 0
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether there is no connection, nor one on its way."""
+        return not self.connections and not self._opening
 
     def take(self) -> Connection | None:
         """Return an idle connection that is open as far as can be known."""
@@ -53,6 +59,7 @@ class Pool:
         Raises:
             UpstreamFailure: it could not be opened in time.
         """
+        self._opening += 1
         try:
             async with asyncio.timeout(None) as limit:
                 timer = asyncio.get_running_loop().call_later(self._connect_s, _look_again, limit)
@@ -64,6 +71,8 @@ class Pool:
             raise UpstreamFailure(Failure.CONNECT, "no connection in time") from None
         except OSError as error:
             raise UpstreamFailure(Failure.CONNECT, str(error) or type(error).__name__) from None
+        finally:
+            self._opening -= 1
         self.connections.add(connection)
         self._is_empty.clear()
         return connection

@@ -69,6 +69,11 @@ class HttpUpstream:
         """Open connections, idle ones included."""
         return sum(len(pool.connections) for pool in self._pools.values())
 
+    @property
+    def idle(self) -> int:
+        """Open connections that no request is on."""
+        return sum(len(pool.idle) for pool in self._pools.values())
+
     def post(
         self, url: str, headers: Sequence[tuple[str, str]], body: Body
     ) -> Coroutine[Any, Any, Answer]:
@@ -116,6 +121,8 @@ class HttpUpstream:
             target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
         if len(self._places) >= _MAX_URLS:
             self._places.clear()
+            self._pools = {at: one for at, one in self._pools.items() if not one.is_unused}
+            self._pools[key] = pool
         place = self._places[url] = Place(
             pool,
             f"POST {target} HTTP/1.1\r\n"

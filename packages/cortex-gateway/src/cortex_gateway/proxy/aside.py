@@ -1,9 +1,10 @@
 """Work on large requests in a thread, so that others' streams go on meanwhile."""
 
 import asyncio
+import contextlib
 import functools
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from cortex_core.errors import OverloadedError
@@ -26,22 +27,33 @@ _DOCUMENT_THREADS = 2
 _DOCUMENTS_PENDING = 16
 """A long one takes seconds."""
 
+PATIENCE_S = 60.0
+"""How long anybody waits for work that is to take seconds: a stranger's file may keep its reader
+busy for ever."""
+
 
 class Threads:
     """Some threads for one kind of work, and a bounded line before them.
 
+    A thread is made for each piece of work, which takes less than a hundredth of it; so nothing but
+    its caller holds what waits, and no thread keeps the process from its end.
+
     Args:
         subject: what they work on, in the plural.
-        threads: how many; they are started when they are needed.
+        threads: how many there are at most.
         most: size of the work that may be pending when more comes, that in the threads included.
+        patience_s: how long a caller waits.
     """
 
-    def __init__(self, subject: str, *, threads: int, most: int) -> None:
+    def __init__(
+        self, subject: str, *, threads: int, most: int, patience_s: float = PATIENCE_S
+    ) -> None:
         self.pending = 0
-        """Size of the work whose callers wait."""
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=subject)
+        """Size of the work that waits or is being done, also for callers who have left."""
+        self._free = asyncio.Semaphore(threads)
         self._subject = subject
         self._most = most
+        self._patience_s = patience_s
 
     async def run(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns.
@@ -49,20 +61,57 @@ class Threads:
         To be cancelled leaves the line; work that has begun is done to its end, for nobody.
 
         Raises:
-            OverloadedError: too much is pending.
+            OverloadedError: too much is pending, or it took too long.
         """
         if self.pending and self.pending + size > self._most:
             raise OverloadedError(f"too many {self._subject} are being read; try again")
-        loop, call = asyncio.get_running_loop(), functools.partial(work, *args, **kwargs)
+        call = functools.partial(work, *args, **kwargs)
+        limit = asyncio.timeout(self._patience_s)
+        try:
+            async with limit:
+                return await self._begun(size, call)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise OverloadedError(
+                f"{self._subject} take over {self._patience_s:.0f} s to be read; try again"
+            ) from None
+
+    async def _begun(self, size: int, call: Callable[[], T]) -> T:
         self.pending += size
         try:
-            return await loop.run_in_executor(self._executor, call)
-        finally:
+            await self._free.acquire()
+        except BaseException:
             self.pending -= size
+            raise
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
 
-    def close(self) -> None:
-        """Take no more work, and let go of what has not begun."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        def end(result: T | None, error: BaseException | None) -> None:
+            self.pending -= size
+            self._free.release()
+            if done.done():
+                return
+            if error is None:
+                done.set_result(result)  # type: ignore[arg-type]  # `None` only if `T` has it
+            else:
+                done.set_exception(error)
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = call()
+            except Exception as raised:  # noqa: BLE001 - raised again where it is awaited
+                error = raised
+            # The loop may have ended, and with it whoever waited.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(end, result, error)
+
+        try:
+            threading.Thread(target=work, name=self._subject, daemon=True).start()
+        except RuntimeError as error:  # the system has no more threads
+            end(None, error)
+        return await done
 
 
 class Aside:
@@ -91,8 +140,3 @@ class Aside:
         if body_bytes < LARGE_BYTES:
             return work(*args, **kwargs)
         return await self.large.run(body_bytes, work, *args, **kwargs)
-
-    def close(self) -> None:
-        """Let the threads end."""
-        self.large.close()
-        self.documents.close()

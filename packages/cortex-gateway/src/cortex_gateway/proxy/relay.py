@@ -1,7 +1,5 @@
 """A node's answer on its way to the caller: chunk in, chunk out, the caller sets the pace."""
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -30,7 +28,7 @@ MAX_ERROR_BYTES = 64 << 10
 
 LINGER_S = 1.0
 """How long a node may take to end an answer whose terminator it has sent. An answer that ends
-leaves its connection for the next request."""
+leaves its connection for the next request; no caller waits for it."""
 
 SILENCE_S = 5.0
 """Clients show a stall from some 20 seconds of silence on."""
@@ -110,7 +108,7 @@ class Relay:
                 await self._ended(watch)
                 return
             await self._finish(out)
-            await _linger(answer)
+            answer.close(linger_s=LINGER_S)
         finally:
             # Also for a caller that left: what the last events told is worth keeping.
             self._account.findings = watch.findings()
@@ -331,15 +329,6 @@ async def _collected(answer: UpstreamAnswer, limit_bytes: int) -> tuple[bytes, b
         if size > limit_bytes:
             return b"".join(parts), False
     return b"".join(parts), True
-
-
-async def _linger(answer: UpstreamAnswer) -> None:
-    """Take the end of an answer that is complete; more data than that is dropped with it."""
-    if answer.rest() is not None:
-        return
-    with contextlib.suppress(UpstreamFailure, TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            await answer.read()
 
 
 def _is_delimited(headers: dict[str, str]) -> bool:

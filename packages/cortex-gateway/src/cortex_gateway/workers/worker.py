@@ -6,7 +6,7 @@ import random
 import signal
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -73,7 +73,7 @@ async def run_worker(
     ):
         app = worker.app(upstream, inner)
         listener = Listener(app=app, socket=api, keep_alive_s=PUBLIC_KEEP_ALIVE_S, seat=seat)
-        with _on_signals(link.shutdown), worker.vitals.running(), closing(worker.aside):
+        with _on_signals(link.shutdown), worker.vitals.running():
             await serve(
                 worker.vitals.of([listener]),
                 drain=worker.drain,
