@@ -247,13 +247,13 @@ async def test_what_work_raises_is_raised_where_it_is_waited_for() -> None:
     """Ours: also what looks like the end of one's patience."""
     threads = Threads("bodies", threads=1, most=10)
 
-    for error in (ValueError("no"), TimeoutError("of its own")):
+    for error in (ValueError("no"), TimeoutError("of its own"), GeneratorExit("no error")):
         with pytest.raises(type(error), match=str(error)):
             await threads.run(1, _raise, error)
     assert threads.pending == 0
 
 
-def _raise(error: Exception) -> None:
+def _raise(error: BaseException) -> None:
     raise error
 
 

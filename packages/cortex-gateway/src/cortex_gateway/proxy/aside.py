@@ -101,7 +101,7 @@ class Threads:
             result, error = None, None
             try:
                 result = call()
-            except Exception as raised:  # noqa: BLE001 - raised again where it is awaited
+            except BaseException as raised:  # noqa: BLE001 - raised again where it is awaited
                 error = raised
             # The loop may have ended, and with it whoever waited.
             with contextlib.suppress(RuntimeError):
