@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.adapters import write_adapter
 from tests.e2e.conftest import CHAT
 from tests.e2e.neuron_process import NeuronProcess
-from tests.fleet.daemons import Daemon, gateway, until
+from tests.fleet.daemons import Daemon, gateway, until, victims
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -78,6 +78,7 @@ def test_adapters_come_with_their_base_and_give_way_to_each_other(
         with_base = there()
         said |= {model: say(client, model) for model in (TWO, CHAT)}
         both = there()
+        until(lambda: victims(door, ZERO) == {ONE})
         said[ZERO] = say(client, ZERO)
         until(lambda: there() == {CHAT, TWO, ZERO})
         again = say(client, ONE)

@@ -227,3 +227,12 @@ def is_loaded(daemon: Daemon, model: str) -> bool:
 def in_flight(neuron: Daemon) -> int:
     """Return how many requests the neuron counts over all its models."""
     return sum(model["in_flight"] for model in neuron.get("/health").json()["models"])
+
+
+def victims(door: Daemon, model: str) -> set[str]:
+    """Return the models that would give way for `model`, as far as the gateway has heard.
+
+    A neuron says five times in a second what is in use, so that it is a moment behind.
+    """
+    answer = httpx.post(f"{door.url}/admin/explain", json={"model": model}, timeout=10)
+    return set(answer.json().get("victims", ()))

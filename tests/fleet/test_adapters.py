@@ -8,7 +8,7 @@ import threading
 import httpx
 import pytest
 
-from tests.fleet.daemons import Daemon, gateway, in_flight, simulated_neuron, until
+from tests.fleet.daemons import Daemon, gateway, in_flight, simulated_neuron, until, victims
 from tests.fleet.test_swaps import ask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -54,7 +54,9 @@ def test_an_adapter_comes_with_its_base_and_leaves_alone(tmp_path: pathlib.Path)
         before = there(neuron)
         answered = [ask(client, model, is_stream=True) for model in ADAPTERS[:2]]
         both = there(neuron)
-        answered += [ask(client, model, is_stream=False) for model in (BASE, ADAPTERS[2])]
+        answered.append(ask(client, BASE, is_stream=False))
+        until(lambda: victims(door, ADAPTERS[2]) == {ADAPTERS[0]})
+        answered.append(ask(client, ADAPTERS[2], is_stream=False))
         until(lambda: there(neuron) == {BASE, *ADAPTERS[1:]})
         listed = {entry["id"]: entry for entry in door.get("/v1/models").json()["data"]}
         loads = sum("model loaded" in line for line in neuron.log)

@@ -96,6 +96,31 @@ async def test_use_of_a_model_is_told(start: Start) -> None:
     assert json.loads(event.data)["last_used"] > 1_600_000_000
 
 
+async def test_uses_are_told_in_their_order(start: Start) -> None:
+    """Ours: several between two reports too; a gateway takes the latest told for the latest."""
+    asked = ["b", "a"] * 3
+    async with start() as neuron:
+        for model in ("a", "b"):
+            await neuron.load(model, vram_mb=100)
+        async with contextlib.aclosing(neuron.events()) as events:
+            await anext(events)
+            for model in asked:
+                question = {"model": model, "messages": [{"role": "user", "content": "x"}]}
+                await neuron.post("/v1/chat/completions", question)
+            reports = await neuron.get("/models")
+            latest = max(report["last_used"] for report in reports)
+            told = [0.0]
+            async with asyncio.timeout(PATIENCE_S):
+                async for event in events:
+                    if event.event == "model":
+                        told.append(json.loads(event.data)["last_used"] or 0.0)
+                    if told[-1] == latest:
+                        break
+
+    assert told == sorted(told)
+    assert len(told) > 2
+
+
 async def test_id_of_another_life_gets_a_snapshot() -> None:
     """Ours: a restarted neuron numbers anew."""
     feed = _feed()

@@ -301,7 +301,8 @@ class Node:
         )
 
     def _tell_last_used(self) -> None:
-        for report in self.models():
+        # In the order of their use: who hears it takes the time of the news for that of the use.
+        for report in sorted(self.models(), key=lambda report: report.last_used or 0.0):
             told = self._told.get(ModelId(report.id))
             if told is not None and told.last_used != report.last_used:
                 self._told[ModelId(report.id)] = report
