@@ -1,11 +1,19 @@
 """The text of PDFs, where the extra `pdf` is installed."""
 
 import importlib.util
-import io
+import math
+import subprocess
+import sys
 from collections.abc import Callable
 
+from cortex_core.errors import OverloadedError
 from cortex_core.translate.target import PdfReader
 from cortex_gateway.proxy.aside import Threads
+
+_READING_S = 50.0
+"""For one PDF: less than its caller waits at most, who is told what took so long."""
+
+_MEMORY_BYTES = 2 << 30
 
 
 class RememberedPdfs:
@@ -41,19 +49,44 @@ def find_pdf_reader() -> PdfReader | None:
     return None if importlib.util.find_spec("pypdf") is None else read_pdf
 
 
-def read_pdf(data: bytes) -> str:
+def read_pdf(
+    data: bytes, *, memory_bytes: int = _MEMORY_BYTES, reading_s: float = _READING_S
+) -> str:
     """Return the text of a PDF, pages apart by blank lines; empty without a text layer.
 
+    A process of its own reads it: one that can be killed, and whose work takes the interpreter from
+    nobody.
+
+    Args:
+        data: the PDF.
+        memory_bytes: how much memory the process may have.
+        reading_s: how long it may take.
+
     Raises:
+        OverloadedError: the system has no room for a process.
         ValueError: it cannot be read.
     """
-    # Optional, so that it is looked for when a PDF comes and not before.
-    import pypdf
-
+    bounds = str(memory_bytes), str(math.ceil(reading_s))
     try:
-        pages = pypdf.PdfReader(io.BytesIO(data)).pages
-        texts = [page.extract_text().strip() for page in pages]
-    except Exception as error:  # noqa: BLE001 - a parser of strangers' files
-        # The library raises whatever its parser stumbles over, KeyErrors included.
-        raise ValueError(f"the PDF cannot be read: {error}") from None
-    return "\n\n".join(text for text in texts if text)
+        reader = subprocess.run(  # noqa: S603 - the PDF is its input and nothing else
+            # `-P`: what lies in the working folder is not to be imported.
+            (sys.executable, "-P", "-m", "cortex_gateway.api.pdf_text", *bounds),
+            input=data,
+            stdout=subprocess.PIPE,
+            # Warnings about what strangers wrote are nobody's.
+            stderr=subprocess.DEVNULL,
+            timeout=reading_s,
+            check=False,
+            # None of ours is handed on anyway, and thousands would be looked through.
+            close_fds=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"it takes over {reading_s:g} s") from None
+    except OSError as error:
+        raise OverloadedError(f"no process to read a PDF: {error}; try again") from None
+    said = reader.stdout.decode()
+    if reader.returncode == 1 and said:
+        raise ValueError(said)
+    if reader.returncode:
+        raise ValueError("its reader ran out of memory or time")
+    return said

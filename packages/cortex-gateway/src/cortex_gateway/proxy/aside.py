@@ -28,8 +28,7 @@ _DOCUMENTS_PENDING = 16
 """A long one takes seconds."""
 
 PATIENCE_S = 60.0
-"""How long anybody waits for work that is to take seconds: a stranger's file may keep its reader
-busy for ever."""
+"""How long anybody waits for work that is to take seconds."""
 
 
 class Threads:

@@ -1,0 +1,72 @@
+"""PDFs are read in processes that are bounded, and gone afterwards."""
+
+import base64
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cortex_core.errors import OverloadedError
+from cortex_gateway.api.documents import read_pdf
+from tests.cli.processes import children_of
+from tests.gateway.proxy.test_messages import pdf
+
+PDF = base64.b64decode(pdf("Grey geese."))
+
+
+def test_the_text_is_what_the_pages_say() -> None:
+    """Issue: PDF to text."""
+    assert read_pdf(PDF) == "Grey geese."
+    assert read_pdf(base64.b64decode(pdf(""))) == ""
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    """Issue: every wait has a bound; a process takes longer than this to begin."""
+    before = children_of(os.getpid())
+    with pytest.raises(ValueError, match=r"it takes over 0\.001 s"):
+        read_pdf(PDF, reading_s=0.001)
+
+    assert children_of(os.getpid()) == before
+
+
+def test_a_process_that_nobody_ends_is_ended_by_its_cpu_time() -> None:
+    """Ours: its gateway may have been killed; a second is not enough for this page."""
+    long = base64.b64decode(pdf("x) Tj ET BT (y" * 500_000))
+    command = (sys.executable, "-m", "cortex_gateway.api.pdf_text", str(2 << 30), "1")
+    ended = subprocess.run(command, input=long, capture_output=True, check=False)
+
+    assert ended.returncode in {-signal.SIGXCPU, -signal.SIGKILL}
+    assert not ended.stdout
+
+
+def test_what_takes_too_much_memory_is_refused() -> None:
+    """Issue: nothing grows without bound; Python alone takes more than this."""
+    with pytest.raises(ValueError, match="memory"):
+        read_pdf(PDF, memory_bytes=32 << 20)
+
+
+def test_what_is_no_pdf_is_refused_with_the_reason() -> None:
+    """Issue: a clear error."""
+    with pytest.raises(ValueError, match=r"EOF|[Ss]tream|header"):
+        read_pdf(b"no pdf")
+
+
+def test_nothing_of_the_working_folder_is_imported(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours: a daemon may be started anywhere."""
+    (tmp_path / "pypdf.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path)
+
+    assert read_pdf(PDF) == "Grey geese."
+
+
+def test_no_room_for_a_process_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours: the caller may come again; nothing is wrong with its PDF."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+
+    with pytest.raises(OverloadedError, match="no process to read a PDF"):
+        read_pdf(PDF)
