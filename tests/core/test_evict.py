@@ -339,6 +339,21 @@ def test_reports_tell_since_when_a_replica_is_there_and_when_it_was_used() -> No
     assert state.nodes[NODE].residents == {}
 
 
+def test_a_use_that_is_told_late_is_not_the_latest() -> None:
+    """Ours: reports come late, and not in the order of the uses; the node's clock knows that."""
+    state = fleet(gpu_node("n", 24_000))
+    told: list[tuple[float | None, float | None]] = [(None, None), (None, 6.0), (5.0, 6.0)]
+    told += [(None, 6.0), (5.0, 6.0), (7.0, 6.0), (7.0, 9.0), (8.0, 9.5)]
+    seen = []
+    for at, (x, y) in enumerate(told):
+        replicas = (loaded("x", 1, last_used=x), loaded("y", 1, last_used=y))
+        state = with_report(state, NODE, NodeReport(replicas=replicas), float(at))
+        residents = state.nodes[NODE].residents
+        seen.append((residents[ModelId("x")].used, residents[ModelId("y")].used))
+
+    assert seen == [(0, 0), (0, 1), (1, 1), (1, 1), (1, 1), (5, 1), (5, 6), (7, 7)]
+
+
 def test_a_rate_fades() -> None:
     """Ours: a burst of yesterday is no reason to stay."""
     rate = None

@@ -7,13 +7,13 @@ import msgspec
 
 from cortex_core.fleet import breaker as breakers
 from cortex_core.fleet.known import Known
+from cortex_core.fleet.residents import residents_of
 from cortex_core.fleet.state import (
     FleetState,
     LoadCommand,
     LoadFailure,
     NodeHealth,
     NodeState,
-    Resident,
     Swap,
 )
 from cortex_core.ids import ModelId, NodeName, ReplicaId
@@ -27,7 +27,6 @@ MISSES_TO_DOWN = 3
 FIRST_COOL_DOWN_S = 5.0
 MAX_COOL_DOWN_S = 300.0
 
-_THERE = frozenset({ReplicaStatus.LOADED, ReplicaStatus.SLEEPING})
 
 _RECKONED = {"homes": "nodes", "spread": "nodes", "commands_at": "commands", "swaps_at": "swaps"}
 """What a state keeps beside itself, by what it is reckoned from."""
@@ -113,7 +112,7 @@ def _reported(
         health=NodeHealth.UP,
         misses=0,
         replicas=replicas,
-        residents=_residents(node, replicas, now),
+        residents=residents_of(node, replicas, now),
         load_times=_load_times(node, replicas.values()),
         freed_at=now if has_freed else node.freed_at,
         readings={reading.index: reading for reading in report.devices},
@@ -295,29 +294,6 @@ def with_request_success(state: FleetState, replica: ReplicaId) -> FleetState:
     if replica not in state.breakers:
         return state
     return _next(state, breakers=_without(state.breakers, replica))
-
-
-def _residents(
-    node: NodeState, replicas: Mapping[ModelId, Replica], now: float
-) -> dict[ModelId, Resident]:
-    """Return who is there, loaded or asleep, after a report of the node."""
-    residents = {}
-    for model, replica in replicas.items():
-        if replica.status not in _THERE:
-            continue
-        known, before = node.residents.get(model), node.replicas.get(model)
-        if known is None or before is None or _is_awake_again(before, replica):
-            is_new = node.reported_at is not None
-            residents[model] = Resident(since=now, used=now, is_new=is_new)
-            continue
-        is_used = replica.in_flight or replica.queued or replica.last_used != before.last_used
-        residents[model] = msgspec.structs.replace(known, used=now) if is_used else known
-    return residents
-
-
-def _is_awake_again(before: Replica, replica: Replica) -> bool:
-    was_asleep = before.status is ReplicaStatus.SLEEPING
-    return was_asleep and replica.status is ReplicaStatus.LOADED
 
 
 def _load_times(node: NodeState, replicas: Iterable[Replica]) -> Mapping[ModelId, float]:
