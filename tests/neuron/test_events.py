@@ -109,15 +109,19 @@ async def test_uses_are_told_in_their_order(start: Start) -> None:
                 await neuron.post("/v1/chat/completions", question)
             reports = await neuron.get("/models")
             latest = max(report["last_used"] for report in reports)
-            told = [0.0]
+            told, busy = [0.0], set(asked)
             async with asyncio.timeout(PATIENCE_S):
                 async for event in events:
+                    data = json.loads(event.data)
                     if event.event == "model":
-                        told.append(json.loads(event.data)["last_used"] or 0.0)
+                        told.append(data["last_used"] or 0.0)
+                    elif event.event == "health":
+                        busy = {model["id"] for model in data["models"] if model["in_flight"]}
                     if told[-1] == latest:
                         break
 
     assert told == sorted(told)
+    assert not busy, "the counts come before the uses"
     assert len(told) > 2
 
 

@@ -219,8 +219,9 @@ class Node:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            self._tell_last_used()
+            # Counts first: who hears of a use still takes for busy what it was told to be busy.
             self.feed.publish(HEALTH_EVENT, self.health())
+            self._tell_last_used()
             await self._parts.clock.sleep(_HEALTH_PAUSE_S)
 
     def refresh_metrics(self) -> None:
