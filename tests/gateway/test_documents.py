@@ -65,9 +65,23 @@ def test_nothing_of_the_working_folder_is_imported(
     assert read_pdf(PDF) == "Grey geese."
 
 
+def test_keys_stay_here(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours: any variable may have an upstream's key, and a stranger wrote what is read."""
+    reader = "import os\nraise ValueError(os.environ.get('UPSTREAM_KEY', 'no key'))\n"
+    (tmp_path / "pypdf.py").write_text(reader)
+    folders = (str(tmp_path), os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+    monkeypatch.setenv("UPSTREAM_KEY", "a secret")
+
+    with pytest.raises(ValueError, match="no key"):
+        read_pdf(PDF)
+
+
 def test_no_room_for_a_process_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours: the caller may come again; nothing is wrong with its PDF."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
-    with pytest.raises(OverloadedError, match="no process to read a PDF"):
+    with pytest.raises(OverloadedError, match="no process to read a PDF") as refused:
         read_pdf(PDF)
+
+    assert "/nowhere" not in str(refused.value)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,16 +78,22 @@ def read_pdf(
             stderr=subprocess.DEVNULL,
             timeout=reading_s,
             check=False,
+            env=_environment(),
             # None of ours is handed on anyway, and thousands would be looked through.
             close_fds=False,
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"it takes over {reading_s:g} s") from None
     except OSError as error:
-        raise OverloadedError(f"no process to read a PDF: {error}; try again") from None
+        raise OverloadedError(f"no process to read a PDF: {error.strerror}; try again") from None
     said = reader.stdout.decode()
     if reader.returncode == 1 and said:
         raise ValueError(said)
     if reader.returncode:
         raise ValueError("its reader ran out of memory or time")
     return said
+
+
+def _environment() -> dict[str, str]:
+    """Return what Python needs to start as here: keys may be in any other variable."""
+    return {name: text for name, text in os.environ.items() if name.startswith(("LD_", "PYTHON"))}
