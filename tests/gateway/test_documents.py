@@ -1,18 +1,23 @@
 """PDFs are read in processes that are bounded, and gone afterwards."""
 
+import asyncio
 import base64
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import pytest
 
 from cortex_core.errors import OverloadedError
-from cortex_gateway.api.documents import read_pdf
+from cortex_gateway.api.documents import RememberedPdfs, read_pdf
+from cortex_gateway.proxy.aside import Threads
 from tests.cli.processes import children_of
 from tests.gateway.proxy.test_messages import pdf
+from tests.server.harness import eventually
 
 PDF = base64.b64decode(pdf("Grey geese."))
 
@@ -85,3 +90,27 @@ def test_no_room_for_a_process_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         read_pdf(PDF)
 
     assert "/nowhere" not in str(refused.value)
+
+
+async def test_nothing_more_is_read_for_who_has_left() -> None:
+    """Issue: cancellation; a request may have a hundred PDFs that take their time."""
+    begun: list[bytes] = []
+    gate = threading.Event()
+    threads = Threads("documents", threads=1, most=10)
+
+    def slow(data: bytes) -> str:
+        begun.append(data)
+        gate.wait()
+        return "text"
+
+    def translate(*, read_pdf: Callable[[bytes], str]) -> list[str]:
+        return [read_pdf(data) for data in (b"one", b"two")]
+
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(RememberedPdfs(slow).foresee(threads, translate))
+        await eventually(lambda: begun == [b"one"])
+        asking.cancel()
+    gate.set()
+    await eventually(lambda: threads.pending == 0)
+
+    assert begun == [b"one"]

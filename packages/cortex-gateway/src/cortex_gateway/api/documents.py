@@ -27,10 +27,17 @@ class RememberedPdfs:
     def __init__(self, read_pdf: PdfReader) -> None:
         self._read_pdf = read_pdf
         self._texts: dict[bytes, str] = {}
+        self._is_over = False
 
     def __call__(self, pdf: bytes) -> str:
-        """Return the text of `pdf`."""
+        """Return the text of `pdf`.
+
+        Raises:
+            ValueError: it cannot be read, or whoever foresaw it waits no longer.
+        """
         if pdf not in self._texts:
+            if self._is_over:
+                raise ValueError("nobody waits for it any more")
             self._texts[pdf] = self._read_pdf(pdf)
         return self._texts[pdf]
 
@@ -42,7 +49,11 @@ class RememberedPdfs:
         Raises:
             RequestError: the request cannot be translated, or too many documents are being read.
         """
-        await threads.run(1, translate, *request, read_pdf=self)
+        try:
+            await threads.run(1, translate, *request, read_pdf=self)
+        finally:
+            # Whose caller has left ends its thread with the PDF that is being read.
+            self._is_over = True
 
 
 def find_pdf_reader() -> PdfReader | None:
