@@ -48,7 +48,7 @@ def test_a_process_that_nobody_ends_is_ended_by_its_cpu_time() -> None:
 
 
 def test_what_takes_too_much_memory_is_refused() -> None:
-    """Issue: nothing grows without bound; this is several times the size of what is read."""
+    """Issue: nothing grows without bound; the file alone has half of what there is."""
     large = base64.b64decode(pdf("x" * (64 << 20)))
     with pytest.raises(ValueError, match="memory"):
         read_pdf(large, memory_bytes=128 << 20)

@@ -27,7 +27,6 @@ MISSES_TO_DOWN = 3
 FIRST_COOL_DOWN_S = 5.0
 MAX_COOL_DOWN_S = 300.0
 
-
 _RECKONED = {"homes": "nodes", "spread": "nodes", "commands_at": "commands", "swaps_at": "swaps"}
 """What a state keeps beside itself, by what it is reckoned from."""
 
